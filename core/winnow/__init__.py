@@ -1,0 +1,39 @@
+"""LLM rerankers on vLLM, exact to the last prompt token. `Reranker` is the way in."""
+
+from winnow.config import RerankerConfig
+from winnow.engines.base import Engine, EngineScore, FakeEngine
+from winnow.errors import (
+    ConfigurationError,
+    DocumentError,
+    EngineDeadError,
+    EngineError,
+    EngineLoadError,
+    MissingExtraError,
+    ModelError,
+    TemplateError,
+    WinnowError,
+)
+from winnow.recipes import ModelRecipe
+from winnow.reranker import Reranker
+from winnow.types import RankedDocument, Ranking, RankStats
+
+__all__ = [
+    "ConfigurationError",
+    "DocumentError",
+    "Engine",
+    "EngineDeadError",
+    "EngineError",
+    "EngineLoadError",
+    "EngineScore",
+    "FakeEngine",
+    "MissingExtraError",
+    "ModelError",
+    "ModelRecipe",
+    "RankStats",
+    "RankedDocument",
+    "Ranking",
+    "Reranker",
+    "RerankerConfig",
+    "TemplateError",
+    "WinnowError",
+]

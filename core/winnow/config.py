@@ -1,0 +1,83 @@
+"""What a reranker is, in one value: hashable, comparable, the same for every door."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from winnow.engines.base import Engine
+from winnow.errors import ConfigurationError
+from winnow.prompts import Overflow
+from winnow.recipes import ModelRecipe
+from winnow.templates import TemplateLike
+
+ENGINES = ("auto", "vllm", "transformers", "fake")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankerConfig:
+    """Settings of a reranker. `Reranker` takes the same arguments.
+
+    Args:
+        model: A folder, or a name on the Hugging Face Hub.
+        engine: "auto" (vLLM where it runs, else transformers; the log says which and why), "vllm", "transformers", "fake" (no
+            model, for tests), or an `Engine`.
+        recipe: The model's family, or a `ModelRecipe`, where the model's name does not tell.
+        instruction: What counts as relevant, for models that take an instruction; None or "" for the template's default.
+        template: A score template for all calls instead of the model's own: a built-in's name, a path, Jinja source, or
+            format strings `{"prefix", "query_template", "document_template", "suffix"}`.
+        template_kwargs: More variables for the template.
+        max_length: Most tokens of a prompt; None for the model's limit.
+        max_query_tokens: Most tokens of the query; None for three quarters of what template and instruction leave.
+        max_document_tokens: Most tokens of the document, or of each window; None for all that is left.
+        on_overflow: What to do with longer documents: "truncate", "error", or "window" (score piece by piece).
+        window_overlap: Share of a window that the next one repeats.
+        window_score: How a document's windows make its logit: "max", "mean" or "first".
+        on_error: "raise", or "skip": a document that cannot be scored ranks last and says why in `error`.
+        raw_scores: Return logits as scores instead of sigmoid(logit).
+        engine_kwargs: Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of `TransformersEngine`.
+
+    Raises:
+        ConfigurationError: A value is out of range. What only the model can tell is raised when it loads.
+    """
+
+    model: str = field(kw_only=False)
+    engine: str | Engine = "auto"
+    recipe: str | ModelRecipe | None = None
+    instruction: str | None = None
+    template: TemplateLike | None = None
+    template_kwargs: Mapping[str, Any] | None = None
+    max_length: int | None = None
+    max_query_tokens: int | None = None
+    max_document_tokens: int | None = None
+    on_overflow: Overflow = "truncate"
+    window_overlap: float = 0.1
+    window_score: Literal["max", "mean", "first"] = "max"
+    on_error: Literal["raise", "skip"] = "raise"
+    raw_scores: bool = False
+    engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "max_query_tokens", "max_document_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name} must be > 0, but got {value}")
+        if not 0 <= self.window_overlap < 1:
+            raise ConfigurationError(f"window_overlap must be at least 0 and below 1, but got {self.window_overlap}")
+        choices: dict[str, tuple[str, ...]] = {
+            "on_overflow": get_args(Overflow),
+            "window_score": ("max", "mean", "first"),
+            "on_error": ("raise", "skip"),
+        }
+        if isinstance(self.engine, str):
+            choices["engine"] = ENGINES
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigurationError(
+                    f"{name} must be one of {', '.join(map(repr, allowed))}, but got {getattr(self, name)!r}"
+                )
+
+    @property
+    def engine_key(self) -> Hashable:
+        """What makes two configurations share an engine."""
+        engine = self.engine if isinstance(self.engine, str) else id(self.engine)
+        return (self.model, engine, self.recipe, self.max_length, repr(sorted(self.engine_kwargs.items())))

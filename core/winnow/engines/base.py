@@ -1,0 +1,148 @@
+"""The seam between prompts and models: the `Engine` protocol, and a fake that needs no model."""
+
+import asyncio
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from winnow.checkpoint import Checkpoint
+from winnow.errors import ConfigurationError
+from winnow.prompts import Prompt
+from winnow.recipes import ModelRecipe
+from winnow.templates import ScoreTemplate
+from winnow.tokenization import PromptTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class EngineScore:
+    """What an engine says of one prompt.
+
+    Attributes:
+        logit: The raw relevance logit in fp32.
+        cached_tokens: How many of the prompt's tokens the engine did not have to compute.
+    """
+
+    logit: float
+    cached_tokens: int = 0
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A model that scores token ids.
+
+    All methods run on one event loop, which Winnow gives each engine; `score` is called many times at once. After
+    `aclose` an engine may be started again.
+
+    Attributes:
+        name: Short name, for logs.
+        checkpoint: The model's tokenizer, recipe, template and length.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+
+    async def start(self) -> None:
+        """Load the model.
+
+        Raises:
+            EngineLoadError: It could not be loaded.
+        """
+
+    async def score(self, prompts: Sequence[Prompt]) -> list[EngineScore]:
+        """Score prompts, in order.
+
+        Raises:
+            EngineError: The engine failed.
+            EngineDeadError: The engine is gone; Winnow starts a new one with the next call.
+        """
+
+    async def aclose(self) -> None:
+        """Free the model, its threads and its processes."""
+
+    def abandon(self) -> None:
+        """Make a `start` that is under way fail soon and leave nothing behind. Called from another thread."""
+
+
+def check_keywords(what: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse keywords that an engine does not know.
+
+    Raises:
+        ConfigurationError: One is unknown; the message names the nearest known one.
+    """
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
+            raise ConfigurationError(f"{what} has no {name!r}; {hint}")
+
+
+class FakeEngine:
+    """An engine without a model, for tests of your own pipelines: deterministic, instant, sensible.
+
+    The logit is the share of the query's words that the document holds, stretched over −4…4; shorter documents win ties by a hair.
+    Its tokenizer gives one token a byte.
+
+    Args:
+        max_length: Most tokens of a prompt.
+        delay: Seconds that every call of `score` takes.
+
+    Attributes:
+        calls: How many times `score` was called.
+        prompts: How many prompts it was given.
+    """
+
+    name = "fake"
+
+    def __init__(self, *, max_length: int = 4096, delay: float = 0.0):
+        self.checkpoint = Checkpoint(
+            model="fake",
+            config={},
+            recipe=ModelRecipe(family="fake"),
+            tokenizer=_byte_tokenizer(),
+            template=ScoreTemplate(_FAKE_TEMPLATE, "FakeEngine"),
+            max_length=max_length,
+        )
+        self.delay = delay
+        self.calls = 0
+        self.prompts = 0
+        self.started = 0
+
+    async def start(self) -> None:
+        """Count the start."""
+        self.started += 1
+
+    async def score(self, prompts: Sequence[Prompt]) -> list[EngineScore]:
+        """Score by the words that query and document share."""
+        self.calls += 1
+        self.prompts += len(prompts)
+        await asyncio.sleep(self.delay)
+        return [EngineScore(self._logit(prompt)) for prompt in prompts]
+
+    async def aclose(self) -> None:
+        """Nothing to free."""
+
+    def abandon(self) -> None:
+        """Nothing to abandon."""
+
+    def _logit(self, prompt: Prompt) -> float:
+        fields = re.split("<[qdie]>", self.checkpoint.tokenizer.decode(prompt.ids))
+        instruction, query, document = (set(re.findall(r"\w+", text.lower())) for text in fields[1:4])
+        wanted = query | instruction
+        share = len(wanted & document) / len(wanted) if wanted else 0.0
+        return 8 * share - 4 - len(prompt.ids) * 1e-6
+
+
+_FAKE_TEMPLATE = "<i>{{ instruction }}<q>{{ query }}<d>{{ document }}<e>"
+
+
+def _byte_tokenizer() -> PromptTokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={character: index for index, character in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token) for token in ("<i>", "<q>", "<d>", "<e>")])
+    return PromptTokenizer(tokenizer)

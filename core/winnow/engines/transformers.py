@@ -1,0 +1,138 @@
+"""Plain PyTorch through transformers: CPUs, laptops, and the reference that vLLM's scores are compared with."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from winnow.checkpoint import Checkpoint
+from winnow.engines.base import EngineScore, check_keywords
+from winnow.errors import EngineLoadError, MissingExtraError
+from winnow.prompts import Prompt
+
+logger = logging.getLogger(__name__)
+
+_BATCH_TOKENS = 16384
+
+
+class TransformersEngine:
+    """A reranker as a PyTorch model: prompts of similar length in padded batches, one batch at a time.
+
+    Args:
+        checkpoint: The model.
+        engine_kwargs: `device` (default: "cuda" if there is one, else "cpu"), `dtype` (default: the checkpoint's on a GPU, float32 on a CPU),
+            `batch_tokens` (most tokens of a padded batch), and `attn_implementation`, `revision`, `trust_remote_code` and `hf_overrides` as in vLLM or transformers.
+
+    Raises:
+        MissingExtraError: PyTorch is not installed.
+    """
+
+    name = "transformers"
+
+    def __init__(self, checkpoint: Checkpoint, engine_kwargs: Mapping[str, Any]):
+        try:
+            import torch
+        except ImportError as error:
+            raise MissingExtraError("torch", "transformers") from error
+        known = [
+            "device",
+            "dtype",
+            "batch_tokens",
+            "attn_implementation",
+            "revision",
+            "trust_remote_code",
+            "hf_overrides",
+        ]
+        check_keywords("engine_kwargs", engine_kwargs, known)
+        self.checkpoint = checkpoint
+        self._device = torch.device(engine_kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._dtype = engine_kwargs.get("dtype") or ("float32" if self._device.type == "cpu" else "auto")
+        self._batch_tokens = engine_kwargs.get("batch_tokens", _BATCH_TOKENS)
+        self._load_kwargs = {
+            name: engine_kwargs[name]
+            for name in ("attn_implementation", "revision", "trust_remote_code")
+            if name in engine_kwargs
+        }
+        self._model: Any = None
+        self._thread: ThreadPoolExecutor | None = None
+
+    async def start(self) -> None:
+        """Load the model in the thread that will run it."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="winnow-transformers")
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+
+    def _load(self) -> None:
+        import transformers
+
+        kind = (
+            transformers.AutoModelForCausalLM
+            if self.checkpoint.recipe.labels
+            else transformers.AutoModelForSequenceClassification
+        )
+        try:
+            model = kind.from_pretrained(self.checkpoint.model, dtype=self._dtype, **self._load_kwargs)
+        except Exception as error:  # transformers fails to load with errors of every kind
+            raise EngineLoadError(
+                f"transformers could not load {self.checkpoint.model}: {type(error).__name__}: {error}"
+            ) from error
+        model.to(torch.device(self._device))
+        self._model = model.eval()
+
+    async def score(self, prompts: Sequence[Prompt]) -> list[EngineScore]:
+        """Score prompts, longest batches first, in this engine's thread."""
+        order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at].ids))
+        logits = [0.0] * len(prompts)
+        while order:
+            size = max(1, self._batch_tokens // len(prompts[order[0]].ids))
+            batch, order = order[:size], order[size:]
+            # A call a batch: other callers' batches come in between, and a cancelled call stops after its batch.
+            found = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._forward, [prompts[at] for at in batch]
+            )
+            for at, logit in zip(batch, found, strict=True):
+                logits[at] = logit
+        return [EngineScore(logit) for logit in logits]
+
+    def _forward(self, prompts: Sequence[Prompt]) -> list[float]:
+        import torch
+
+        causal = bool(self.checkpoint.recipe.labels)
+        width = max(len(prompt.ids) for prompt in prompts)
+        pad = getattr(self._model.config, "pad_token_id", None) or 0
+        ids = torch.full((len(prompts), width), pad)
+        mask = torch.zeros_like(ids)
+        types = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            # The judged position of a causal model is the last: padding goes before it.
+            start = width - len(prompt.ids) if causal else 0
+            ids[row, start : start + len(prompt.ids)] = torch.tensor(prompt.ids)
+            mask[row, start : start + len(prompt.ids)] = 1
+            if prompt.second_type_from is not None:
+                types[row, prompt.second_type_from : len(prompt.ids)] = 1
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if causal:
+            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        elif any(prompt.second_type_from is not None for prompt in prompts):
+            inputs["token_type_ids"] = types
+        inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+        with torch.inference_mode():
+            if not causal:
+                return list(map(float, self._model(**inputs).logits.float()[:, 0].tolist()))
+            logits = self._model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float()
+            labels = logits[:, list(self.checkpoint.label_ids)]
+            return list(map(float, (labels[:, -1] - labels[:, 0] if labels.shape[1] == 2 else labels[:, 0]).tolist()))
+
+    async def aclose(self) -> None:
+        """Free the model and its thread."""
+        self._model = None
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+            self._thread = None
+        if self._device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def abandon(self) -> None:
+        """Nothing to kill: the load ends by itself."""

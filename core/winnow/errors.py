@@ -1,0 +1,70 @@
+"""Everything Winnow raises on purpose.
+
+```
+WinnowError
+├── ConfigurationError (ValueError)     an argument or a combination of arguments is wrong
+│   ├── TemplateError                   a prompt template is missing, broken or drops what it was given
+│   └── ModelError                      a model is not found, is no reranker, or cannot be read
+├── DocumentError (ValueError)          one document (or query) cannot be scored; `index` says which
+├── MissingExtraError (ImportError)     an optional dependency is not installed
+└── EngineError (RuntimeError)          the engine failed
+    ├── EngineLoadError                 it did not start
+    └── EngineDeadError                 it died; the next call starts it again
+```
+
+Arguments that are plainly wrong for any library of the kind (a blank query, `top_k=0`) are a bare `ValueError`.
+"""
+
+
+class WinnowError(Exception):
+    """Base of every error that Winnow raises on purpose."""
+
+
+class ConfigurationError(WinnowError, ValueError):
+    """An argument, or a combination of arguments, is wrong."""
+
+
+class TemplateError(ConfigurationError):
+    """A prompt template is missing, broken, or drops what it was given."""
+
+
+class ModelError(ConfigurationError):
+    """A model is not found, is no reranker, or its files cannot be read."""
+
+
+class DocumentError(WinnowError, ValueError):
+    """One document, or the query, cannot be scored.
+
+    Attributes:
+        index: Position of the document in the call, or None for the query.
+    """
+
+    def __init__(self, message: str, index: int | None = None):
+        super().__init__(message)
+        self.index = index
+
+
+class MissingExtraError(WinnowError, ImportError):
+    """An optional dependency is not installed.
+
+    Args:
+        package: The import name that is missing.
+        extra: The extra of this distribution that brings it.
+    """
+
+    def __init__(self, package: str, extra: str):
+        super().__init__(f'{package} is not installed. To install it: pip install "winnow-rerank[{extra}]"')
+        self.package = package
+        self.extra = extra
+
+
+class EngineError(WinnowError, RuntimeError):
+    """The engine failed to score."""
+
+
+class EngineLoadError(EngineError):
+    """The engine did not start."""
+
+
+class EngineDeadError(EngineError):
+    """The engine died while it was in use. The next call starts it again."""

@@ -1,0 +1,176 @@
+"""Text to token ids, with one promise: a control token's id comes from the template, never from a caller's text.
+
+A `PromptTokenizer` is a copy of the model's own tokenizer in which every control token has a secret name. Literal text of
+a template is rewritten to the secret names once; contents cannot know them, so `<|im_end|>` typed in a document is split
+like any other text. Everything else is the model's: normaliser, pre-tokeniser, merges across the edges of template and
+content.
+"""
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tokenizers import AddedToken, Encoding, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class PairLayout:
+    """How a tokenizer joins a query and a document when there is no template.
+
+    Attributes:
+        before: Ids before the query.
+        between: Ids between query and document.
+        after: Ids after the document.
+        token_types: True if the document and what follows it have token type 1.
+    """
+
+    before: list[int]
+    between: list[int]
+    after: list[int]
+    token_types: bool
+
+
+class PromptTokenizer:
+    """A model's tokenizer that never reads control tokens in contents.
+
+    Args:
+        tokenizer: The model's own tokenizer. It is copied, not changed.
+        special_tokens: Its named special tokens, such as `bos_token`, for templates that write them.
+
+    Attributes:
+        control_tokens: Ids of the control tokens by their text: every added token that is not made of whitespace alone.
+            (Gemma-like tokenizers keep runs of spaces and newlines as added tokens; these are text.)
+        begin: Ids that the tokenizer puts before a text, such as BOS.
+        end: Ids that it puts after a text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, special_tokens: dict[str, str] | None = None):
+        self.special_tokens = special_tokens or {}
+        self._original = Tokenizer.from_str(tokenizer.to_str())
+        self._original.no_padding()
+        self._original.no_truncation()
+        state = json.loads(self._original.to_str())
+        added = state["added_tokens"]
+        control = [token for token in added if token["content"].strip(" \t\r\n\v\f▁")]
+        self.control_tokens: dict[str, int] = {token["content"]: int(token["id"]) for token in control}
+        # Lower-case letters and digits survive every normaliser; the random part keeps contents from guessing a name.
+        nonce = secrets.token_hex(6)
+        self._secret = {text: f"wnw{nonce}x{index}x" for text, index in self.control_tokens.items()}
+        self._text = {name: text for text, name in self._secret.items()}
+        self.restart = f"wnw{nonce}xrestartx"
+        self._plain = self._with_secret_names(state, control)
+        self._moved = {
+            here: int(token["id"])
+            for token in added
+            if (here := self._plain.token_to_id(self._secret.get(token["content"], token["content"]))) != token["id"]
+        }
+        bare, whole = (self._original.encode("a", add_special_tokens=add).ids for add in (False, True))
+        at = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+        self.begin, self.end = whole[:at], whole[at + len(bare) :]
+
+    def _with_secret_names(self, state: dict[str, Any], control: Sequence[dict[str, Any]]) -> Tokenizer:
+        """The tokenizer with its control tokens renamed, among the added tokens and in the vocabulary alike.
+
+        A unigram or word-level vocabulary holds control tokens as pieces that text can match, so dropping the added
+        tokens is not enough.
+        """
+        model = state["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {self._secret.get(piece, piece): index for piece, index in model["vocab"].items()}
+        else:  # unigram: pairs of piece and score
+            model["vocab"] = [[self._secret.get(piece, piece), score] for piece, score in model["vocab"]]
+        if model.get("unk_token") in self._secret:
+            model["unk_token"] = self._secret[model["unk_token"]]
+        if model.get("merges"):
+
+            def makes_control_token(merge: list[str] | str) -> bool:
+                left, right = merge if isinstance(merge, list) else merge.split(" ", 1)
+                return not self._secret.keys().isdisjoint((left, right, left + right))
+
+            model["merges"] = [merge for merge in model["merges"] if not makes_control_token(merge)]
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in self._secret]
+        state["post_processor"] = None
+        plain = Tokenizer.from_str(json.dumps(state))
+        flags = ("single_word", "lstrip", "rstrip", "normalized")
+        plain.add_special_tokens(
+            [AddedToken(self._secret[token["content"]], **{flag: token[flag] for flag in flags}) for token in control]
+        )
+        plain.add_special_tokens([AddedToken(self.restart, normalized=False)])
+        return plain
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids, added tokens included."""
+        return self._original.get_vocab_size()
+
+    def token_id(self, token: str) -> int | None:
+        """Id of a token by its exact text in the vocabulary, or None."""
+        index: int | None = self._original.token_to_id(token)
+        return index
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, control tokens included."""
+        text: str = self._original.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    @cached_property
+    def pair_layout(self) -> PairLayout:
+        """How this tokenizer joins two texts."""
+        encoding = self._original.encode("a", "b")
+        positions = encoding.sequence_ids
+        query = [at for at, part in enumerate(positions) if part == 0]
+        document = [at for at, part in enumerate(positions) if part == 1]
+        return PairLayout(
+            before=encoding.ids[: query[0]],
+            between=encoding.ids[query[-1] + 1 : document[0]],
+            after=encoding.ids[document[-1] + 1 :],
+            token_types=encoding.type_ids[document[0]] == 1,
+        )
+
+    # --- literals of a template ---------------------------------------------------------------------------------------
+
+    def literal(self, text: str) -> str:
+        """Template text with its control tokens under their secret names, ready to be joined with contents."""
+        encoding = self._original.encode(text, add_special_tokens=False)
+        pieces: list[str] = []
+        at = 0
+        for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            token = self._original.id_to_token(index)
+            if token in self._secret and (found := text.find(token, max(start, at), end)) >= 0:
+                pieces += [text[at:found], self._secret[token]]
+                at = found + len(token)
+        return "".join([*pieces, text[at:]])
+
+    def first_control(self, text: str) -> tuple[int, str]:
+        """Position and name of the first control token in text made with `literal`; its length and "" if none."""
+        return min(((at, name) for name in self._text if (at := text.find(name)) >= 0), default=(len(text), ""))
+
+    def last_control(self, text: str) -> tuple[int, str]:
+        """Position after, and name of, the last control token in text made with `literal`; 0 and "" if none."""
+        return max(((at + len(name), name) for name in self._text if (at := text.rfind(name)) >= 0), default=(0, ""))
+
+    # --- encoding -----------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, without `begin` and `end`."""
+        return self.real_ids(self._plain.encode(text, add_special_tokens=False).ids)
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[Encoding]:
+        """Encodings with character offsets; their ids are not the model's where control tokens stand."""
+        return self._plain.encode_batch(list(texts), add_special_tokens=False)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of many texts on all cores; the names of control tokens are not yet translated, see `real_ids`.
+
+        Leaves the interpreter free meanwhile, so that event loops go on.
+        """
+        return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def real_ids(self, ids: list[int]) -> list[int]:
+        """Translate ids of secret names to the ids of the model."""
+        if self._moved.keys().isdisjoint(ids):
+            return ids
+        return [self._moved.get(index, index) for index in ids]

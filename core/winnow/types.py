@@ -1,0 +1,85 @@
+"""What a call to the reranker returns: plain data that crosses every door."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedDocument:
+    """One document of a ranking.
+
+    Attributes:
+        index: Position of the document in the caller's list.
+        score: sigmoid(logit), between 0 and 1, or the logit itself with `raw_scores=True`. 0.0 (−inf with
+            `raw_scores`) for a document that was not scored.
+        logit: The model's raw relevance logit in fp32; its formula is `ModelRecipe.formula`. −inf for a document that was
+            not scored.
+        text: The document's text as the caller gave it; None where the caller gave None.
+        truncated: True if part of the text was not seen by the model.
+        document_tokens: How many tokens of the document the model saw.
+        windows: In how many pieces the document was scored; 1 unless `on_overflow="window"` split it, 0 if not scored.
+        best_window: Which piece, from 0, had the highest logit.
+        error: Why the document was not scored, with `on_error="skip"`; else None.
+    """
+
+    index: int
+    score: float
+    logit: float
+    text: str | None
+    truncated: bool = False
+    document_tokens: int = 0
+    windows: int = 1
+    best_window: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankStats:
+    """What one call cost.
+
+    Attributes:
+        documents: Documents the caller gave.
+        unique: Different documents that were sent to the engine; blank and failed ones are not.
+        truncated: Documents that were not seen whole.
+        failed: Documents skipped with `on_error="skip"`.
+        prompt_tokens: Tokens of all prompts sent, template included.
+        cached_tokens: Of these, tokens that the engine's prefix cache already held.
+        elapsed_ms: Wall time of the call in milliseconds, a first load of the engine included.
+    """
+
+    documents: int = 0
+    unique: int = 0
+    truncated: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    elapsed_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking(Sequence[RankedDocument]):
+    """Documents in order of relevance, best first; ties keep the order of the input.
+
+    A sequence: iterate over it, index it, take its length.
+
+    Attributes:
+        hits: The ranked documents.
+        stats: What the call cost.
+    """
+
+    hits: tuple[RankedDocument, ...] = ()
+    stats: RankStats = RankStats()
+
+    @overload
+    def __getitem__(self, index: int) -> RankedDocument: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[RankedDocument, ...]: ...
+    def __getitem__(self, index: int | slice) -> RankedDocument | tuple[RankedDocument, ...]:
+        return self.hits[index]
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __iter__(self) -> Iterator[RankedDocument]:
+        return iter(self.hits)

@@ -1,0 +1,28 @@
+"""Fixtures that several rooms share: tiny models, built once, and one running vLLM engine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_model import build_tiny_reranker, read_passages
+
+from winnow import Reranker
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a random two-layer Qwen3 reranker."""
+    return str(build_tiny_reranker(tmp_path_factory.mktemp("models") / "qwen3-reranker-tiny"))
+
+
+@pytest.fixture(scope="session")
+def passages() -> list[str]:
+    """Real text: the demo's passages."""
+    return [passage["text"] for passage in read_passages()]
+
+
+@pytest.fixture(scope="session")
+def vllm_model(tiny_model: str) -> Iterator[str]:
+    """Path of the tiny model, with vLLM running on it for the whole session: every reranker of it shares that engine."""
+    with Reranker(tiny_model, engine="vllm").start():
+        yield tiny_model
