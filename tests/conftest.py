@@ -1,11 +1,10 @@
 """Fixtures that several rooms share: tiny models, built once, and one running vLLM engine."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from tiny_model import build_tiny_reranker, read_passages
 
+from tiny_model import build_tiny_reranker, read_passages
 from winnow import Reranker
 
 
@@ -23,6 +22,7 @@ def passages() -> list[str]:
 
 @pytest.fixture(scope="session")
 def vllm_model(tiny_model: str) -> Iterator[str]:
-    """Path of the tiny model, with vLLM running on it for the whole session: every reranker of it shares that engine."""
+    """Path of the tiny model, with vLLM running on it for the whole session: every reranker of it shares that "
+    "engine."""
     with Reranker(tiny_model, engine="vllm").start():
         yield tiny_model

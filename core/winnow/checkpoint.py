@@ -50,13 +50,15 @@ class Checkpoint:
             if index is None:
                 pieces = [self.tokenizer.decode([piece]) for piece in self.tokenizer.encode(label)]
                 raise ModelError(
-                    f"The label {label!r} of the recipe {self.recipe.family!r} is not one token of {self.model} (it is split into {pieces}). "
+                    f"The label {label!r} of the recipe {self.recipe.family!r} is not one token of {self.model} (it is "
+                    f"split into {pieces}). "
                     "Check that the tokenizer belongs to the model, or give a recipe with other labels."
                 )
             ids.append(index)
         if len(set(ids)) < len(ids):
             raise ModelError(
-                f"The labels {self.recipe.labels} of the recipe {self.recipe.family!r} are the same token of {self.model}."
+                f"The labels {self.recipe.labels} of the recipe {self.recipe.family!r} are the same token of "
+                f"{self.model}."
             )
         return tuple(ids)
 
@@ -122,8 +124,10 @@ def bind_template(
     if chosen is None:
         if checkpoint.recipe.labels:
             raise TemplateError(
-                f"{checkpoint.model} is a causal language model ({checkpoint.recipe.family}) and no score template was found for it: not in the call, "
-                "not in the reranker, no score_template in its config, no score_template.jinja or chat template for query and "
+                f"{checkpoint.model} is a causal language model ({checkpoint.recipe.family}) and no score template was "
+                "found for it: not in the call, "
+                "not in the reranker, no score_template in its config, no score_template.jinja or chat template for "
+                "query and "
                 "document in its folder, none built in for its family. Pass template=..."
             )
         if with_instruction:
@@ -141,7 +145,8 @@ def bind_template(
         logger.warning("The template from %s takes no instruction: it is ignored.", chosen.origin)
     if chosen.drops_final_newline:
         logger.warning(
-            'The template from %s ends with a newline, which Jinja does not render. If the prompt needs it, end the file with {{ "\\n" }}.',
+            "The template from %s ends with a newline, which Jinja does not render. If the prompt needs it, end the "
+            'file with {{ "\\n" }}.',
             chosen.origin,
         )
     return segments
@@ -167,7 +172,8 @@ def _folder_of(model: str, revision: str | None) -> Path:
         raise ModelError(f"{model!r} is neither a folder nor a name on the Hugging Face Hub: {error}") from error
     except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"{model!r} is not a local folder, and the Hugging Face Hub did not give it ({type(error).__name__}). Check the spelling; a gated "
+            f"{model!r} is not a local folder, and the Hugging Face Hub did not give it ({type(error).__name__}). "
+            "Check the spelling; a gated "
             "or private model needs HF_TOKEN; without a network, give the path of a folder."
         ) from error
 
@@ -187,7 +193,8 @@ def _read_json(path: Path, model: str) -> dict[str, Any]:
 
 
 def _load_tokenizer(folder: Path, model: str, trust_remote_code: bool) -> tuple[PromptTokenizer, int | None]:
-    """The tokenizer as transformers loads it, which is what every reference implementation uses, and its own length limit."""
+    """The tokenizer as transformers loads it, which is what every reference implementation uses, and its own length "
+    "limit."""
     if not any(
         (folder / name).is_file()
         for name in ("tokenizer.json", "tokenizer.model", "vocab.txt", "spiece.model", "vocab.json")

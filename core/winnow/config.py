@@ -19,10 +19,12 @@ class RerankerConfig:
 
     Args:
         model: A folder, or a name on the Hugging Face Hub.
-        engine: "auto" (vLLM where it runs, else transformers; the log says which and why), "vllm", "transformers", "fake" (no
+        engine: "auto" (vLLM where it runs, else transformers; the log says which and why), "vllm", "transformers",
+            "fake" (no
             model, for tests), or an `Engine`.
         recipe: The model's family, or a `ModelRecipe`, where the model's name does not tell.
-        instruction: What counts as relevant, for models that take an instruction; None or "" for the template's default.
+        instruction: What counts as relevant, for models that take an instruction; None or "" for the template's
+            default.
         template: A score template for all calls instead of the model's own: a built-in's name, a path, Jinja source, or
             format strings `{"prefix", "query_template", "document_template", "suffix"}`.
         template_kwargs: More variables for the template.
@@ -34,7 +36,8 @@ class RerankerConfig:
         window_score: How a document's windows make its logit: "max", "mean" or "first".
         on_error: "raise", or "skip": a document that cannot be scored ranks last and says why in `error`.
         raw_scores: Return logits as scores instead of sigmoid(logit).
-        engine_kwargs: Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of `TransformersEngine`.
+        engine_kwargs: Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of
+            `TransformersEngine`.
 
     Raises:
         ConfigurationError: A value is out of range. What only the model can tell is raised when it loads.

@@ -1,6 +1,7 @@
 """Segments to token ids: the budget of query and document, truncation, windows.
 
-The template, the instruction and what follows the document are never cut. A cut falls between characters, and the ids of
+The template, the instruction and what follows the document are never cut. A cut falls between characters, and the ids
+of
 a cut prompt are those of tokenising the whole prompt with the cut text: there is one way to tokenise, cut or not.
 """
 
@@ -139,14 +140,16 @@ class PromptBuilder:
     ) -> list[DocumentPrompts]:
         """Prompts of many documents for one query, in order.
 
-        Tokenises on all cores and leaves the interpreter free meanwhile; call it in a thread to keep an event loop free.
+        Tokenises on all cores and leaves the interpreter free meanwhile; call it in a thread to keep an event loop
+        free.
 
         Args:
             query: The query, not blank.
             documents: The documents.
             instruction: The instruction, if the template was bound with one.
             positions: What messages call the documents; 0, 1, 2, … by default.
-            errors: Where to put the errors of documents, by position; such a document gets no prompts. Without it the first
+            errors: Where to put the errors of documents, by position; such a document gets no prompts. Without it the
+                first
                 one is raised.
 
         Raises:
@@ -181,8 +184,10 @@ class PromptBuilder:
                 built.append(self._windows(frame, text, ids, end))
             else:
                 message = (
-                    f"Document {name} ({len(text)} characters) does not fit: the prompt leaves {frame.room - frame.empty} tokens "
-                    f"for it, enough for its first {end} characters. Shorten it, or set on_overflow to 'truncate' or 'window'."
+                    f"Document {name} ({len(text)} characters) does not fit: the prompt leaves "
+                    f"{frame.room - frame.empty} tokens "
+                    f"for it, enough for its first {end} characters. Shorten it, or set on_overflow to 'truncate' or "
+                    "'window'."
                 )
                 built.append(refuse(DocumentError(message, name)))
         return built
@@ -199,7 +204,8 @@ class PromptBuilder:
         left = self._limits.max_length - used
         if left < 2:
             raise TemplateError(
-                f"The template and the instruction take {used} tokens of the model's {self._limits.max_length}, which leaves no room "
+                f"The template and the instruction take {used} tokens of the model's {self._limits.max_length}, which "
+                "leaves no room "
                 "for a query and a document. Shorten the instruction or the template, or raise max_length."
             )
         cap = left * 3 // 4 if self._limits.max_query_tokens is None else min(self._limits.max_query_tokens, left - 1)
@@ -207,7 +213,8 @@ class PromptBuilder:
         whole = query
         while True:
             frame = self._unbudgeted_frame(query, instruction)
-            # A query may take more tokens in the prompt than alone, by a merge at its edge: then it is cut a little more.
+            # A query may take more tokens in the prompt than alone, by a merge at its edge: then it is cut a little
+            # more.
             excess = frame.length - used - cap
             if excess <= 0 or not query:
                 break
@@ -217,7 +224,8 @@ class PromptBuilder:
         if query != whole:
             if self._limits.on_overflow == "error":
                 raise DocumentError(
-                    f"The query ({len(whole)} characters) does not fit: it may take {cap} tokens, enough for its first {len(query)} "
+                    f"The query ({len(whole)} characters) does not fit: it may take {cap} tokens, enough for its first "
+                    f"{len(query)} "
                     "characters. Shorten it, raise max_query_tokens, or set on_overflow to 'truncate'."
                 )
             logger.warning(
@@ -266,9 +274,11 @@ class PromptBuilder:
     def _shared_head(self, head: str, after: str) -> tuple[list[int], str, bool]:
         """Split the text before the document where the document cannot change the tokens any more.
 
-        Tokens depend on what follows them only within a word of the pre-tokeniser and the next one, so three words before the
+        Tokens depend on what follows them only within a word of the pre-tokeniser and the next one, so three words
+        before the
         end is a safe place to start again. Tokenizers without words (sentencepiece-like BPE) are restarted at the last
-        control token instead. Returns ids, remaining text, and whether the remaining text begins with a control token to drop.
+        control token instead. Returns ids, remaining text, and whether the remaining text begins with a control token
+        to drop.
         """
         tokenizer = self._tokenizer
         after_control, control = tokenizer.last_control(head)
@@ -340,7 +350,7 @@ class PromptBuilder:
 
 
 def _cut_before(text: str, spans: Sequence[tuple[int, int]], offset: int, keep: int) -> int:
-    """The number of characters of `text` that the first `keep` of the tokens at `spans` cover, without splitting a grapheme.
+    """How many characters of `text` the first `keep` of the tokens at `spans` cover, without splitting a grapheme.
 
     Tokens of bytes may share a character: it then counts as not covered.
     """
@@ -367,7 +377,8 @@ def _checked(text: str, what: str, index: int | None = None) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DocumentError(
-            f"{what} holds the lone surrogate {text[error.start]!r} at character {error.start}, which is not text. It usually comes from "
+            f"{what} holds the lone surrogate {text[error.start]!r} at character {error.start}, which is not text. It "
+            "usually comes from "
             "decoding with errors='surrogateescape': decode with errors='replace' instead.",
             index,
         ) from None

@@ -15,7 +15,8 @@ class ModelRecipe:
     Attributes:
         family: Name of the row; also accepted as `Reranker(recipe=...)`.
         architectures: Values of `architectures` in config.json that the family is published with.
-        names: Regular expression that a model's name or path matches, whatever the case. Several families share an architecture.
+        names: Regular expression that a model's name or path matches, whatever the case. Several families share an
+            architecture.
         template: Name of the built-in template, or None for the tokenizer's pair encoding.
         labels: Tokens whose logits make the score: (negative, positive), or (positive,) alone; empty for a score head.
         max_length: Prompt length of the family's reference code, in tokens; None for the model's own limit.
@@ -41,7 +42,7 @@ class ModelRecipe:
 
     @property
     def vllm_overrides(self) -> dict[str, Any]:
-        """`hf_overrides` with which vLLM loads a causal model of this family as a classifier (`model_executor/models/adapters.py`)."""
+        """`hf_overrides` that make vLLM load a causal model as a classifier (vLLM, `model_executor/models/adapters.py`)."""
         if not self.labels:
             return {}
         return {
@@ -104,11 +105,14 @@ def _guess(model: str, config: Mapping[str, Any], architectures: Sequence[str]) 
     is_a = f"{model} is a {architectures[0]}" if architectures else f"config.json of {model} names no architecture"
     if kin:
         raise ModelError(
-            f"{is_a}, and its name does not tell which reranker it is. If it is one, say so with recipe=..., one of: {_families(kin)}. "
-            "For a judge of your own pass recipe=ModelRecipe(family=..., architectures=..., template=..., labels=(negative, positive))."
+            f"{is_a}, and its name does not tell which reranker it is. If it is one, say so with recipe=..., one of: "
+            f"{_families(kin)}. "
+            "For a judge of your own pass recipe=ModelRecipe(family=..., architectures=..., template=..., "
+            "labels=(negative, positive))."
         )
     raise ModelError(
-        f"{is_a}, which is not a reranker that Winnow knows ({_families(RECIPES)}). Check the name, or pass recipe=ModelRecipe(...)."
+        f"{is_a}, which is not a reranker that Winnow knows ({_families(RECIPES)}). Check the name, or pass "
+        "recipe=ModelRecipe(...)."
     )
 
 

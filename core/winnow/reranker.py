@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from winnow.checkpoint import Checkpoint, bind_template
 from winnow.config import RerankerConfig
-from winnow.engines.choose import create_engine
 from winnow.engines.base import Engine, EngineScore
+from winnow.engines.choose import create_engine
 from winnow.engines.shared import Lease, Started, Work
 from winnow.errors import DocumentError, EngineError
 from winnow.prompts import DocumentPrompts, Limits, Prompt, PromptBuilder
@@ -31,7 +31,8 @@ T = TypeVar("T")
 Documents = Iterable[str | None]
 RankRequest = tuple[str, Documents] | tuple[str, Documents, str | None]
 
-# Prompts an engine is given at once. All chunks of a call are in flight together; a finished one moves the progress bar.
+# Prompts an engine is given at once. All chunks of a call are in flight together; a finished one moves the progress
+# bar.
 _CHUNK = 256
 
 
@@ -52,8 +53,10 @@ class _Call:
 class Reranker(RerankerConfig):
     """Scores documents for a query with a reranker model, and orders them.
 
-    Making one loads nothing: the first call, or `start`, does. Rerankers with the same model and engine settings share one
-    engine in the process. Every method may be called from any thread, the `a…` ones from any event loop; the work of all
+    Making one loads nothing: the first call, or `start`, does. Rerankers with the same model and engine settings share
+    one
+    engine in the process. Every method may be called from any thread, the `a…` ones from any event loop; the work of
+    all
     callers merges on the GPU. After `close` the next call loads the model again.
 
     Takes the arguments of `RerankerConfig`.
@@ -139,7 +142,8 @@ class Reranker(RerankerConfig):
         """Rank the documents of many queries in one pass over the GPU.
 
         Args:
-            requests: `(query, documents)` or `(query, documents, instruction)`; each with as many documents as it likes.
+            requests: `(query, documents)` or `(query, documents, instruction)`; each with as many documents as it
+                likes.
             top_k: As in `rank`, for each query.
             score_threshold: As in `rank`.
             progress: Show a progress bar on stderr.
@@ -173,7 +177,10 @@ class Reranker(RerankerConfig):
         return self
 
     def close(self) -> None:
-        """Wait for calls in flight, then free the engine unless another reranker holds it. The next call loads it again."""
+        """Wait for calls in flight, then free the engine unless another reranker holds it.
+
+        The next call loads it again.
+        """
         self._lease.close()
 
     async def aclose(self) -> None:
@@ -326,7 +333,8 @@ class Reranker(RerankerConfig):
         for found in scores:
             if not math.isfinite(found.logit):
                 raise EngineError(
-                    f"The engine {engine.name} returned the logit {found.logit}. On a GPU this is usually an overflow: try dtype='bfloat16' or "
+                    f"The engine {engine.name} returned the logit {found.logit}. On a GPU this is usually an overflow: "
+                    "try dtype='bfloat16' or "
                     "'float32' in engine_kwargs; it may also be a damaged checkpoint."
                 )
         return scores

@@ -1,7 +1,9 @@
 """Score templates: find, check and render them. The only file that knows Jinja.
 
-A template is rendered once per instruction with markers in place of the contents, and the result is split at the markers
-into segments: literal text, which may hold control tokens, and contents, which may not. `winnow.prompts` turns segments into token ids.
+A template is rendered once per instruction with markers in place of the contents, and the result is split at the
+markers
+into segments: literal text, which may hold control tokens, and contents, which may not. `winnow.prompts` turns segments
+into token ids.
 """
 
 import json
@@ -17,7 +19,6 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from string import Formatter
-from types import FrameType
 from typing import Any, Literal
 
 import jinja2
@@ -38,7 +39,8 @@ RESERVED_KWARGS = frozenset(
 _BUILT_IN = "Winnow's built-in"
 _RENDER_SECONDS = 2.0
 _MARKERS: dict[FieldName, str] = {name: f"\u2983winnow {name} 7f3Kq0\u2984" for name in FIELDS}
-# What the second probe puts around the markers: whitespace shows a trim, the rest shows escaping, case folding and cuts.
+# What the second probe puts around the markers: whitespace shows a trim, the rest shows escaping, case folding and
+# cuts.
 _PADDING = " \n\t"
 _AWKWARD = "Aß <b>&amp;</b> \"q\" 'x' \\n {{ y }} \u00e9\U0001f600 " + "long " * 500
 
@@ -86,7 +88,8 @@ class ScoreTemplate:
 
         Args:
             with_instruction: Whether the caller gives an instruction.
-            template_kwargs: More variables for the template. Their text counts as part of the template: control tokens in it are control tokens.
+            template_kwargs: More variables for the template. Their text counts as part of the template: control tokens
+                in it are control tokens.
             special_tokens: The tokenizer's named special tokens, such as `bos_token`.
 
         Raises:
@@ -105,7 +108,8 @@ class ScoreTemplate:
             raise TemplateError(f"The template from {self.origin} does not place the query.{_hint(self.source)}")
         if placed.count("document") != 1:
             raise TemplateError(
-                f"The template from {self.origin} places the document {placed.count('document')} times instead of once.{_hint(self.source)}"
+                f"The template from {self.origin} places the document {placed.count('document')} times instead of "
+                f"once.{_hint(self.source)}"
             )
         if not with_instruction and "instruction" in placed:
             raise TemplateError(f"The template from {self.origin} needs an instruction: give instruction=...")
@@ -158,7 +162,8 @@ def from_user(template: TemplateLike, what: str = "template=") -> ScoreTemplate:
     """Read a template that a user gave: a built-in name, a path, Jinja source, or format-string parts.
 
     Args:
-        template: The name of a built-in, the path of a file, Jinja source (anything with `{{`, `{%` or a line break), or a
+        template: The name of a built-in, the path of a file, Jinja source (anything with `{{`, `{%` or a line break),
+            or a
             mapping with any of `prefix`, `suffix`, `query_template`, `document_template`.
         what: Where the user gave it, for messages.
 
@@ -180,7 +185,8 @@ def from_user(template: TemplateLike, what: str = "template=") -> ScoreTemplate:
         path = Path(template).expanduser()
         if not path.is_file():
             raise TemplateError(
-                f"{what} {str(template)!r} is neither a file, nor Jinja source, nor a built-in template ({', '.join(built_in_names())})."
+                f"{what} {str(template)!r} is neither a file, nor Jinja source, nor a built-in template "
+                f"({', '.join(built_in_names())})."
             )
         return ScoreTemplate(path.read_text(encoding="utf-8"), f"the file {path}")
     return ScoreTemplate(template, f"the Jinja source in {what}")
@@ -214,8 +220,10 @@ def find_in_model_folder(
 ) -> ScoreTemplate | None:
     """The score template that a model brings along, or None.
 
-    Looked for in this order: `score_template` in the config (vLLM's `hf_overrides` included), `score_template.jinja`, then
-    `chat_template.jinja` and the chat template in tokenizer_config.json, these two only if they were written for query and document.
+    Looked for in this order: `score_template` in the config (vLLM's `hf_overrides` included), `score_template.jinja`,
+    then
+    `chat_template.jinja` and the chat template in tokenizer_config.json, these two only if they were written for query
+    and document.
 
     Args:
         folder: The model's folder.
@@ -248,7 +256,7 @@ def find_in_model_folder(
 
 @lru_cache(maxsize=1)
 def _environment() -> ImmutableSandboxedEnvironment:
-    """The environment of transformers' chat templates (`transformers/utils/chat_template_utils.py`), less its `generation` tag."""
+    """The environment of chat templates in transformers (`utils/chat_template_utils.py`), less its `generation` tag."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
     )
@@ -294,7 +302,8 @@ def render(
         values: Text of each field; an instruction that is absent is not defined in the template.
         variables: More variables.
         roles: Roles of the first two messages.
-        structured: Give message contents as `[{"type": "text", "text": ...}]`, as templates of multimodal models expect.
+        structured: Give message contents as `[{"type": "text", "text": ...}]`, as templates of multimodal models
+            expect.
 
     Raises:
         jinja2.TemplateError: The template is broken or did what the sandbox forbids.
@@ -330,7 +339,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
     """Stop Python code in this thread at the next line once `seconds` are over: the sandbox does not bound loops."""
     deadline = time.monotonic() + seconds
 
-    def trace(frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
+    def trace(*_: Any) -> Callable[..., Any]:
         if time.monotonic() > deadline:
             raise TimeoutError
         return trace
@@ -375,7 +384,8 @@ def _jinja_segments(
             ) from error
 
     markers = {name: _MARKERS[name] for name in names}
-    # Templates of multimodal models read message contents as lists of parts and place nothing, or fail, on plain strings.
+    # Templates of multimodal models read message contents as lists of parts and place nothing, or fail, on plain
+    # strings.
     for structured in (False, True):
         try:
             probe = rendered(markers, structured)
@@ -429,7 +439,7 @@ _OLDER_NAMES: dict[str, FieldName] = {"doc": "document", "instruct": "instructio
 
 
 def _format_string_segments(parts: Mapping[str, str], origin: str) -> tuple[Segment, ...]:
-    """Join the parts in order; a prefix or suffix that a template names as `{prefix}` or `{suffix}` stands there instead."""
+    """Join the parts in order; where a template names `{prefix}` or `{suffix}`, that part stands there instead."""
     filled = {**_PARTS, **parts}
     body = filled["query_template"] + filled["document_template"]
     named = {name for _, name, _, _ in _parse(body, origin) if name in ("prefix", "suffix")}
@@ -449,7 +459,8 @@ def _format_string_segments(parts: Mapping[str, str], origin: str) -> tuple[Segm
         known = _OLDER_NAMES.get(name, name)
         if known not in FIELDS:
             raise TemplateError(
-                f"{{{name}}} in {origin} is not a placeholder Winnow fills: use {{query}}, {{document}} or {{instruction}}."
+                f"{{{name}}} in {origin} is not a placeholder Winnow fills: use {{query}}, {{document}} or "
+                f"{{instruction}}."
             )
         segments.append(Content(known))
     return tuple(segments)

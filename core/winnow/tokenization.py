@@ -1,7 +1,9 @@
 """Text to token ids, with one promise: a control token's id comes from the template, never from a caller's text.
 
-A `PromptTokenizer` is a copy of the model's own tokenizer in which every control token has a secret name. Literal text of
-a template is rewritten to the secret names once; contents cannot know them, so `<|im_end|>` typed in a document is split
+A `PromptTokenizer` is a copy of the model's own tokenizer in which every control token has a secret name. Literal text
+of
+a template is rewritten to the secret names once; contents cannot know them, so `<|im_end|>` typed in a document is
+split
 like any other text. Everything else is the model's: normaliser, pre-tokeniser, merges across the edges of template and
 content.
 """

@@ -1,1 +1,1 @@
-"""Engines: what turns token ids into logits. `base` holds the protocol, `choose` picks, the others are one engine each."""
+"""What turns token ids into logits: `base` holds the protocol, `choose` picks, the others are one engine each."""

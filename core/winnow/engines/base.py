@@ -83,7 +83,8 @@ def check_keywords(what: str, given: Iterable[str], known: Sequence[str]) -> Non
 class FakeEngine:
     """An engine without a model, for tests of your own pipelines: deterministic, instant, sensible.
 
-    The logit is the share of the query's words that the document holds, stretched over −4…4; shorter documents win ties by a hair.
+    The logit is the share of the query's words that the document holds, stretched over −4…4; shorter documents win ties
+    by a hair.
     Its tokenizer gives one token a byte.
 
     Args:

@@ -11,14 +11,15 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from winnow.engines.base import Engine
 from winnow.errors import EngineDeadError, EngineLoadError
 
 T = TypeVar("T")
 
-# Waits until the engine runs and returns it. Work that finds nothing to score never asks, and the engine stays untouched.
+# Waits until the engine runs and returns it. Work that finds nothing to score never asks, and the engine stays
+# untouched.
 Started = Callable[[], Awaitable[Engine]]
 Work = Callable[[Started], Coroutine[Any, Any, T]]
 
@@ -62,8 +63,7 @@ class SharedEngine:
             return asyncio.run_coroutine_threadsafe(self._do(work), self._loop)
 
     async def _do(self, work: Work[T]) -> T:
-        task = asyncio.current_task()
-        assert task is not None
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._work.add(task)
         used: Engine | None = None
 
@@ -83,7 +83,8 @@ class SharedEngine:
             self._work.discard(task)
 
     async def _started(self) -> Engine:
-        """The running engine. All who wait for a start share its outcome; after a failure the next caller tries again."""
+        """The running engine. All who wait for a start share its outcome; after a failure the next caller tries "
+        "again."""
         if self._start_task is None:
             self._start_task = asyncio.ensure_future(self._start())
         return await asyncio.shield(self._start_task)
@@ -142,7 +143,7 @@ _registry_lock = threading.Lock()
 
 
 class Lease:
-    """One reranker's hold on a shared engine: taken with the first work, given back with `close`, taken anew after that.
+    """One reranker's hold on a shared engine: taken with the first work, given back with `close`, then taken anew.
 
     Args:
         key: What makes two engines the same.

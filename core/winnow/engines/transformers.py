@@ -21,8 +21,10 @@ class TransformersEngine:
 
     Args:
         checkpoint: The model.
-        engine_kwargs: `device` (default: "cuda" if there is one, else "cpu"), `dtype` (default: the checkpoint's on a GPU, float32 on a CPU),
-            `batch_tokens` (most tokens of a padded batch), and `attn_implementation`, `revision`, `trust_remote_code` and `hf_overrides` as in vLLM or transformers.
+        engine_kwargs: `device` (default: "cuda" if there is one, else "cpu"), `dtype` (default: the checkpoint's on a
+            GPU, float32 on a CPU),
+            `batch_tokens` (most tokens of a padded batch), and `attn_implementation`, `revision`, `trust_remote_code`
+            and `hf_overrides` as in vLLM or transformers.
 
     Raises:
         MissingExtraError: PyTorch is not installed.
@@ -71,12 +73,12 @@ class TransformersEngine:
             else transformers.AutoModelForSequenceClassification
         )
         try:
-            model = kind.from_pretrained(self.checkpoint.model, dtype=self._dtype, **self._load_kwargs)
+            model: Any = kind.from_pretrained(self.checkpoint.model, dtype=self._dtype, **self._load_kwargs)
         except Exception as error:  # transformers fails to load with errors of every kind
             raise EngineLoadError(
                 f"transformers could not load {self.checkpoint.model}: {type(error).__name__}: {error}"
             ) from error
-        model.to(torch.device(self._device))
+        model.to(self._device)
         self._model = model.eval()
 
     async def score(self, prompts: Sequence[Prompt]) -> list[EngineScore]:

@@ -130,7 +130,8 @@ def _platform_defaults() -> dict[str, Any]:
 def _without_main_module() -> Iterator[None]:
     """Let vLLM spawn its processes without running the user's script again in each.
 
-    `multiprocessing`'s spawn imports `__main__` in the child, so that a script without an `if __name__ == "__main__"` guard would
+    `multiprocessing`'s spawn imports `__main__` in the child, so that a script without an `if __name__ == "__main__"`
+    guard would
     start itself, and fail with an error that names neither vLLM nor the cure. vLLM's processes need nothing from it.
     """
     thread = threading.get_ident()
@@ -156,7 +157,7 @@ def why_not(checkpoint: Checkpoint) -> str | None:
     try:
         from vllm import ModelRegistry
         from vllm.platforms import current_platform
-    except Exception as error:  # a broken build fails with whatever its libraries raise
+    except Exception as error:  # noqa: BLE001 - a broken build fails with whatever its libraries raise
         return f"vLLM does not import ({type(error).__name__}: {error})"
     if current_platform.is_unspecified():
         return "vLLM finds no device that it can use"
