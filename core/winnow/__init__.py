@@ -13,6 +13,7 @@ from winnow.errors import (
     TemplateError,
     WinnowError,
 )
+from winnow.prompts import Prompt
 from winnow.recipes import ModelRecipe
 from winnow.reranker import Reranker
 from winnow.types import RankedDocument, Ranking, RankStats
@@ -29,6 +30,7 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "ModelRecipe",
+    "Prompt",
     "RankStats",
     "RankedDocument",
     "Ranking",

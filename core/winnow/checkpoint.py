@@ -193,8 +193,7 @@ def _read_json(path: Path, model: str) -> dict[str, Any]:
 
 
 def _load_tokenizer(folder: Path, model: str, trust_remote_code: bool) -> tuple[PromptTokenizer, int | None]:
-    """The tokenizer as transformers loads it, which is what every reference implementation uses, and its own length "
-    "limit."""
+    """The tokenizer as transformers loads it, which every reference implementation uses, and its length limit."""
     if not any(
         (folder / name).is_file()
         for name in ("tokenizer.json", "tokenizer.model", "vocab.txt", "spiece.model", "vocab.json")
@@ -213,7 +212,8 @@ def _load_tokenizer(folder: Path, model: str, trust_remote_code: bool) -> tuple[
         ) from error
     special = {name: str(token) for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
     limit = loaded.model_max_length
-    return PromptTokenizer(backend, special), limit if limit < 10**9 else None
+    typed = "token_type_ids" in loaded.model_input_names
+    return PromptTokenizer(backend, special, token_types=typed), limit if limit < 10**9 else None
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:

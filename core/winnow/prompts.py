@@ -238,7 +238,7 @@ class PromptBuilder:
         if self._paired:
             layout = tokenizer.pair_layout
             head = [*layout.before, *tokenizer.encode(query), *layout.between]
-            return self._with_room(_Frame(head, "", "", False, False, layout.after, 0, 0, layout.token_types))
+            return self._with_room(_Frame(head, "", "", False, False, layout.after, 0, 0, tokenizer.token_types))
         texts = {"query": query, "instruction": instruction}
         head_text, tail_text = (
             "".join(part if isinstance(part, str) else part.of(texts[part.field]) for part in side)

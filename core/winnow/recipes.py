@@ -42,7 +42,7 @@ class ModelRecipe:
 
     @property
     def vllm_overrides(self) -> dict[str, Any]:
-        """`hf_overrides` that make vLLM load a causal model as a classifier (vLLM, `model_executor/models/adapters.py`)."""
+        """`hf_overrides` that make vLLM load a causal model as a classifier (vLLM `models/adapters.py`)."""
         if not self.labels:
             return {}
         return {

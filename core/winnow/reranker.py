@@ -260,7 +260,7 @@ class Reranker(RerankerConfig):
 
     async def _rank_calls(self, calls: Sequence[_Call], progress: bool, started: Started) -> list[Ranking]:
         pairs = sum(len(call.documents) for call in calls)
-        with tqdm(total=pairs, desc="reranking", unit="pair", disable=not progress) as bar:
+        with tqdm(total=pairs, desc="reranking", unit="pair", disable=not progress, delay=1) as bar:
             return await asyncio.gather(*(self._rank_one(call, started, bar) for call in calls))
 
     async def _rank_one(self, call: _Call, started: Started, bar: "tqdm[Any]") -> Ranking:
@@ -271,6 +271,7 @@ class Reranker(RerankerConfig):
         scores: list[EngineScore] = []
         if positions:
             engine = await started()
+            bar.unpause()  # loading is not reranking
             built = await asyncio.to_thread(self._build, engine.checkpoint, call, positions, failed)
             if failed and self.on_error == "raise":
                 raise failed[min(failed)]

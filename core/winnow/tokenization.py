@@ -26,13 +26,11 @@ class PairLayout:
         before: Ids before the query.
         between: Ids between query and document.
         after: Ids after the document.
-        token_types: True if the document and what follows it have token type 1.
     """
 
     before: list[int]
     between: list[int]
     after: list[int]
-    token_types: bool
 
 
 class PromptTokenizer:
@@ -41,6 +39,7 @@ class PromptTokenizer:
     Args:
         tokenizer: The model's own tokenizer. It is copied, not changed.
         special_tokens: Its named special tokens, such as `bos_token`, for templates that write them.
+        token_types: Whether the model tells the two texts of a pair apart by token types.
 
     Attributes:
         control_tokens: Ids of the control tokens by their text: every added token that is not made of whitespace alone.
@@ -49,8 +48,11 @@ class PromptTokenizer:
         end: Ids that it puts after a text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, special_tokens: dict[str, str] | None = None):
+    def __init__(
+        self, tokenizer: Tokenizer, special_tokens: dict[str, str] | None = None, *, token_types: bool = False
+    ):
         self.special_tokens = special_tokens or {}
+        self.token_types = token_types
         self._original = Tokenizer.from_str(tokenizer.to_str())
         self._original.no_padding()
         self._original.no_truncation()
@@ -129,7 +131,6 @@ class PromptTokenizer:
             before=encoding.ids[: query[0]],
             between=encoding.ids[query[-1] + 1 : document[0]],
             after=encoding.ids[document[-1] + 1 :],
-            token_types=encoding.type_ids[document[0]] == 1,
         )
 
     # --- literals of a template ---------------------------------------------------------------------------------------

@@ -83,8 +83,7 @@ class SharedEngine:
             self._work.discard(task)
 
     async def _started(self) -> Engine:
-        """The running engine. All who wait for a start share its outcome; after a failure the next caller tries "
-        "again."""
+        """The running engine. All who wait for a start share its outcome; after a failure the next caller retries."""
         if self._start_task is None:
             self._start_task = asyncio.ensure_future(self._start())
         return await asyncio.shield(self._start_task)
@@ -101,6 +100,10 @@ class SharedEngine:
                 raise EngineLoadError("Loading was interrupted.")
             await self._loading.start()
             self._engine = self._loading
+            # Exit handlers run last in, first out: ours must come before those of libraries that the engine brought,
+            # which would kill its processes under it.
+            atexit.unregister(_close_all)
+            atexit.register(_close_all)
         except BaseException:
             self._start_task = None
             raise
@@ -197,7 +200,6 @@ class Lease:
                     del _registry[self._key]
 
 
-@atexit.register
 def _close_all() -> None:
     for shared in list(_registry.values()):
         shared.interrupt()
@@ -216,4 +218,5 @@ def _forget_all() -> None:
     _registry.clear()
 
 
+atexit.register(_close_all)
 os.register_at_fork(after_in_child=_forget_all)

@@ -72,12 +72,17 @@ class TransformersEngine:
             if self.checkpoint.recipe.labels
             else transformers.AutoModelForSequenceClassification
         )
+        progress = transformers.utils.logging.is_progress_bar_enabled()
+        transformers.utils.logging.disable_progress_bar()
         try:
             model: Any = kind.from_pretrained(self.checkpoint.model, dtype=self._dtype, **self._load_kwargs)
         except Exception as error:  # transformers fails to load with errors of every kind
             raise EngineLoadError(
                 f"transformers could not load {self.checkpoint.model}: {type(error).__name__}: {error}"
             ) from error
+        finally:
+            if progress:
+                transformers.utils.logging.enable_progress_bar()
         model.to(self._device)
         self._model = model.eval()
 

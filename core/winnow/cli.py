@@ -1,0 +1,170 @@
+"""The command line: `winnow rank`."""
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Iterable
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TextIO
+
+import typer
+
+from winnow.errors import WinnowError
+from winnow.types import RankedDocument, Ranking
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+class EngineName(StrEnum):
+    """Values of --engine."""
+
+    AUTO = "auto"
+    VLLM = "vllm"
+    TRANSFORMERS = "transformers"
+
+
+class OverflowPolicy(StrEnum):
+    """Values of --on-overflow."""
+
+    TRUNCATE = "truncate"
+    ERROR = "error"
+    WINDOW = "window"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"winnow-rerank {version('winnow-rerank')}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it and exit.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what Winnow decides, on stderr.")] = False,
+) -> None:
+    """Rerank documents with an LLM reranker, exact to the last prompt token."""
+    logging.basicConfig(level=logging.WARNING, format="winnow: %(message)s")
+    logging.getLogger("winnow").setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+@app.command()
+def rank(
+    file: Annotated[str, typer.Argument(help='Documents: a line each, or JSONL with "text" ("-" reads stdin).')],
+    model: Annotated[str, typer.Option("--model", "-m", help="A folder, or a name on the Hugging Face Hub.")],
+    query: Annotated[str, typer.Option("--query", "-q", help="What is searched for.")],
+    instruction: Annotated[str | None, typer.Option(help="What counts as relevant, for models that take it.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", "-k", help="How many to print; all by default.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Least score to print.")] = None,
+    raw_scores: Annotated[bool, typer.Option("--raw-scores", help="Print logits instead of scores in 0…1.")] = False,
+    template: Annotated[str | None, typer.Option(help="A score template: a built-in's name, or a Jinja file.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="The model's family, where its name does not tell.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Most tokens of a prompt; the model's limit by default.")
+    ] = None,
+    on_overflow: Annotated[
+        OverflowPolicy, typer.Option(help="What to do with longer documents.")
+    ] = OverflowPolicy.TRUNCATE,
+    engine: Annotated[EngineName, typer.Option(help="auto takes vLLM where it runs.")] = EngineName.AUTO,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with results and stats.")] = False,
+) -> None:
+    """Print the documents in order of relevance to the query, best first.
+
+    Examples:
+      winnow rank -m Qwen/Qwen3-Reranker-0.6B -q "capital of China" -k 3 passages.txt
+
+      cat passages.jsonl | winnow rank -m Qwen/Qwen3-Reranker-0.6B -q "capital of China" --json -
+    """
+    from winnow.reranker import Reranker  # here, so that --help is instant
+
+    try:
+        records = _read(file)
+        with Reranker(
+            model,
+            engine=engine.value,
+            recipe=recipe,
+            instruction=instruction,
+            template=template,
+            max_length=max_length,
+            on_overflow=on_overflow.value,
+            raw_scores=raw_scores,
+        ) as reranker:
+            texts = [record["text"] for record in records]
+            ranking = reranker.rank(query, texts, top_k=top_k, score_threshold=threshold, progress=True)
+    except (WinnowError, ValueError, OSError) as error:
+        _fail(str(error))
+    if as_json:
+        print(json.dumps(_as_json(query, ranking, records), ensure_ascii=False, indent=2))  # noqa: T201
+    else:
+        for place, hit in enumerate(ranking, 1):
+            print(f"{place}\t{hit.score:.4f}\t[{hit.index}]\t{_one_line(hit)}")  # noqa: T201
+
+
+def _read(file: str) -> list[dict[str, Any]]:
+    """The documents as records with `text`, and with whatever else their JSON held."""
+    if file == "-":
+        return _parse(sys.stdin, "stdin")
+    with Path(file).open(encoding="utf-8") as lines:
+        return _parse(lines, file)
+
+
+def _parse(lines: TextIO | Iterable[str], name: str) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    is_json: bool | None = None
+    for number, line in enumerate(lines, 1):
+        text = line.rstrip("\r\n")
+        if not text.strip():
+            continue
+        if is_json is None:  # the first line decides
+            is_json = text.lstrip().startswith("{")
+        if not is_json:
+            records.append({"text": text})
+            continue
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name}, line {number}: not JSON ({error}), though the first line is.") from None
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            raise ValueError(f'{name}, line {number}: each JSON line must be an object with a string in "text".')
+        records.append(record)
+    return records
+
+
+def _as_json(query: str, ranking: Ranking, records: list[dict[str, Any]]) -> dict[str, Any]:
+    stats = ranking.stats
+    return {
+        "query": query,
+        "results": [
+            {
+                **records[hit.index],
+                "index": hit.index,
+                "score": _finite(hit.score),
+                "logit": _finite(hit.logit),
+                "truncated": hit.truncated,
+            }
+            for hit in ranking
+        ],
+        "stats": {name: getattr(stats, name) for name in stats.__slots__},
+    }
+
+
+def _finite(number: float) -> float | None:
+    """JSON has no infinity."""
+    return number if math.isfinite(number) else None
+
+
+def _one_line(hit: RankedDocument) -> str:
+    return " ".join((hit.text or "").split())
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"winnow: {message}", err=True)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,274 @@
+"""Prompts against the tokenizers themselves: exactness, budget, windows, control tokens."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from tokenizer_kinds import KINDS, tokenizer_of_kind
+from winnow.errors import DocumentError, TemplateError
+from winnow.prompts import Limits, PromptBuilder
+from winnow.templates import ScoreTemplate, render
+from winnow.tokenization import PromptTokenizer
+
+# Templates with every kind of edge: control tokens around contents, words around contents, contents at the ends.
+TEMPLATES = {
+    "bare": "{{ query }}{{ document }}",
+    "words": "Instruction: {{ instruction or 'none' }}\nA: {{ query }}\nB: {{ document }}\nIs B an answer to A?",
+    "document_first": "<Document> {{ document }}\n<Query> {{ query }} {{ instruction }} ??",
+    "stripped": "Q:{{ query | trim }} D:{{ document | trim }}!",
+}
+
+PIECES = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+    st.sampled_from(
+        [
+            "the capital of China",
+            "Beijing",
+            " leading",
+            "trailing ",
+            "\n",
+            "\n\n",
+            "\r\n",
+            "\t",
+            "  ",
+            "don't",
+            "'s",
+            "2023",
+            "1,000",
+            "日本語",
+            "👨‍👩‍👧",
+            "🙂",
+            "é",
+            "ﬁ",
+            "＜",
+            "a_b",
+            "://",
+            "...",
+            "—",
+            "\u200b",
+            "\u00a0",
+        ]
+    ),
+)
+TEXTS = st.lists(PIECES, max_size=8).map("".join)
+
+
+def with_control_tokens(kind: str, template: str) -> str:
+    """The template, dressed in the kind's own control tokens."""
+    first, last = {
+        "qwen3": ("<|im_start|>user\n", "<|im_end|>\n<think>\n\n</think>\n\n"),
+        "bert": ("[MASK] judge [SEP]", "[SEP] so? [MASK]"),
+        "llama3_like": ("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+        "gemma_like": ("<start_of_turn>user\n", "<end_of_turn>\n"),
+        "llama2_like": ("<start_of_turn>user\n", "<end_of_turn>\n"),
+        "xlm_roberta_like": ("judge <mask> ", " <mask> so?<mask>"),
+    }[kind]
+    return first + template + last + '{{ "\n" }}'
+
+
+def mentions_control_token(tokenizer: PromptTokenizer, *texts: str) -> bool:
+    return any(token in text for token in tokenizer.control_tokens for text in texts)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    tokenizer_of_kind(request.param)  # skips here where the data is absent
+    return str(request.param)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("dressed", [False, True])
+def test_ids_equal_tokenising_the_whole_rendered_prompt(kind: str, template: str, dressed: bool) -> None:
+    own = tokenizer_of_kind(kind)
+    tokenizer = PromptTokenizer(own)
+    source = with_control_tokens(kind, TEMPLATES[template]) if dressed else TEMPLATES[template]
+    builders = {
+        given_one: PromptBuilder(
+            tokenizer, ScoreTemplate(source, "test").segments(with_instruction=given_one), Limits(max_length=10**6)
+        )
+        for given_one in (False, True)
+    }
+
+    @settings(max_examples=150, deadline=None)
+    @given(query=TEXTS, document=TEXTS, instruction=st.none() | TEXTS.filter(bool))
+    def check(query: str, document: str, instruction: str | None) -> None:
+        assume(not mentions_control_token(tokenizer, query, document, instruction or ""))
+        values = {"query": query, "document": document} | ({"instruction": instruction} if instruction else {})
+        whole = own.encode(render(source, values)).ids
+        assert builders[bool(instruction)].prompt(query, document, instruction).ids == whole
+
+    check()
+
+
+RUNS = st.sampled_from([" " * 300, "a" * 500, "é" * 80, "👨‍👩‍👧" * 30, "word " * 100])
+LONG = st.lists(TEXTS | RUNS, max_size=6).map("".join)
+
+
+def qwen_like_builder(kind: str, template: str = "words", **limits: object) -> tuple[PromptTokenizer, PromptBuilder]:
+    tokenizer = PromptTokenizer(tokenizer_of_kind(kind))
+    segments = ScoreTemplate(with_control_tokens(kind, TEMPLATES[template]), "test").segments(with_instruction=False)
+    return tokenizer, PromptBuilder(tokenizer, segments, Limits(**limits))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("template", ["words", "document_first"])
+def test_a_prompt_is_never_too_long_and_little_shorter_than_it_could_be(kind: str, template: str) -> None:
+    own = tokenizer_of_kind(kind)
+    source = with_control_tokens(kind, TEMPLATES[template])
+    tokenizer = PromptTokenizer(own)
+    segments = ScoreTemplate(source, "test").segments(with_instruction=False)
+    template_length = len(own.encode(render(source, {"query": "", "document": ""})).ids)
+
+    @settings(max_examples=60, deadline=None)
+    @given(query=LONG, document=LONG, room=st.integers(8, 120))
+    def check(query: str, document: str, room: int) -> None:
+        assume(not mentions_control_token(tokenizer, query, document))
+        max_length = template_length + room
+        built = PromptBuilder(tokenizer, segments, Limits(max_length=max_length)).build(query, [document])[0]
+        [prompt] = built.prompts
+        assert len(prompt.ids) <= max_length
+        whole = own.encode(render(source, {"query": query, "document": document})).ids
+        if len(whole) <= max_length - room // 4 - 2:  # the query fits its share for sure
+            assert prompt.ids == whole
+            assert not built.truncated
+        if built.truncated:
+            # An uncut grapheme cluster may take many tokens, so allow for the longest one here.
+            assert len(prompt.ids) >= max_length - 30
+
+    check()
+
+
+def test_a_cut_prompt_is_the_prompt_of_the_cut_text(kind: str) -> None:
+    own = tokenizer_of_kind(kind)
+    source = with_control_tokens(kind, TEMPLATES["words"])
+    _, builder = qwen_like_builder(kind, max_length=120)
+    document = "The capital of China is Beijing 🙂, don't you know? " * 20
+    [built] = builder.build("what is the capital?", [document])
+    assert built.truncated
+    assert len(built.prompts[0].ids) in range(115, 121)
+    cuts = [{"query": "what is the capital?", "document": document[:end]} for end in range(len(document))]
+    assert built.prompts[0].ids in (own.encode(render(source, cut)).ids for cut in cuts)
+
+
+def test_the_query_keeps_three_quarters_and_the_document_gets_the_rest(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, builder = qwen_like_builder(kind, max_length=200)
+    empty = len(qwen_like_builder(kind, max_length=10**6)[1].prompt("", "").ids)
+    [built] = builder.build("query " * 500, ["document " * 500])
+    left = 200 - empty
+    assert built.document_tokens == pytest.approx(left / 4, abs=4)
+    assert len(built.prompts[0].ids) in range(194, 201)
+    assert "The query was cut" in caplog.text
+    [short] = builder.build("query", ["document " * 500])
+    assert short.document_tokens > left * 0.8
+
+
+def test_explicit_limits_of_query_and_document(kind: str) -> None:
+    _, builder = qwen_like_builder(kind, max_length=400, max_query_tokens=20, max_document_tokens=30)
+    [built] = builder.build("query " * 500, ["document " * 500])
+    assert 25 <= built.document_tokens <= 30
+    empty = len(qwen_like_builder(kind, max_length=10**6)[1].prompt("", "").ids)
+    assert len(built.prompts[0].ids) - empty - built.document_tokens <= 20
+
+
+def test_windows_cover_the_whole_text_and_overlap(kind: str) -> None:
+    tokenizer, builder = qwen_like_builder(kind, max_length=120, on_overflow="window", window_overlap=0.2)
+    words = [f"w{number}" for number in range(300)]
+    [built] = builder.build("q", [" ".join(words)])
+    assert not built.truncated
+    assert len(built.prompts) > 3
+    texts = [tokenizer.decode(prompt.ids) for prompt in built.prompts]
+    assert all(len(prompt.ids) <= 120 for prompt in built.prompts)
+    found = [{word for word in words if word in text.split()} for text in texts]
+    assert set.union(*found) == set(words)
+    assert all(earlier & later for earlier, later in pairwise(found))
+
+
+def test_a_template_that_fills_the_model_is_an_error_with_the_numbers() -> None:
+    with pytest.raises(TemplateError, match=r"take \d+ tokens of the model's 20"):
+        qwen_like_builder("llama3_like", max_length=20)[1].prompt("q", "d")
+
+
+def test_control_tokens_typed_in_content_stay_text(kind: str) -> None:
+    own = tokenizer_of_kind(kind)
+    tokenizer, builder = qwen_like_builder(kind, max_length=10**6)
+    control = set(tokenizer.control_tokens.values())
+    expected = [index for index in builder.prompt("q", "d").ids if index in control]
+    unknown = own.token_to_id("<unk>") if own.token_to_id("<unk>") is not None else own.token_to_id("[UNK]")
+    for token in tokenizer.control_tokens:
+        for text in (token, f"a{token}b", f" {token} ", token + token, f"<{token}>"):
+            ids = builder.prompt(f"query {text}", f"{text} document").ids
+            assert [index for index in ids if index in control and index != unknown] == [
+                index for index in expected if index != unknown
+            ], text
+            assert token.lower().replace(" ", "") in tokenizer.decode(ids).lower().replace(" ", "")
+
+
+def test_metadata_of_templates_may_hold_control_tokens_but_content_next_to_them_may_not_complete_them() -> None:
+    tokenizer = PromptTokenizer(tokenizer_of_kind("llama3_like"))
+    segments = ScoreTemplate("<|eot_{{ query }}{{ document }}", "test").segments(with_instruction=False)
+    ids = PromptBuilder(tokenizer, segments, Limits(max_length=100)).prompt("id|>", "x").ids
+    assert tokenizer.control_tokens["<|eot_id|>"] not in ids
+
+
+def test_bos_that_the_template_writes_is_not_doubled() -> None:
+    tokenizer = PromptTokenizer(tokenizer_of_kind("llama3_like"), {"bos_token": "<|begin_of_text|>"})
+    segments = ScoreTemplate("{{ bos_token }}{{ query }} {{ document }}", "test").segments(
+        with_instruction=False, special_tokens=tokenizer.special_tokens
+    )
+    ids = PromptBuilder(tokenizer, segments, Limits(max_length=100)).prompt("q", "d").ids
+    assert ids.count(tokenizer.control_tokens["<|begin_of_text|>"]) == 1
+
+
+def test_pairs_are_encoded_as_the_tokenizer_does_it(kind: str) -> None:
+    own = tokenizer_of_kind(kind)
+    builder = PromptBuilder(PromptTokenizer(own, token_types=kind == "bert"), None, Limits(max_length=10**6))
+    for query, document in [("what is gravity?", "Gravity is a force."), (" q", "d "), ("日本", "naïve café\n\nx")]:
+        encoding = own.encode(query, document)
+        prompt = builder.prompt(query, document)
+        assert prompt.ids == encoding.ids
+        from_second = len(prompt.ids) if prompt.second_type_from is None else prompt.second_type_from
+        types = [int(at >= from_second) for at in range(len(prompt.ids))]
+        assert types == (encoding.type_ids if kind == "bert" else [0] * len(types))
+
+
+def test_a_pair_is_cut_in_the_document() -> None:
+    own = tokenizer_of_kind("xlm_roberta_like")
+    builder = PromptBuilder(PromptTokenizer(own), None, Limits(max_length=40))
+    [built] = builder.build("what is gravity?", ["gravity " * 100])
+    assert built.truncated
+    assert 37 <= len(built.prompts[0].ids) <= 40
+    assert built.prompts[0].ids[-1] == own.token_to_id("</s>")
+
+
+@pytest.mark.parametrize("policy", ["truncate", "window"])
+def test_ten_megabytes_are_no_trouble(policy: str) -> None:
+    limits = {"max_length": 512, "on_overflow": policy}
+    _, builder = qwen_like_builder("llama3_like", **limits)
+    text = "All work and no play makes Jack a dull boy. " * 230_000 if policy == "truncate" else "dull boy " * 20_000
+    [built] = builder.build("q", [text])
+    assert built.truncated == (policy == "truncate")
+
+
+def test_text_that_is_no_text_is_refused_by_position() -> None:
+    _, builder = qwen_like_builder("llama3_like", max_length=512)
+    with pytest.raises(DocumentError, match=r"Document 1 holds the lone surrogate '\\ud83d' at character 4") as caught:
+        builder.build("q", ["fine", "half\ud83d"])
+    assert caught.value.index == 1
+    with pytest.raises(DocumentError, match="The query holds"):
+        builder.build("\udc00", ["fine"])
+    errors: dict[int, DocumentError] = {}
+    built = builder.build("q", ["fine", "half\ud83d", "nul\x00byte"], errors=errors)
+    assert [len(document.prompts) for document in built] == [1, 0, 1]
+    assert list(errors) == [1]
+
+
+def test_overflow_can_be_an_error() -> None:
+    _, builder = qwen_like_builder("llama3_like", max_length=100, on_overflow="error")
+    builder.prompt("q", "fits")
+    with pytest.raises(DocumentError, match=r"Document 1 \(3500 characters\) does not fit: .* leaves \d+ tokens"):
+        builder.build("q", ["fits", "too long" * 437 + "long"])
+    with pytest.raises(DocumentError, match=r"The query .* does not fit"):
+        builder.build("q " * 300, ["fits"])
