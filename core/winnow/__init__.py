@@ -16,10 +16,11 @@ from winnow.errors import (
 from winnow.prompts import Prompt
 from winnow.recipes import ModelRecipe
 from winnow.reranker import Reranker
-from winnow.types import RankedDocument, Ranking, RankStats
+from winnow.types import Document, RankedDocument, Ranking, RankStats
 
 __all__ = [
     "ConfigurationError",
+    "Document",
     "DocumentError",
     "Engine",
     "EngineDeadError",

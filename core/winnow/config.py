@@ -1,7 +1,8 @@
 """What a reranker is, in one value: hashable, comparable, the same for every door."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any, Literal, get_args
 
 from winnow.engines.base import Engine
@@ -10,7 +11,7 @@ from winnow.prompts import Overflow
 from winnow.recipes import ModelRecipe
 from winnow.templates import TemplateLike
 
-ENGINES = ("auto", "vllm", "transformers", "fake")
+ENGINES = ("auto", "vllm", "server", "transformers", "fake")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +20,10 @@ class RerankerConfig:
 
     Args:
         model: A folder, or a name on the Hugging Face Hub.
-        engine: "auto" (vLLM where it runs, else transformers; the log says which and why), "vllm", "transformers",
-            "fake" (no
-            model, for tests), or an `Engine`.
+        engine: "auto" (vLLM where it runs, else transformers; the log says which and why), "vllm" (in this process),
+            "server" (vLLM servers at `url`), "transformers", "fake" (no model, for tests), or an `Engine`.
+        url: Address of a vLLM server, or several that serve the same model, for `engine="server"`.
+        api_key: Key of these servers.
         recipe: The model's family, or a `ModelRecipe`, where the model's name does not tell.
         instruction: What counts as relevant, for models that take an instruction; None or "" for the template's
             default.
@@ -37,7 +39,9 @@ class RerankerConfig:
         on_error: "raise", or "skip": a document that cannot be scored ranks last and says why in `error`.
         raw_scores: Return logits as scores instead of sigmoid(logit).
         engine_kwargs: Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of
-            `TransformersEngine`.
+            `TransformersEngine` or `ServerEngine`.
+        root_path: Folder that images with local paths are read from; without it such images are refused.
+        allow_remote_images: Whether images may be fetched from http(s) addresses (never from private networks).
 
     Raises:
         ConfigurationError: A value is out of range. What only the model can tell is raised when it loads.
@@ -45,6 +49,8 @@ class RerankerConfig:
 
     model: str = field(kw_only=False)
     engine: str | Engine = "auto"
+    url: str | Sequence[str] | None = None
+    api_key: str | None = field(default=None, repr=False)
     recipe: str | ModelRecipe | None = None
     instruction: str | None = None
     template: TemplateLike | None = None
@@ -58,6 +64,8 @@ class RerankerConfig:
     on_error: Literal["raise", "skip"] = "raise"
     raw_scores: bool = False
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    root_path: str | PathLike[str] | None = None
+    allow_remote_images: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_length", "max_query_tokens", "max_document_tokens"):
@@ -73,6 +81,8 @@ class RerankerConfig:
         }
         if isinstance(self.engine, str):
             choices["engine"] = ENGINES
+        if (self.url is not None) != (self.engine == "server"):
+            raise ConfigurationError('url and engine="server" belong together: give both or neither')
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigurationError(
@@ -83,4 +93,5 @@ class RerankerConfig:
     def engine_key(self) -> Hashable:
         """What makes two configurations share an engine."""
         engine = self.engine if isinstance(self.engine, str) else id(self.engine)
-        return (self.model, engine, self.recipe, self.max_length, repr(sorted(self.engine_kwargs.items())))
+        where = (self.url if self.url is None or isinstance(self.url, str) else tuple(self.url), self.api_key)
+        return (self.model, engine, where, self.recipe, self.max_length, repr(sorted(self.engine_kwargs.items())))

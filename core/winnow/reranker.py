@@ -22,13 +22,13 @@ from winnow.engines.shared import Lease, Started, Work
 from winnow.errors import DocumentError, EngineError
 from winnow.prompts import DocumentPrompts, Limits, Prompt, PromptBuilder
 from winnow.templates import TemplateLike
-from winnow.types import RankedDocument, Ranking, RankStats
+from winnow.types import Document, RankedDocument, Ranking, RankStats
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Documents = Iterable[str | None]
+Documents = Iterable[str | Document | None]
 RankRequest = tuple[str, Documents] | tuple[str, Documents, str | None]
 
 # Prompts an engine is given at once. All chunks of a call are in flight together; a finished one moves the progress
@@ -41,7 +41,7 @@ class _Call:
     """One query and its documents, checked."""
 
     query: str
-    documents: list[str | None]
+    documents: list[str | Document | None]
     instruction: str | None
     top_k: int | None
     score_threshold: float | None
@@ -342,7 +342,7 @@ class Reranker(RerankerConfig):
 
     def _hits(
         self,
-        texts: Sequence[str | None],
+        documents: Sequence[str | Document | None],
         positions: Mapping[str, list[int]],
         built: Sequence[DocumentPrompts],
         logits: Sequence[float],
@@ -354,15 +354,15 @@ class Reranker(RerankerConfig):
                 index=at,
                 score=self._to_score(-math.inf),
                 logit=-math.inf,
-                text=text,
+                text=_text_of(document),
                 windows=0,
                 error=str(failed[at]) if at in failed else None,
             )
-            for at, text in enumerate(texts)
+            for at, document in enumerate(documents)
         ]
         remaining = iter(logits)
-        for document, where in zip(built, positions.values(), strict=True):
-            windows = list(islice(remaining, len(document.prompts)))
+        for prompts, where in zip(built, positions.values(), strict=True):
+            windows = list(islice(remaining, len(prompts.prompts)))
             for at in where:
                 if not windows:
                     hits[at] = replace(hits[at], error=str(failed[where[0]]))
@@ -372,8 +372,8 @@ class Reranker(RerankerConfig):
                     hits[at],
                     score=self._to_score(logit),
                     logit=logit,
-                    truncated=document.truncated,
-                    document_tokens=document.document_tokens,
+                    truncated=prompts.truncated,
+                    document_tokens=prompts.document_tokens,
                     windows=len(windows),
                     best_window=windows.index(max(windows)),
                 )
@@ -388,15 +388,24 @@ class Reranker(RerankerConfig):
 _LOGIT_OF_WINDOWS: dict[str, Callable[[list[float]], float]] = {"max": max, "mean": fmean, "first": itemgetter(0)}
 
 
-def _positions_by_text(documents: Sequence[str | None], failed: dict[int, DocumentError]) -> dict[str, list[int]]:
+def _positions_by_text(
+    documents: Sequence[str | Document | None], failed: dict[int, DocumentError]
+) -> dict[str, list[int]]:
     """Where each different text stands, blank ones left out: the same text is scored once."""
     positions: dict[str, list[int]] = {}
-    for at, text in enumerate(documents):
-        if text is not None and not isinstance(text, str):
+    for at, document in enumerate(documents):
+        text = _text_of(document)
+        if isinstance(document, Document) and document.image is not None:
+            failed[at] = DocumentError(f"Document {at} has an image, but the model only reads text.", at)
+        elif text is not None and not isinstance(text, str):
             failed[at] = DocumentError(f"Document {at} is a {type(text).__name__}, not a text.", at)
         elif text and not text.isspace():
             positions.setdefault(text, []).append(at)
     return positions
+
+
+def _text_of(document: str | Document | None) -> str | None:
+    return document.text if isinstance(document, Document) else document
 
 
 def _in_input_order(ranking: Ranking) -> list[float]:

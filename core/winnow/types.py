@@ -2,7 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document, or a query, that is more than its text.
+
+    Attributes:
+        text: Its text, or None.
+        image: Its image, for models that see: a local path (below `root_path`), an http(s) address
+            (with `allow_remote_images`), a data URI, the bytes of an image file, or a `PIL.Image.Image`.
+    """
+
+    text: str | None = None
+    image: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

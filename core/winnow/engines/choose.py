@@ -32,6 +32,10 @@ def create_engine(config: RerankerConfig) -> Engine:
         trust_remote_code=bool(kwargs.get("trust_remote_code")),
     )
     name = _choose(checkpoint) if config.engine == "auto" else config.engine
+    if name == "server":
+        from winnow.engines.server import ServerEngine
+
+        return ServerEngine(checkpoint, config.url, config.api_key, kwargs)
     if name == "vllm":
         from winnow.engines.vllm import VllmEngine
 
