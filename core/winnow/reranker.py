@@ -398,7 +398,7 @@ def _positions_by_text(
         if isinstance(document, Document) and document.image is not None:
             failed[at] = DocumentError(f"Document {at} has an image, but the model only reads text.", at)
         elif text is not None and not isinstance(text, str):
-            failed[at] = DocumentError(f"Document {at} is a {type(text).__name__}, not a text.", at)
+            failed[at] = DocumentError(f"Document {at} is of type {type(text).__name__}, not a text.", at)
         elif text and not text.isspace():
             positions.setdefault(text, []).append(at)
     return positions

@@ -1,0 +1,66 @@
+"""What a Haystack document is to a reranker: its text with metadata, its image, or both."""
+
+import mimetypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from haystack import Document
+from haystack.utils.misc import _deduplicate_documents
+
+import winnow
+
+
+def without_duplicates(documents: Sequence[Document]) -> list[Document | None]:
+    """Of documents with the same id the best-scored one, as Haystack's own rankers do.
+
+    Returns:
+        One entry a document of the input: it stands where its id is first seen, the other places hold None. So
+        positions in errors are the caller's.
+    """
+    best = {document.id: document for document in _deduplicate_documents(list(documents))}
+    return [best.pop(document.id, None) for document in documents]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DocumentReader:
+    """Reads what is scored from Haystack documents.
+
+    Args:
+        prefix: Put before each text.
+        meta_fields: Metadata fields to put before the content.
+        separator: What stands between these and the content.
+        root_path: Folder of the images that `meta["file_path"]` names.
+    """
+
+    prefix: str
+    meta_fields: Sequence[str]
+    separator: str
+    root_path: str | None
+
+    def read(self, document: Document) -> str | winnow.Document | None:
+        """Its text, or a `winnow.Document` if it has an image, or None if there is nothing to judge it by."""
+        content = document.content if document.content and not document.content.isspace() else None
+        values = [document.meta.get(name) for name in self.meta_fields]
+        parts = [str(value) for value in values if value is not None]
+        if content is not None:
+            parts.append(content)
+        text = self.prefix + self.separator.join(parts) if parts else None
+        image = self._image(document, content)
+        return text if image is None else winnow.Document(text=text, image=image)
+
+    def _image(self, document: Document, content: str | None) -> bytes | str | None:
+        if document.blob is not None and (document.blob.mime_type or "").startswith("image/"):
+            return document.blob.data
+        path = document.meta.get("file_path")
+        # Content was made from the file, and stands for it.
+        if content is not None or not isinstance(path, str | os.PathLike):
+            return None
+        path = os.fspath(path)
+        mime_type = document.meta.get("mime_type") or mimetypes.guess_type(path)[0]
+        if not str(mime_type).startswith("image/"):
+            return None
+        # Relative paths start at root_path, as in Haystack's image converters. Whether it lies below is checked by the
+        # core.
+        return path if "://" in path or self.root_path is None else str(Path(self.root_path, path).absolute())

@@ -1,0 +1,370 @@
+"""The Haystack door: documents in, documents out, best first."""
+
+import inspect
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from haystack import Document, component, default_from_dict, default_to_dict, logging
+from haystack.tracing.tracer import tracer
+from haystack.utils import Secret
+
+import winnow
+from haystack_integrations.components.rankers.winnow.checks import (
+    basic,
+    check_documents,
+    checked_fields,
+    checked_key,
+    checked_threshold,
+    checked_top_k,
+)
+from haystack_integrations.components.rankers.winnow.documents import DocumentReader, without_duplicates
+from winnow import DocumentError, Engine, ModelRecipe, RankedDocument, Ranking, Reranker, RerankerConfig
+
+logger = logging.getLogger(__name__)
+
+# The least float32, for −inf: JSON and document stores hold no infinities.
+_LOWEST = -3.4028234663852886e38
+
+# Held for the moment it takes to make a Reranker (loading is not part of it). Not one a ranker: locks cannot be copied.
+_making = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Call:
+    """One run, checked. `documents` has None where the input had a duplicate, so that positions stay the input's."""
+
+    query: str
+    instruction: str | None
+    documents: list[Document | None]
+    top_k: int | None
+    score_threshold: float | None
+    scale_score: bool
+
+
+@component
+class WinnowRanker:
+    """Ranks documents by their relevance to the query, with a reranker model on vLLM.
+
+    Making one loads nothing: `warm_up`, which pipelines call, or the first `run` does. Rankers with the same model and
+    engine settings share one engine in the process, also with Winnow's other doors. All methods may be called from any
+    thread and any event loop. After `close` the next run loads the model again.
+
+    ```python
+    ranker = WinnowRanker("Qwen/Qwen3-Reranker-0.6B", top_k=3)
+    ranker.run(query="capital of China", documents=[Document(content="Beijing."), Document(content="Paris.")])
+    ```
+
+    Args:
+        model: A folder, or a name on the Hugging Face Hub.
+        top_k: How many documents to return; None for all.
+        query_prefix: Put before the query. Models with a template of their own need neither prefix.
+        document_prefix: Put before each document, in front of its metadata.
+        instruction: What counts as relevant, for models that take an instruction; None for the template's default.
+        template: A score template instead of the model's own: a built-in's name, a path, Jinja source, or format
+            strings `{"prefix", "query_template", "document_template", "suffix"}`.
+        template_kwargs: More variables for the template.
+        meta_fields_to_embed: Metadata fields to put before a document's text; those that are missing or None are left
+            out.
+        embedding_separator: What stands between them.
+        scale_score: Return sigmoid(logit), between 0 and 1, as scores. False for raw logits.
+        score_threshold: Least score to return (inclusive), applied before `top_k`; a logit with `scale_score=False`.
+        max_length: Most tokens of a prompt; None for the model's limit.
+        max_query_tokens: Most tokens of the query; None for three quarters of what template and instruction leave.
+        max_document_tokens: Most tokens of a document, or of each window; None for all that is left.
+        on_overflow: What to do with longer documents: "truncate", "error", or "window" (score piece by piece).
+        window_overlap: Share of a window that the next one repeats.
+        window_score: How a document's windows make its score: "max", "mean" or "first".
+        on_error: "raise", or "skip": a document that cannot be scored ranks last, and `meta["failed"]` says why.
+        recipe: The model's family, or a `winnow.ModelRecipe`, where the model's name does not tell.
+        engine: "auto" (vLLM where it runs, else transformers), "vllm", "transformers", "server" (vLLM servers at
+            `url`), "fake" (no model, for tests), or a `winnow.Engine`, which cannot be serialized.
+        engine_kwargs: Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of Winnow's
+            `TransformersEngine` or `ServerEngine`.
+        url: Address of a vLLM server, or several that serve the same model, for `engine="server"`.
+        api_key: Key of these servers; read when it is first needed, and for no other engine.
+        root_path: Folder that images in `meta["file_path"]` are read from; without it they are refused.
+        allow_remote_images: Whether `meta["file_path"]` may be an http(s) address.
+
+    Raises:
+        ValueError: An argument is out of range. What only the model can tell is raised when it loads.
+        TypeError: `top_k` is not an integer, `meta_fields_to_embed` no list, or `api_key` no `Secret`.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        top_k: int | None = 10,
+        query_prefix: str = "",
+        document_prefix: str = "",
+        instruction: str | None = None,
+        template: str | os.PathLike[str] | Mapping[str, str] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        meta_fields_to_embed: Sequence[str] | None = None,
+        embedding_separator: str = "\n",
+        scale_score: bool = True,
+        score_threshold: float | None = None,
+        max_length: int | None = None,
+        max_query_tokens: int | None = None,
+        max_document_tokens: int | None = None,
+        on_overflow: Literal["truncate", "error", "window"] = "truncate",
+        window_overlap: float = 0.1,
+        window_score: Literal["max", "mean", "first"] = "max",
+        on_error: Literal["raise", "skip"] = "raise",
+        recipe: str | ModelRecipe | None = None,
+        engine: str | Engine = "auto",
+        engine_kwargs: Mapping[str, Any] | None = None,
+        url: str | Sequence[str] | None = None,
+        api_key: Secret | None = Secret.from_env_var("WINNOW_API_KEY", strict=False),  # noqa: B008
+        root_path: str | os.PathLike[str] | None = None,
+        allow_remote_images: bool = False,
+    ):
+        self.model = os.fspath(model)
+        self.top_k = checked_top_k(top_k)
+        self.query_prefix = query_prefix
+        self.document_prefix = document_prefix
+        self.instruction = instruction
+        self.template = basic(template)
+        self.template_kwargs = basic(template_kwargs)
+        self.meta_fields_to_embed = checked_fields(meta_fields_to_embed)
+        self.embedding_separator = embedding_separator
+        self.scale_score = scale_score
+        self.score_threshold = checked_threshold(score_threshold)
+        self.max_length = max_length
+        self.max_query_tokens = max_query_tokens
+        self.max_document_tokens = max_document_tokens
+        self.on_overflow = on_overflow
+        self.window_overlap = window_overlap
+        self.window_score = window_score
+        self.on_error = on_error
+        self.recipe = recipe
+        self.engine = engine
+        self.engine_kwargs = basic(engine_kwargs or {})
+        self.url = basic(url)
+        self.api_key = checked_key(api_key)
+        self.root_path = basic(root_path)
+        self.allow_remote_images = allow_remote_images
+        RerankerConfig(**self._settings())  # refuses what is out of range
+        self._reranker: Reranker | None = None
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def warm_up(self) -> None:
+        """Load the model, unless it is loaded."""
+        self._ready().start()
+
+    async def warm_up_async(self) -> None:
+        """`warm_up` for event loops."""
+        await self._ready().astart()
+
+    def close(self) -> None:
+        """Wait for runs in flight, then free the engine unless others hold it."""
+        if self._reranker is not None:
+            self._reranker.close()
+
+    async def close_async(self) -> None:
+        """`close` for event loops."""
+        if self._reranker is not None:
+            await self._reranker.aclose()
+
+    def _settings(self) -> dict[str, Any]:
+        """What `Reranker` is made of, but for the key. Scores are scaled here, as each run may want it differently."""
+        return {name: getattr(self, name) for name in _PARAMETERS if name in _SETTINGS}
+
+    def _ready(self) -> Reranker:
+        with _making:
+            if self._reranker is None:
+                key = self.api_key.resolve_value() if self.api_key is not None and self.engine == "server" else None
+                self._reranker = Reranker(**self._settings(), api_key=key)
+            return self._reranker
+
+    # --- serialization ------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """All init parameters, for `Pipeline.dumps`.
+
+        Raises:
+            ValueError: A secret is not from an environment variable.
+        """
+        if isinstance(self.engine_kwargs.get("hf_token"), str):
+            raise ValueError(
+                "engine_kwargs['hf_token'] is a secret and cannot be serialized: leave it out and set the environment "
+                "variable HF_TOKEN"
+            )
+        parameters = {name: getattr(self, name) for name in _PARAMETERS}
+        if isinstance(self.recipe, ModelRecipe):
+            parameters["recipe"] = {name: basic(value) for name, value in asdict(self.recipe).items()}
+        return default_to_dict(self, **parameters)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "WinnowRanker":
+        """A ranker from what `to_dict` gave.
+
+        Raises:
+            DeserializationError: The data is of another class.
+            TypeError: A parameter is unknown.
+        """
+        parameters: dict[str, Any] = dict(data.get("init_parameters", {}))
+        if isinstance(recipe := parameters.get("recipe"), dict):
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items()}
+            parameters["recipe"] = ModelRecipe(**values)
+        return default_from_dict(cls, {**data, "init_parameters": parameters})
+
+    def _get_telemetry_data(self) -> dict[str, Any]:
+        """What Haystack's usage statistics may hold."""
+        return {"model": self.model}
+
+    # --- ranking ------------------------------------------------------------------------------------------------------
+
+    @component.output_types(documents=list[Document], meta=dict[str, Any])
+    def run(
+        self,
+        query: str,
+        documents: list[Document],
+        top_k: int | None = None,
+        score_threshold: float | None = None,
+        scale_score: bool | None = None,
+        instruction: str | None = None,
+    ) -> dict[str, Any]:
+        """Rank documents by their relevance to the query.
+
+        Of documents with the same id only the one with the best score is ranked, as in Haystack's own rankers. One
+        without text (and image) is not scored: it ranks last, with 0.0, or the least float32 with `scale_score=False`.
+
+        Args:
+            query: What is searched for.
+            documents: The candidates; never changed.
+            top_k: How many to return. This and the next: None for what was set at init.
+            score_threshold: Least score to return (inclusive).
+            scale_score: True for sigmoid(logit) as scores, False for logits.
+            instruction: What counts as relevant; "" for the template's default.
+
+        Returns:
+            `documents`, copies with the new score, best first; and `meta`: the `model`, the `usage` in tokens, how many
+            `documents` were ranked and how many different ones scored (`unique`), the ids of those `truncated`, what
+            `failed` and why (id to message, with `on_error="skip"`), and `elapsed_ms`.
+
+        Raises:
+            ValueError: The query is blank, `top_k` is below 1, or `score_threshold` not finite.
+            TypeError: `documents` is no list of `Document`, or `top_k` no integer.
+            DocumentError: A document cannot be scored, and `on_error` is "raise". Its `index` is the place in
+                `documents`.
+            ConfigurationError: The model or the template cannot be used.
+            EngineError: The engine failed.
+        """
+        call = self._call(query, documents, top_k, score_threshold, scale_score, instruction)
+        if not documents:
+            return self._output(call, Ranking())
+        with self._scoring(call) as output:
+            return output(self._ready().rank(call.query, self._inputs(call), instruction=call.instruction))
+
+    @component.output_types(documents=list[Document], meta=dict[str, Any])
+    async def run_async(
+        self,
+        query: str,
+        documents: list[Document],
+        top_k: int | None = None,
+        score_threshold: float | None = None,
+        scale_score: bool | None = None,
+        instruction: str | None = None,
+    ) -> dict[str, Any]:
+        """`run` for event loops; arguments, returns and errors are the same."""
+        call = self._call(query, documents, top_k, score_threshold, scale_score, instruction)
+        if not documents:
+            return self._output(call, Ranking())
+        with self._scoring(call) as output:
+            return output(await self._ready().arank(call.query, self._inputs(call), instruction=call.instruction))
+
+    def _call(
+        self,
+        query: str,
+        documents: list[Document],
+        top_k: int | None,
+        score_threshold: float | None,
+        scale_score: bool | None,
+        instruction: str | None,
+    ) -> _Call:
+        top_k = checked_top_k(top_k)
+        score_threshold = checked_threshold(score_threshold)
+        check_documents(documents)
+        if documents and (not isinstance(query, str) or not query.strip()):
+            raise ValueError(f"query must be a text that is not blank, but got {query!r}")
+        return _Call(
+            query=f"{self.query_prefix}{query}",
+            instruction=self.instruction if instruction is None else instruction,
+            documents=without_duplicates(documents),
+            top_k=self.top_k if top_k is None else top_k,
+            score_threshold=self.score_threshold if score_threshold is None else score_threshold,
+            scale_score=self.scale_score if scale_score is None else scale_score,
+        )
+
+    def _inputs(self, call: _Call) -> list[str | winnow.Document | None]:
+        reader = DocumentReader(
+            prefix=self.document_prefix,
+            meta_fields=self.meta_fields_to_embed,
+            separator=self.embedding_separator,
+            root_path=self.root_path,
+        )
+        return [None if document is None else reader.read(document) for document in call.documents]
+
+    @contextmanager
+    def _scoring(self, call: _Call) -> Iterator[Callable[[Ranking], dict[str, Any]]]:
+        """A span around the scoring. Yields what turns the ranking into the output."""
+        engine = self.engine if isinstance(self.engine, str) else self.engine.name
+        tags = {"winnow.model": self.model, "winnow.engine": engine}
+        parent = tracer.current_span()
+        with tracer.trace("winnow.rank", tags=tags, parent_span=parent) as span:
+            span.set_content_tag("winnow.query", call.query)
+            span.set_content_tag("winnow.instruction", call.instruction)
+
+            def output(ranking: Ranking) -> dict[str, Any]:
+                result = self._output(call, ranking)
+                stats = replace(ranking.stats, documents=result["meta"]["documents"])
+                span.set_tags({f"winnow.{name}": value for name, value in asdict(stats).items()})
+                if stats.failed:
+                    logger.warning(
+                        "{failed} of {documents} documents could not be ranked; meta['failed'] says why.",
+                        failed=stats.failed,
+                        documents=stats.documents,
+                    )
+                return result
+
+            try:
+                yield output
+            except DocumentError as error:
+                if error.index is None or (document := call.documents[error.index]) is None:
+                    raise
+                raise DocumentError(f"{error} Its id is {document.id!r}.", error.index) from error
+
+    def _output(self, call: _Call, ranking: Ranking) -> dict[str, Any]:
+        hits = [(hit, document) for hit in ranking if (document := call.documents[hit.index]) is not None]
+        scored = [(_score(hit, call.scale_score), document) for hit, document in hits]
+        if call.score_threshold is not None:
+            scored = [(score, document) for score, document in scored if score >= call.score_threshold]
+        stats = ranking.stats
+        meta = {
+            "model": self.model,
+            "usage": {
+                "prompt_tokens": stats.prompt_tokens,
+                "total_tokens": stats.prompt_tokens,
+                "cached_tokens": stats.cached_tokens,
+            },
+            "documents": len(hits),
+            "unique": stats.unique,
+            "truncated": [document.id for hit, document in hits if hit.truncated],
+            "failed": {document.id: hit.error for hit, document in hits if hit.error is not None},
+            "elapsed_ms": stats.elapsed_ms,
+        }
+        return {"documents": [replace(document, score=score) for score, document in scored[: call.top_k]], "meta": meta}
+
+
+_SETTINGS = frozenset(field.name for field in fields(RerankerConfig)) - {"api_key"}
+_PARAMETERS = tuple(name for name in inspect.signature(WinnowRanker.__init__).parameters if name != "self")
+
+
+def _score(hit: RankedDocument, scale: bool) -> float:
+    return hit.score if scale else max(hit.logit, _LOWEST)

@@ -1,0 +1,407 @@
+"""The Haystack door's life: warm-up and close from many threads and loops, secrets, tracing, saved pipelines."""
+
+import asyncio
+import contextlib
+import copy
+import dataclasses
+import inspect
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from haystack import Pipeline, tracing
+from haystack.core.errors import SerializationError
+from haystack.core.serialization import component_from_dict, component_to_dict
+from haystack.tracing import Span, Tracer
+from haystack.utils import Secret
+from haystack_help import BEST_FIRST, QUERY, documents, fake, ids
+
+from haystack_integrations.components.rankers.winnow import WinnowRanker
+from winnow import FakeEngine, ModelRecipe, Reranker, RerankerConfig
+
+TYPE = "haystack_integrations.components.rankers.winnow.ranker.WinnowRanker"
+
+
+class Watched(FakeEngine):
+    """An engine that takes its time to start and counts how often it is closed."""
+
+    closed = 0
+
+    async def start(self) -> None:
+        await asyncio.sleep(0.05)
+        await super().start()
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+def pipeline_of(ranker: WinnowRanker) -> Pipeline:
+    pipeline = Pipeline()
+    pipeline.add_component("ranker", ranker)
+    return pipeline
+
+
+INPUTS = {"ranker": {"query": QUERY, "documents": documents()}}
+
+
+# --- warm-up and close ------------------------------------------------------------------------------------------------
+
+
+def test_making_one_starts_nothing() -> None:
+    engine = Watched()
+    threads = threading.active_count()
+    ranker = fake(engine=engine)
+    ranker.close()
+    asyncio.run(ranker.close_async())
+    assert (engine.started, engine.closed, threading.active_count()) == (0, 0, threads)
+
+
+def test_warm_up_loads_once() -> None:
+    engine = Watched()
+    ranker = fake(engine=engine)
+    ranker.warm_up()
+    asyncio.run(ranker.warm_up_async())
+    ranker.warm_up()
+    assert (engine.started, engine.calls) == (1, 0)
+    ranker.close()
+
+
+def test_six_threads_load_once() -> None:
+    engine = Watched()
+    pipeline = pipeline_of(fake(engine=engine))
+    barrier = threading.Barrier(6)
+
+    def run(_: int) -> list[str]:
+        barrier.wait()
+        return ids(pipeline.run(copy.deepcopy(INPUTS))["ranker"])
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(run, range(6))) == [BEST_FIRST] * 6
+    assert engine.started == 1
+    pipeline.close()
+    assert engine.closed == 1
+
+
+def test_close_frees_the_engine_and_the_next_run_starts_it_again() -> None:
+    engine = Watched()
+    ranker = fake(engine=engine)
+    for round_ in (1, 2):
+        assert ids(ranker.run(QUERY, documents())) == BEST_FIRST
+        ranker.close()
+        ranker.close()
+        assert (engine.started, engine.closed) == (round_, round_)
+    asyncio.run(ranker.warm_up_async())
+    asyncio.run(ranker.close_async())
+    assert (engine.started, engine.closed) == (3, 3)
+
+
+def test_rankers_and_the_core_share_an_engine_until_the_last_closes() -> None:
+    engine = Watched()
+    first, second = fake(engine=engine), fake(engine=engine, scale_score=False)
+    core = Reranker("fake", engine=engine)
+    for each in (first, second):
+        each.run(QUERY, documents())
+    core.rank(QUERY, ["China"])
+    assert engine.started == 1
+    first.close()
+    core.close()
+    assert engine.closed == 0
+    second.close()
+    assert engine.closed == 1
+
+
+def test_warm_up_async_does_not_block_the_loop() -> None:
+    class Slow(Watched):
+        async def start(self) -> None:
+            time.sleep(0.3)  # noqa: ASYNC251  # as loading a model does
+
+    async def main() -> int:
+        beats = 0
+        warming = asyncio.create_task(fake(engine=Slow()).warm_up_async())
+        while not warming.done():
+            await asyncio.sleep(0.01)
+            beats += 1
+        return beats
+
+    assert asyncio.run(main()) >= 10
+
+
+def test_calls_of_one_loop_run_side_by_side() -> None:
+    ranker = fake(engine=FakeEngine(delay=0.2))
+
+    async def main() -> float:
+        await ranker.warm_up_async()
+        begin = time.perf_counter()
+        results = await asyncio.gather(*(ranker.run_async(QUERY, documents()) for _ in range(8)))
+        assert [ids(result) for result in results] == [BEST_FIRST] * 8
+        return time.perf_counter() - begin
+
+    assert asyncio.run(main()) < 0.8
+    ranker.close()
+
+
+def test_cancelled_runs_leave_the_ranker_usable() -> None:
+    ranker = fake(engine=FakeEngine(delay=0.2))
+
+    async def main() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ranker.run_async(QUERY, documents()), 0.05)
+        assert ids(await ranker.run_async(QUERY, documents())) == BEST_FIRST
+
+    asyncio.run(main())
+    ranker.close()
+
+
+def test_a_start_that_fails_is_tried_again() -> None:
+    class Flaky(Watched):
+        async def start(self) -> None:
+            self.started += 1
+            if self.started == 1:
+                raise RuntimeError("the GPU is busy")
+
+    ranker = fake(engine=Flaky())
+    with pytest.raises(RuntimeError, match="the GPU is busy"):
+        ranker.warm_up()
+    assert ids(ranker.run(QUERY, documents())) == BEST_FIRST
+    ranker.close()
+
+
+def test_copies_work_and_share_the_engine() -> None:
+    ranker = fake()
+    ranker.warm_up()
+    for copied in (copy.deepcopy(ranker), pickle.loads(pickle.dumps(ranker))):  # noqa: S301
+        assert copied.to_dict() == ranker.to_dict()
+        assert ids(copied.run(QUERY, documents())) == BEST_FIRST
+
+
+# --- secrets and telemetry --------------------------------------------------------------------------------------------
+
+
+def test_the_key_is_read_when_first_needed_and_only_for_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    missing = Secret.from_env_var("NO_SUCH_KEY")
+    fake(api_key=missing).warm_up()  # this engine needs none
+    server = WinnowRanker("model", engine="server", url="http://localhost:1", api_key=missing)
+    with pytest.raises(ValueError, match="NO_SUCH_KEY"):
+        server.warm_up()
+    monkeypatch.setenv("NO_SUCH_KEY", "hush")
+    assert server._ready().api_key == "hush"
+    assert fake(api_key=missing)._ready().api_key is None
+
+
+def test_the_key_comes_from_the_environment_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WINNOW_API_KEY", "hush")
+    servers = ["http://localhost:1", "http://localhost:2"]
+    core = WinnowRanker("model", engine="server", url=servers)._ready()
+    assert (core.api_key, core.url) == ("hush", servers)
+    assert WinnowRanker("model", engine="server", url=servers, api_key=None)._ready().api_key is None
+
+
+def test_secrets_are_never_written() -> None:
+    server = WinnowRanker("model", engine="server", url="http://localhost:1", api_key=Secret.from_token("hush"))
+    assert "hush" not in repr(server)
+    with pytest.raises(ValueError, match="Cannot serialize token-based secret"):
+        server.to_dict()
+    with pytest.raises(ValueError, match="HF_TOKEN") as error:
+        fake(engine_kwargs={"hf_token": "hush"}).to_dict()
+    assert "hush" not in str(error.value)
+
+
+def test_telemetry_holds_the_model_and_nothing_else() -> None:
+    assert fake(instruction="secret")._get_telemetry_data() == {"model": "fake"}
+
+
+# --- tracing ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class SpySpan(Span):
+    operation: str
+    parent: "SpySpan | None"
+    tags: dict[str, Any]
+
+    def set_tag(self, key: str, value: Any) -> None:
+        self.tags[key] = value
+
+
+class SpyTracer(Tracer):
+    def __init__(self) -> None:
+        self.spans: list[SpySpan] = []
+        self.open: list[SpySpan] = []
+
+    @contextlib.contextmanager
+    def trace(
+        self, operation_name: str, tags: dict[str, Any] | None = None, parent_span: Span | None = None
+    ) -> Iterator[Span]:
+        assert parent_span is None or isinstance(parent_span, SpySpan)
+        span = SpySpan(operation_name, parent_span, dict(tags or {}))
+        self.spans.append(span)
+        self.open.append(span)
+        try:
+            yield span
+        finally:
+            self.open.remove(span)
+
+    def current_span(self) -> Span | None:
+        return self.open[-1] if self.open else None
+
+
+@pytest.fixture
+def tracer() -> Iterator[SpyTracer]:
+    spy = SpyTracer()
+    tracing.enable_tracing(spy)
+    yield spy
+    tracing.disable_tracing()
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["sync", "async"])
+def test_a_child_span_says_what_the_run_cost(tracer: SpyTracer, native: bool) -> None:
+    pipeline = pipeline_of(fake(instruction="an instruction", max_length=120))
+    inputs = copy.deepcopy(INPUTS)
+    inputs["ranker"]["documents"] += documents(["long " * 200])  # type: ignore[operator]  # a duplicate id: dropped
+    if native:
+        asyncio.run(pipeline.run_async(inputs))
+    else:
+        pipeline.run(inputs)
+    (span,) = [span for span in tracer.spans if span.operation == "winnow.rank"]
+    assert span.parent is not None
+    assert span.parent.operation == "haystack.component.run"
+    assert span.parent.tags["haystack.component.name"] == "ranker"
+    assert span.tags.pop("winnow.elapsed_ms") > 0
+    assert span.tags.pop("winnow.prompt_tokens") > 100
+    assert span.tags == {
+        "winnow.model": "fake",
+        "winnow.engine": "fake",
+        "winnow.documents": 5,
+        "winnow.unique": 5,
+        "winnow.truncated": 0,
+        "winnow.failed": 0,
+        "winnow.cached_tokens": 0,
+    }
+    assert not tracer.open
+
+
+def test_content_is_traced_only_where_it_is_wanted(tracer: SpyTracer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing.tracer, "is_content_tracing_enabled", True)
+    fake(instruction="an instruction").run(QUERY, documents())
+    assert tracer.spans[0].tags["winnow.query"] == QUERY
+    assert tracer.spans[0].tags["winnow.instruction"] == "an instruction"
+
+
+def test_nothing_to_rank_makes_no_span(tracer: SpyTracer) -> None:
+    fake().run(QUERY, [])
+    assert tracer.spans == []
+
+
+# --- saved pipelines --------------------------------------------------------------------------------------------------
+
+EVERYTHING: dict[str, Any] = {
+    "model": "some/model",
+    "top_k": 3,
+    "query_prefix": "q: ",
+    "document_prefix": "d: ",
+    "instruction": "instruction",
+    "template": {"prefix": "", "query_template": "{query}", "document_template": "{document}", "suffix": ""},
+    "template_kwargs": {"language": "en", "levels": [1, 2]},
+    "meta_fields_to_embed": ["title"],
+    "embedding_separator": " | ",
+    "scale_score": False,
+    "score_threshold": -1.5,
+    "max_length": 512,
+    "max_query_tokens": 64,
+    "max_document_tokens": 256,
+    "on_overflow": "window",
+    "window_overlap": 0.25,
+    "window_score": "mean",
+    "on_error": "skip",
+    "recipe": "qwen3-reranker",
+    "engine": "server",
+    "engine_kwargs": {"revision": "main"},
+    "url": ["http://localhost:1", "http://localhost:2"],
+    "api_key": Secret.from_env_var(["MY_KEY", "OTHER_KEY"]),
+    "root_path": "images",
+    "allow_remote_images": True,
+}
+
+
+def test_every_parameter_survives_a_saved_pipeline() -> None:
+    parameters = inspect.signature(WinnowRanker.__init__).parameters
+    assert set(EVERYTHING) == set(parameters) - {"self"}
+    assert all(EVERYTHING[name] != parameters[name].default for name in EVERYTHING)
+    pipeline = pipeline_of(WinnowRanker(**EVERYTHING))
+    loaded = Pipeline.loads(pipeline.dumps()).get_component("ranker")
+    assert {name: getattr(loaded, name) for name in EVERYTHING} == EVERYTHING
+
+
+def test_the_dictionary_of_a_ranker() -> None:
+    data = component_to_dict(WinnowRanker(Path("some/model")), "ranker")
+    assert data["type"] == TYPE
+    assert data["init_parameters"]["model"] == "some/model"
+    assert data["init_parameters"]["api_key"] == {"type": "env_var", "env_vars": ["WINNOW_API_KEY"], "strict": False}
+    assert component_from_dict(WinnowRanker, data, "ranker").to_dict() == data
+
+
+def test_a_dictionary_with_the_model_alone_has_the_defaults() -> None:
+    ranker = WinnowRanker.from_dict({"type": TYPE, "init_parameters": {"model": "fake"}})
+    assert ranker.to_dict() == WinnowRanker("fake").to_dict()
+
+
+def test_a_recipe_of_ones_own_survives() -> None:
+    recipe = ModelRecipe(family="mine", architectures=("Qwen3ForCausalLM",), labels=("no", "yes"), max_length=99)
+    saved = pipeline_of(fake(recipe=recipe)).dumps()
+    assert "python/tuple" not in saved  # plain YAML, for readers other than Haystack
+    loaded = Pipeline.loads(saved).get_component("ranker")
+    assert loaded.recipe == recipe
+    assert ids(loaded.run(QUERY, documents())) == BEST_FIRST
+
+
+def test_an_engine_object_cannot_be_saved() -> None:
+    with pytest.raises(SerializationError, match="'engine'"):
+        pipeline_of(fake(engine=FakeEngine())).dumps()
+
+
+def test_saved_settings_are_not_those_the_caller_may_change() -> None:
+    kwargs, fields = {"delay": 0.0}, ["title"]
+    ranker = fake(engine_kwargs=kwargs, meta_fields_to_embed=fields)
+    kwargs["nonsense"] = 1.0
+    fields.append("other")
+    assert (ranker.engine_kwargs, ranker.meta_fields_to_embed) == ({"delay": 0.0}, ["title"])
+
+
+def test_every_setting_of_the_core_is_offered_with_its_default() -> None:
+    ours = inspect.signature(WinnowRanker.__init__).parameters
+    core = {field.name: field.default for field in dataclasses.fields(RerankerConfig)}
+    assert set(core) - set(ours) == {"raw_scores"}  # scale_score, per run
+    same = set(core) & set(ours) - {"model", "api_key", "engine_kwargs"}
+    assert {name: ours[name].default for name in same} == {name: core[name] for name in same}
+
+
+def test_without_haystack_the_import_names_the_extra() -> None:
+    code = """
+import sys
+sys.modules["haystack"] = None
+try:
+    import haystack_integrations.components.rankers.winnow
+except ImportError as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("MissingExtraError")
+    assert 'pip install "winnow-rerank[haystack]"' in done.stdout
+
+
+def test_the_import_does_not_bring_vllm() -> None:
+    code = """
+import sys
+import haystack_integrations.components.rankers.winnow
+print("vllm" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,240 @@
+"""The Haystack door in real pipelines: hybrid retrieval, event loops, saved YAML, evaluation, agents' tools, vLLM."""
+
+import asyncio
+import math
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from haystack import Document, Pipeline, SuperComponent
+from haystack.components.builders import PromptBuilder
+from haystack.components.embedders import MockTextEmbedder
+from haystack.components.evaluators import DocumentMRREvaluator, DocumentNDCGEvaluator
+from haystack.components.joiners import DocumentJoiner
+from haystack.components.rankers import LostInTheMiddleRanker
+from haystack.components.retrievers.in_memory import InMemoryBM25Retriever, InMemoryEmbeddingRetriever
+from haystack.core.errors import PipelineRuntimeError
+from haystack.document_stores.in_memory import InMemoryDocumentStore
+from haystack.tools import ComponentTool
+from haystack_help import BEST_FIRST, QUERY, TEXTS, documents, fake, ids, run_async, run_sync
+
+from haystack_integrations.components.rankers.winnow import WinnowRanker
+from winnow import EngineError, Reranker
+
+
+def store_of(found: list[Document]) -> InMemoryDocumentStore:
+    embedder = MockTextEmbedder()
+    store = InMemoryDocumentStore()
+    store.write_documents(
+        [
+            Document(
+                id=each.id, content=each.content, meta=each.meta, embedding=embedder.run(each.content)["embedding"]
+            )
+            for each in found
+        ]
+    )
+    return store
+
+
+def hybrid(ranker: WinnowRanker, store: InMemoryDocumentStore) -> Pipeline:
+    """BM25 and embedding retrieval, joined without merging, then reranked."""
+    pipeline = Pipeline()
+    pipeline.add_component("embedder", MockTextEmbedder())
+    pipeline.add_component("dense", InMemoryEmbeddingRetriever(store, top_k=5))
+    pipeline.add_component("sparse", InMemoryBM25Retriever(store, top_k=5))
+    pipeline.add_component("joiner", DocumentJoiner(join_mode="concatenate"))
+    pipeline.add_component("ranker", ranker)
+    pipeline.connect("embedder.embedding", "dense.query_embedding")
+    pipeline.connect("dense.documents", "joiner.documents")
+    pipeline.connect("sparse.documents", "joiner.documents")
+    pipeline.connect("joiner.documents", "ranker.documents")
+    return pipeline
+
+
+def question(query: str = QUERY, **ranker: Any) -> dict[str, dict[str, Any]]:
+    return {"embedder": {"text": query}, "sparse": {"query": query}, "ranker": {"query": query, **ranker}}
+
+
+def test_hybrid_retrieval() -> None:
+    pipeline = hybrid(fake(), store_of(documents()))
+    result = pipeline.run(question(), include_outputs_from={"joiner"})
+    assert ids(result["ranker"]) == BEST_FIRST
+    assert result["ranker"]["meta"]["documents"] == 5
+    assert ids(pipeline.run(question(top_k=2))["ranker"]) == BEST_FIRST[:2]
+    pipeline.close()
+
+
+def test_two_retrievers_connected_without_a_joiner() -> None:
+    """Haystack joins lists by itself, duplicates and all: each document comes back once."""
+    store = store_of(documents())
+    pipeline = Pipeline()
+    for name in ("one", "two"):
+        pipeline.add_component(name, InMemoryBM25Retriever(store, top_k=5))
+    pipeline.add_component("ranker", fake())
+    for name in ("one", "two"):
+        pipeline.connect(f"{name}.documents", "ranker.documents")
+    result = pipeline.run({"one": {"query": QUERY}, "two": {"query": "Rice Paris"}, "ranker": {"query": QUERY}})
+    assert ids(result["ranker"]) == BEST_FIRST
+
+
+def test_hybrid_retrieval_in_event_loops() -> None:
+    pipeline = hybrid(fake(), store_of(documents()))
+    for _ in range(2):  # a ranker must outlive the loop it was first used in
+        result = asyncio.run(pipeline.run_async(question()))
+        assert ids(result["ranker"]) == BEST_FIRST
+
+    async def many() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(pipeline.run_async(question(top_k=1 + at % 5)) for at in range(20)))
+
+    assert [ids(result["ranker"]) for result in asyncio.run(many())] == [BEST_FIRST[: 1 + at % 5] for at in range(20)]
+    asyncio.run(pipeline.close_async())
+
+
+def test_a_saved_pipeline_loads_without_an_allow_list_and_ranks_the_same() -> None:
+    pipeline = hybrid(fake(top_k=3, scale_score=False), store_of(documents()))
+    loaded = Pipeline.loads(pipeline.dumps())
+    assert loaded.run(question())["ranker"]["documents"] == pipeline.run(question())["ranker"]["documents"]
+
+
+def test_what_goes_on_after_the_ranker() -> None:
+    pipeline = hybrid(fake(top_k=4), store_of(documents()))
+    pipeline.add_component("middle", LostInTheMiddleRanker())
+    pipeline.add_component("prompt", PromptBuilder("{% for d in documents %}{{ d.content }}|{% endfor %}"))
+    pipeline.connect("ranker.documents", "middle.documents")
+    pipeline.connect("middle.documents", "prompt.documents")
+    prompt = pipeline.run(question())["prompt"]["prompt"]
+    assert prompt == "|".join(TEXTS[int(at)] for at in ("1", "4", "3", "2")) + "|"
+
+
+def test_an_instruction_may_come_from_another_component() -> None:
+    pipeline = Pipeline()
+    pipeline.add_component("instruct", PromptBuilder("in {{ place }}"))
+    pipeline.add_component("ranker", fake(top_k=1))
+    pipeline.connect("instruct.prompt", "ranker.instruction")
+    result = pipeline.run({"instruct": {"place": "Shanghai"}, "ranker": {"query": "is", "documents": documents()}})
+    assert ids(result["ranker"]) == ["4"]
+
+
+def test_errors_name_the_component_and_the_document() -> None:
+    pipeline = Pipeline()
+    pipeline.add_component("ranker", fake(on_overflow="error", max_length=100))
+    with pytest.raises(PipelineRuntimeError, match=r"(?s)ranker.*Document 0.*'0'"):
+        pipeline.run({"ranker": {"query": QUERY, "documents": documents(["China " * 100])}})
+
+
+def test_as_a_super_component_and_as_a_tool() -> None:
+    pipeline = Pipeline()
+    pipeline.add_component("retriever", InMemoryBM25Retriever(store_of(documents()), top_k=5))
+    pipeline.add_component("ranker", fake(top_k=2))
+    pipeline.connect("retriever.documents", "ranker.documents")
+    search = SuperComponent(
+        pipeline,
+        input_mapping={"query": ["retriever.query", "ranker.query"]},
+        output_mapping={"ranker.documents": "documents"},
+    )
+    assert ids(search.run(query=QUERY)) == BEST_FIRST[:2]
+    tool = ComponentTool(search, name="search", description="Search the passages.")
+    assert ids(tool.invoke(query=QUERY)) == BEST_FIRST[:2]
+
+
+def test_evaluation_before_and_after() -> None:
+    """The retriever's best is wrong; ids are compared, as reranked documents have other scores and may be truncated."""
+    pipeline = hybrid(fake(top_k=3), store_of(documents()))
+    queries = [QUERY, "capital of France", "noodles Rice"]
+    truth = [[documents()[at]] for at in (1, 2, 0)]
+    retrieved, reranked = [], []
+    for query in queries:
+        result = pipeline.run(question(query), include_outputs_from={"dense"})
+        retrieved.append(result["dense"]["documents"])
+        reranked.append(result["ranker"]["documents"])
+    for evaluator in (DocumentMRREvaluator, DocumentNDCGEvaluator):
+        before, after = (
+            evaluator(document_comparison_field="id").run(ground_truth_documents=truth, retrieved_documents=found)
+            for found in (retrieved, reranked)
+        )
+        assert before["score"] < after["score"] == 1.0
+
+
+# --- vLLM -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ranker(vllm_model: str) -> WinnowRanker:
+    return WinnowRanker(vllm_model, engine="vllm", top_k=None)
+
+
+def test_vllm_gives_the_scores_of_the_core(ranker: WinnowRanker, vllm_model: str, passages: list[str]) -> None:
+    core = Reranker(vllm_model, engine="vllm").rank(QUERY, passages, instruction="Which passage answers?")
+    for run in (run_sync, run_async):
+        result = run(ranker, QUERY, documents(passages), instruction="Which passage answers?")
+        assert ids(result) == [str(hit.index) for hit in core]
+        assert [each.score for each in result["documents"]] == pytest.approx([hit.score for hit in core], abs=1e-3)
+        assert result["meta"]["usage"]["prompt_tokens"] == core.stats.prompt_tokens
+
+
+def test_vllm_in_a_hybrid_pipeline(ranker: WinnowRanker, passages: list[str]) -> None:
+    pipeline = hybrid(ranker, store_of(documents(passages)))
+    sync = pipeline.run(question())["ranker"]
+    native = [asyncio.run(pipeline.run_async(question()))["ranker"] for _ in range(2)]
+    assert len(sync["documents"]) >= 5
+    for result in native:
+        assert [each.score for each in result["documents"]] == pytest.approx(
+            [each.score for each in sync["documents"]], abs=1e-3
+        )
+    pipeline.close()
+
+
+def test_vllm_from_many_threads(ranker: WinnowRanker, passages: list[str]) -> None:
+    found = documents(passages[:6])
+    alone = {each.id: each.score for each in ranker.run(QUERY, found)["documents"]}
+    with ThreadPoolExecutor(6) as pool:
+        for result in pool.map(lambda _: ranker.run(QUERY, found), range(12)):
+            assert {each.id: each.score for each in result["documents"]} == pytest.approx(alone, abs=1e-3)
+
+
+def test_vllm_truncates_the_document_and_says_so(ranker: WinnowRanker, passages: list[str]) -> None:
+    found = [*documents(passages[:2]), Document(id="long-one", content=" ".join(passages) * 20)]
+    result = ranker.run(QUERY, found, scale_score=False)
+    assert result["meta"]["truncated"] == ["long-one"]
+    assert all(type(each.score) is float and math.isfinite(each.score) for each in result["documents"])
+    scores = [each.score for each in result["documents"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+# --- servers ----------------------------------------------------------------------------------------------------------
+
+
+class GatewayError(BaseHTTPRequestHandler):
+    """What stands before a vLLM server that is down."""
+
+    def do_GET(self) -> None:
+        self.send_response(502)
+        self.end_headers()
+        self.wfile.write(b"<html><body>Bad gateway</body></html>")
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        """Keep still."""
+
+
+@pytest.fixture
+def gateway() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), GatewayError) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_an_answer_that_is_no_json_is_an_engine_error_that_names_the_server(gateway: str, tiny_model: str) -> None:
+    ranker = WinnowRanker(tiny_model, engine="server", url=f"{gateway}/v1", engine_kwargs={"max_retries": 0})
+    for _ in range(2):  # the error does not outlive its call
+        with pytest.raises(EngineError, match=gateway) as error:
+            ranker.run(QUERY, documents())
+        assert "502" in str(error.value)
+    with pytest.raises(EngineError, match=gateway):
+        asyncio.run(ranker.run_async(QUERY, documents()))
+    ranker.close()

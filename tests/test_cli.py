@@ -1,0 +1,134 @@
+"""The command line, run as users run it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from winnow import Reranker
+from winnow.cli import app
+
+QUERY = "What is the capital of China?"
+DOCUMENTS = ["Beijing is the capital of China.", "Paris is the capital of France.", "Rice and noodles."]
+
+
+def run(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, arguments, input=stdin)
+
+
+@pytest.fixture
+def rank(vllm_model: str) -> Any:
+    """`winnow rank` on the running engine."""
+
+    def run_rank(*arguments: str, stdin: str | None = None) -> Result:
+        return run("rank", "--engine", "vllm", "--model", vllm_model, "--query", QUERY, *arguments, stdin=stdin)
+
+    return run_rank
+
+
+def expected(model: str, **options: Any) -> list[tuple[int, float]]:
+    with Reranker(model, engine="vllm") as reranker:
+        return [(hit.index, hit.score) for hit in reranker.rank(QUERY, DOCUMENTS, **options)]
+
+
+def test_lines_of_text_in_and_a_ranking_out(rank: Any, vllm_model: str, tmp_path: Path) -> None:
+    file = tmp_path / "documents.txt"
+    file.write_text("\n\n".join(DOCUMENTS), encoding="utf-8")
+    result = rank(str(file), "--top-k", "2", "--instruction", "Find capitals")
+    assert result.exit_code == 0, result.output
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
+    best = expected(vllm_model, instruction="Find capitals", top_k=2)
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert [int(row[2].strip("[]")) for row in rows] == [index for index, _ in best]
+    assert [float(row[1]) for row in rows] == pytest.approx([score for _, score in best], abs=1e-4)
+    assert [row[3] for row in rows] == [DOCUMENTS[index] for index, _ in best]
+
+
+def test_jsonl_from_stdin_and_json_out(rank: Any, vllm_model: str) -> None:
+    lines = "".join(json.dumps({"text": text, "id": f"d{at}"}) + "\n" for at, text in enumerate(DOCUMENTS))
+    result = rank("--json", "-", stdin=lines)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["query"] == QUERY
+    assert found["stats"]["documents"] == 3
+    best = expected(vllm_model)
+    assert [hit["id"] for hit in found["results"]] == [f"d{index}" for index, _ in best]
+    assert [hit["score"] for hit in found["results"]] == pytest.approx([score for _, score in best], abs=1e-4)
+
+
+def test_raw_scores_and_threshold(rank: Any, vllm_model: str) -> None:
+    text = "\n".join(DOCUMENTS)
+    threshold = expected(vllm_model)[1][1]
+    assert len(rank("-", "--threshold", str(threshold), stdin=text).stdout.splitlines()) == 2
+    found = json.loads(rank("-", "--raw-scores", "--json", stdin=text).stdout)
+    assert all(hit["score"] == hit["logit"] for hit in found["results"])
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [
+        ('{"text": "a"}\nnot json\n', "stdin, line 2: not JSON"),
+        ('{"content": "a"}\n', 'stdin, line 1: each JSON line must be an object with a string in "text"'),
+    ],
+)
+def test_bad_lines_are_named(rank: Any, stdin: str, message: str) -> None:
+    result = rank("-", stdin=stdin)
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
+def test_errors_are_one_line_without_a_traceback(tmp_path: Path) -> None:
+    file = tmp_path / "documents.txt"
+    file.write_text("a", encoding="utf-8")
+    for arguments, message in (
+        ((str(file), "--model", "./none", "--query", "q"), "The model folder ./none does not exist"),
+        ((str(file), "--model", "./none", "--query", " "), "query must be a text that is not blank"),
+        ((str(file), "--model", "./none", "--query", "q", "--top-k", "0"), "top_k must be > 0, but got 0"),
+        ((str(tmp_path / "none"), "--model", "m", "--query", "q"), "No such file"),
+    ):
+        result = run("rank", *arguments)
+        assert result.exit_code == 1
+        assert message in result.stderr
+        assert "Traceback" not in result.output
+
+
+def test_help_teaches() -> None:
+    result = run("rank", "--help")
+    assert result.exit_code == 0
+    for word in ("--model", "--query", "--instruction", "--top-k", "--json", "JSONL", "Examples"):
+        assert word in result.stdout
+
+
+def test_the_installed_command_knows_its_version() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("winnow"), "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("winnow-rerank ")
+
+
+def test_a_progress_bar_on_long_work_and_none_on_short(tiny_model: str, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "winnow.cli",
+        "rank",
+        "--engine",
+        "transformers",
+        "-m",
+        tiny_model,
+        "-q",
+        QUERY,
+        "-",
+    ]
+    lines = "\n".join(f"{number} " + "word " * 600 for number in range(400))
+    long = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
+    assert "reranking:" in long.stderr
+    assert "400/400" in long.stderr
+    assert "reranking" not in long.stdout
+    short = subprocess.run(command, input="a\nb", capture_output=True, text=True, check=True)
+    assert "reranking:" not in short.stderr
