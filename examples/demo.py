@@ -17,6 +17,7 @@ from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document as LangChainDocument
 from langchain_core.retrievers import BaseRetriever
+from llama_index.core import Settings
 from llama_index.core.llms import MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
@@ -79,9 +80,10 @@ def through_haystack(model: str, query: str, instruction: str | None) -> tuple[l
 
 def through_llama_index(model: str, query: str, instruction: str | None, found: list[HaystackDocument]) -> Hits:
     """A query engine with the postprocessor; it stops before an LLM would answer."""
+    Settings.llm = MockLLM()  # LlamaIndex wants one even where none is asked
     engine = RetrieverQueryEngine(
         retriever=Candidates(found),
-        response_synthesizer=get_response_synthesizer(llm=MockLLM(), response_mode=ResponseMode.NO_TEXT),
+        response_synthesizer=get_response_synthesizer(response_mode=ResponseMode.NO_TEXT),
         node_postprocessors=[LlamaIndexRerank(model=model, top_n=TOP_K, instruction=instruction)],
     )
     return [(hit.node.node_id, hit.score or 0.0) for hit in engine.query(query).source_nodes]
@@ -130,9 +132,9 @@ def main() -> None:
     before = Table("", "BM25", "", title=f"Before: {query}", title_justify="left")
     for place, document in enumerate(found, 1):
         before.add_row(str(place), f"{document.score:.3f}", text[document.id])
-    after = Table("", *doors, "", title="After: reranked", title_justify="left")
+    after = Table("", *doors, "", title="After: reranked, scores by door", title_justify="left")
     for place, hits in enumerate(zip(*doors.values(), strict=True), 1):
-        after.add_row(str(place), *(f"{score:.4f} {name}" for name, score in hits), text[hits[0][0]])
+        after.add_row(str(place), *(f"{score:.4f}" for _, score in hits), text[hits[0][0]])
     console.print(before, after)
     agree = all(
         mine[0] == theirs[0] and abs(mine[1] - theirs[1]) < 1e-5

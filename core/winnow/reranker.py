@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,10 @@ T = TypeVar("T")
 
 Documents = Iterable[str | Document | None]
 RankRequest = tuple[str, Documents] | tuple[str, Documents, str | None]
+
+# Bound templates that a reranker keeps.
+_BUILDERS = 32
+_builders_lock = threading.Lock()
 
 # Prompts an engine is given at once. All chunks of a call are in flight together; a finished one moves the progress
 # bar.
@@ -318,7 +323,11 @@ class Reranker(RerankerConfig):
                 on_overflow=self.on_overflow,
                 window_overlap=self.window_overlap,
             )
-            builder = self._builders[key] = PromptBuilder(checkpoint.tokenizer, bound, limits)
+            builder = PromptBuilder(checkpoint.tokenizer, bound, limits)
+            with _builders_lock:
+                self._builders[key] = builder
+                if len(self._builders) > _BUILDERS:  # the oldest goes: templates may come with each call
+                    del self._builders[next(iter(self._builders))]
         return builder
 
     async def _score(self, engine: Engine, prompts: Sequence[Prompt], bar: "tqdm[Any]") -> list[EngineScore]:

@@ -19,6 +19,11 @@ class Document:
     image: Any = None
 
 
+def finite(score: float) -> float:
+    """A score for frameworks whose formats hold no infinities: −inf, of a document without a logit, as least float32."""
+    return max(score, -3.4028234663852886e38)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedDocument:
     """One document of a ranking.

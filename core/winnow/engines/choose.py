@@ -35,7 +35,7 @@ def create_engine(config: RerankerConfig) -> Engine:
     if name == "server":
         from winnow.engines.server import ServerEngine
 
-        return ServerEngine(checkpoint, config.url, config.api_key, kwargs)
+        return ServerEngine(checkpoint, config.url, config.api_key, kwargs, max_length=config.max_length)
     if name == "vllm":
         from winnow.engines.vllm import VllmEngine
 

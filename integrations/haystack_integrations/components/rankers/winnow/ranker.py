@@ -23,11 +23,9 @@ from haystack_integrations.components.rankers.winnow.checks import (
 )
 from haystack_integrations.components.rankers.winnow.documents import DocumentReader, without_duplicates
 from winnow import DocumentError, Engine, ModelRecipe, RankedDocument, Ranking, Reranker, RerankerConfig
+from winnow.types import finite
 
 logger = logging.getLogger(__name__)
-
-# The least float32, for −inf: JSON and document stores hold no infinities.
-_LOWEST = -3.4028234663852886e38
 
 # Held for the moment it takes to make a Reranker (loading is not part of it). Not one a ranker: locks cannot be copied.
 _making = threading.Lock()
@@ -367,4 +365,4 @@ _PARAMETERS = tuple(name for name in inspect.signature(WinnowRanker.__init__).pa
 
 
 def _score(hit: RankedDocument, scale: bool) -> float:
-    return hit.score if scale else max(hit.logit, _LOWEST)
+    return hit.score if scale else finite(hit.logit)

@@ -1,0 +1,133 @@
+"""What the compressor and the cross encoder have in common: the model, and how it reads."""
+
+import copy
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from langchain_core.utils import secret_from_env
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_serializer, field_validator
+
+from winnow import ModelRecipe, Reranker, RerankerConfig
+
+# Given with each call, so that it may be assigned.
+_PER_CALL = ("instruction",)
+
+
+class WinnowSettings(BaseModel):
+    """Settings of a `winnow.Reranker`, as pydantic fields, and the reranker made of them.
+
+    Making one loads nothing; the first call, or `start`, does. Objects with the same model and engine settings share
+    one engine in the process, also with Winnow's other doors.
+
+    Raises:
+        ValueError: An argument is unknown or wrong. What only the model can tell is raised by the first call.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+    model: str = Field(frozen=True)
+    """A folder, or a name on the Hugging Face Hub."""
+
+    instruction: str | None = None
+    """What counts as relevant, for models that take an instruction; None for the template's default."""
+
+    template: str | dict[str, str] | None = Field(default=None, frozen=True)
+    """A score template instead of the model's own: a built-in's name, a path, Jinja source, or format strings for
+    prefix, query_template, document_template and suffix."""
+
+    template_kwargs: dict[str, Any] | None = Field(default=None, frozen=True)
+    """More variables for the template."""
+
+    raw_scores: bool = Field(default=False, frozen=True)
+    """Return logits as scores instead of sigmoid(logit)."""
+
+    recipe: str | ModelRecipe | None = Field(default=None, frozen=True)
+    """The model's family, where the model's name does not tell."""
+
+    max_length: int | None = Field(default=None, ge=1, frozen=True)
+    """Most tokens of a prompt; None for the model's limit."""
+
+    max_query_tokens: int | None = Field(default=None, ge=1, frozen=True)
+    """Most tokens of the query; None for three quarters of the room that template and instruction leave."""
+
+    max_document_tokens: int | None = Field(default=None, ge=1, frozen=True)
+    """Most tokens of a document, or of each window; None for what is left."""
+
+    on_overflow: Literal["truncate", "error", "window"] = Field(default="truncate", frozen=True)
+    """What to do with longer documents; "window" scores them piece by piece."""
+
+    window_overlap: float = Field(default=0.1, ge=0, lt=1, frozen=True)
+    """Share of a window that the next one repeats."""
+
+    window_score: Literal["max", "mean", "first"] = Field(default="max", frozen=True)
+    """How a document's windows make its score."""
+
+    on_error: Literal["raise", "skip"] = Field(default="raise", frozen=True)
+    """"skip": a document that cannot be scored ranks last instead of failing the call."""
+
+    engine: str = Field(default="auto", frozen=True)
+    """"auto", "vllm", "server" (vLLM servers at `url`), "transformers", or "fake" (no model, for tests)."""
+
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict, frozen=True, repr=False)
+    """Settings of the engine: any field of vLLM's AsyncEngineArgs, or the keywords of Winnow's TransformersEngine or
+    ServerEngine. hf_token is never dumped."""
+
+    url: str | list[str] | None = Field(default=None, frozen=True)
+    """Address of a vLLM server, or several that serve the same model, for `engine="server"`."""
+
+    api_key: SecretStr | None = Field(
+        default_factory=secret_from_env("WINNOW_API_KEY", default=None), frozen=True, exclude=True, repr=False
+    )
+    """Key of these servers; by default the environment's WINNOW_API_KEY. Never dumped."""
+
+    root_path: str | None = Field(default=None, frozen=True)
+    """Folder that images with local paths are read from; without it such images are refused."""
+
+    allow_remote_images: bool = Field(default=False, frozen=True)
+    """Whether images may be fetched from http(s) addresses (never from private networks)."""
+
+    _reranker: Reranker = PrivateAttr()
+
+    @field_validator("model", "template", "root_path", mode="before")
+    @classmethod
+    def _path_to_str(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @field_serializer("engine_kwargs")
+    def _without_token(self, value: dict[str, Any]) -> dict[str, Any]:
+        return {key: item for key, item in value.items() if key != "hf_token"}
+
+    def model_post_init(self, _context: Any, /) -> None:
+        """Make the reranker; it loads nothing yet."""
+        names = {field.name for field in dataclasses.fields(RerankerConfig)} & type(self).model_fields.keys()
+        settings = {name: getattr(self, name) for name in names.difference(_PER_CALL, ["api_key"])}
+        if self.engine == "server" and self.api_key:
+            settings["api_key"] = self.api_key.get_secret_value()
+        self._reranker = Reranker(**settings)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other settings, checked; it shares the engine if model and engine settings are the same."""
+        values = dict(self)
+        return type(self)(**{**(copy.deepcopy(values) if deep else values), **(update or {})})
+
+    def start(self) -> Self:
+        """Load the model now instead of with the first call."""
+        self._reranker.start()
+        return self
+
+    async def astart(self) -> Self:
+        """`start` for event loops."""
+        await self._reranker.astart()
+        return self
+
+    def close(self) -> None:
+        """Wait for calls in flight, then free the engine unless others hold it. The next call loads it again."""
+        self._reranker.close()
+
+    async def aclose(self) -> None:
+        """`close` for event loops."""
+        await self._reranker.aclose()

@@ -1,0 +1,318 @@
+"""The LangChain door's settings, secrets, copies and dumps; and the life of its engine."""
+
+import asyncio
+import copy
+import dataclasses
+import gc
+import pickle
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_kit import BEST_FIRST, QUERY, TEXTS, Call, engine_threads, every_call, fake, ids, make_documents, scores
+from pydantic import SecretStr, ValidationError
+
+from winnow import FakeEngine, ModelError, ModelRecipe, Reranker, RerankerConfig
+from winnow_langchain import WinnowCrossEncoder, WinnowRerank
+
+BOTH = pytest.mark.parametrize("kind", [WinnowRerank, WinnowCrossEncoder])
+SERVER = {"model": "some/model", "engine": "server", "url": "http://127.0.0.1:8000"}
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_every_setting_of_the_core_is_there_with_its_default(kind: Any) -> None:
+    for field in dataclasses.fields(RerankerConfig):
+        if field.name in ("model", "api_key"):
+            continue
+        expected = {} if field.default is dataclasses.MISSING else field.default
+        assert kind.model_fields[field.name].get_default(call_default_factory=True) == expected, field.name
+    assert [name for name, field in kind.model_fields.items() if not field.description] == []
+
+
+@BOTH
+def test_settings_reach_the_reranker(kind: Any) -> None:
+    settings = {
+        "model": "fake",
+        "engine": "fake",
+        "recipe": ModelRecipe(family="mine", labels=("no", "yes")),
+        "template": {"query_template": "q {query}", "document_template": "d {document}"},
+        "template_kwargs": {"style": "short"},
+        "raw_scores": True,
+        "max_length": 100,
+        "max_query_tokens": 10,
+        "max_document_tokens": 50,
+        "on_overflow": "window",
+        "window_overlap": 0.2,
+        "window_score": "mean",
+        "on_error": "skip",
+        "engine_kwargs": {"delay": 0.0},
+        "root_path": "/pictures",
+        "allow_remote_images": True,
+    }
+    reranker = kind(**settings)._reranker
+    assert {name: getattr(reranker, name) for name in settings} == settings
+    assert reranker.api_key is None
+    server = kind(**{**SERVER, "url": ["http://a", "http://b"]})._reranker
+    assert list(server.url) == ["http://a", "http://b"]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"topn": 3}, "topn"),
+        ({"max_length": 0}, "max_length"),
+        ({"on_overflow": "drop"}, "truncate"),
+        ({"on_error": "ignore"}, "skip"),
+        ({"window_overlap": 1}, "less than 1"),
+        ({"engine": "tensorrt"}, "engine must be one of"),
+        ({"engine": "server"}, 'url and engine="server" belong together'),
+        ({"url": "http://127.0.0.1"}, 'url and engine="server" belong together'),
+        ({"model": None}, "model"),
+    ],
+)
+def test_wrong_settings(kind: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**{"model": "fake", "engine": "fake", **settings})
+
+
+@pytest.mark.parametrize("settings", [{"top_n": 0}, {"top_n": -1}, {"top_n": 1.5}, {"score_threshold": float("nan")}])
+def test_wrong_settings_of_the_compressor(settings: dict[str, Any]) -> None:
+    (name,) = settings
+    with pytest.raises(ValidationError, match=name):
+        fake(**settings)
+    with pytest.raises(ValidationError, match=name):
+        setattr(fake(), name, settings[name])
+
+
+def test_what_makes_the_reranker_cannot_be_assigned() -> None:
+    reranker = fake()
+    for name in ("model", "engine", "template", "max_length", "raw_scores", "engine_kwargs", "api_key"):
+        with pytest.raises(ValidationError, match=f"(?s){name}.*frozen"):
+            setattr(reranker, name, None)
+    reranker = fake(instruction="Paris")
+    for instruction, best in (("noodles", 0), (None, 2), ("Paris", 3)):
+        reranker.instruction = instruction
+        assert ids(reranker.compress_documents(make_documents(), "of"))[0] == best
+
+
+@every_call
+def test_no_model_is_an_error_not_an_empty_list(call: Call, tmp_path: Path) -> None:
+    reranker = WinnowRerank(model=tmp_path / "nowhere", engine="transformers")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="nowhere"):
+        call(reranker, make_documents(), QUERY)
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_key_from_the_environment_or_the_caller_and_only_for_servers(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kind(**SERVER)._reranker.api_key is None
+    monkeypatch.setenv("WINNOW_API_KEY", "of the environment")
+    assert kind(**SERVER)._reranker.api_key == "of the environment"
+    assert kind(**SERVER, api_key="mine")._reranker.api_key == "mine"
+    assert kind(**SERVER, api_key=SecretStr("mine"))._reranker.api_key == "mine"
+    assert kind(**SERVER, api_key=None)._reranker.api_key is None
+    assert kind(model="fake", engine="fake")._reranker.api_key is None
+    monkeypatch.setenv("WINNOW_API_KEY", "")
+    assert kind(**SERVER)._reranker.api_key is None
+
+
+@BOTH
+def test_a_dump_takes_the_key_of_where_it_is_read(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    dumped = kind(**SERVER, api_key="mine").model_dump_json()
+    monkeypatch.setenv("WINNOW_API_KEY", "of the environment")
+    assert kind.model_validate_json(dumped)._reranker.api_key == "of the environment"
+
+
+@BOTH
+def test_secrets_stay_out_of_dumps_reprs_and_errors(kind: Any) -> None:
+    one = kind(**SERVER, api_key="sk-secret", engine_kwargs={"hf_token": "hf_secret", "timeout": 5.0})
+    for written in (repr(one), str(one), repr(one.model_dump()), one.model_dump_json()):
+        assert "secret" not in written
+        assert "api_key" not in written
+    assert one.model_dump()["engine_kwargs"] == {"timeout": 5.0}
+    for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one)), one.model_copy(), one.model_copy(deep=True)):  # noqa: S301
+        assert other == one
+        assert other._reranker.api_key == "sk-secret"
+        assert other.engine_kwargs["hf_token"] == "hf_secret"
+    with pytest.raises(ValueError, match="max_length") as caught:
+        kind(**SERVER, api_key="sk-secret", max_length="hf_secret")
+    assert "secret" not in str(caught.value)
+
+
+# --- dumps and copies -------------------------------------------------------------------------------------------------
+
+
+def test_round_trips() -> None:
+    one = fake(
+        top_n=2,
+        instruction="Which is a city?",
+        template={"query_template": "q {query}", "document_template": "d {document}"},
+        recipe=ModelRecipe(family="mine", labels=("no", "yes")),
+        metadata_fields=["title"],
+        score_threshold=0.25,
+        engine_kwargs={"delay": 0.0},
+    )
+    assert WinnowRerank(**one.model_dump()) == one
+    assert WinnowRerank.model_validate_json(one.model_dump_json()) == one
+    assert pickle.loads(pickle.dumps(one)) == one  # noqa: S301
+    assert copy.deepcopy(one) == copy.copy(one) == one.model_copy() == one
+    assert "engine" in WinnowRerank.model_json_schema()["properties"]
+    assert one != fake()
+    assert one != WinnowCrossEncoder(model="fake", engine="fake")
+
+
+def test_copies_work_and_updates_take_effect() -> None:
+    one = fake(top_n=1)
+    expected = one.compress_documents(make_documents(), QUERY)
+    for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one)), one.model_copy()):  # noqa: S301
+        assert other.compress_documents(make_documents(), QUERY) == expected
+    assert len(one.model_copy(update={"top_n": 3}).compress_documents(make_documents(), QUERY)) == 3
+    assert scores(one.model_copy(update={"raw_scores": True}).compress_documents(make_documents(), QUERY))[0] > 1
+    with pytest.raises(ValueError, match="topn"):
+        one.model_copy(update={"topn": 3})
+
+
+def test_settings_are_not_the_callers_objects() -> None:
+    kwargs: dict[str, Any] = {"delay": 0.0}
+    fields = ["title"]
+    one = fake(engine_kwargs=kwargs, metadata_fields=fields)
+    kwargs["nonsense"] = 1
+    fields.append("page")
+    assert one.metadata_fields == ["title"]
+    assert len(one.compress_documents(make_documents(), QUERY)) == len(TEXTS)
+
+
+# --- engines, threads, loops ------------------------------------------------------------------------------------------
+
+
+def test_constructor_and_empty_input_load_nothing_and_equal_settings_share_one_engine() -> None:
+    gc.collect()
+    before = engine_threads()
+    kwargs = {"delay": 1e-6}  # a key of this test's own
+    first, second = fake(engine_kwargs=kwargs), fake(engine_kwargs=kwargs, top_n=1, instruction="noodles")
+    encoder = WinnowCrossEncoder(model="fake", engine="fake", engine_kwargs=kwargs)
+    core = Reranker("fake", engine="fake", engine_kwargs=kwargs)
+    assert first.compress_documents([], QUERY) == asyncio.run(first.acompress_documents([], QUERY)) == []
+    assert first.rerank([], QUERY) == asyncio.run(first.arerank([], QUERY)) == encoder.score([]) == []
+    assert engine_threads() == before
+    everyone: list[Any] = [first, second, copy.deepcopy(first), pickle.loads(pickle.dumps(first))]  # noqa: S301
+    for reranker in everyone:
+        reranker.compress_documents(make_documents(), QUERY)
+    core.rank(QUERY, TEXTS)
+    encoder.score([(QUERY, text) for text in TEXTS])
+    assert engine_threads() == before + 1
+    for one in [core, encoder, *everyone]:
+        assert engine_threads() == before + 1
+        one.close()
+    assert engine_threads() == before
+
+
+@every_call
+def test_close_frees_the_engine_and_the_next_call_loads_it_again(call: Call) -> None:
+    before = engine_threads()
+    reranker = fake(engine_kwargs={"delay": 2e-6})
+    first = call(reranker, make_documents(), QUERY)
+    reranker.close()
+    asyncio.run(reranker.aclose())
+    assert engine_threads() == before
+    assert call(reranker, make_documents(), QUERY) == first
+    asyncio.run(reranker.aclose())
+    assert engine_threads() == before
+
+
+def test_start_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[FakeEngine] = []
+    start = FakeEngine.start
+
+    async def recording(self: FakeEngine) -> None:
+        started.append(self)
+        await start(self)
+
+    monkeypatch.setattr(FakeEngine, "start", recording)
+    reranker = fake(engine_kwargs={"delay": 3e-6})
+    assert reranker.start() is reranker
+    assert asyncio.run(reranker.astart()) is reranker
+    reranker.compress_documents(make_documents(), QUERY)
+    assert len(started) == 1
+    reranker.close()
+
+
+def test_async_is_native() -> None:
+    """Many more calls than threads of the default executor wait at the same time, and the loop runs on."""
+    reranker = fake(engine_kwargs={"delay": 0.3}).start()
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    async def main() -> float:
+        ticker = asyncio.ensure_future(tick())
+        begin = time.perf_counter()
+        await asyncio.gather(*(reranker.acompress_documents(make_documents(), QUERY) for _ in range(50)))
+        await asyncio.gather(*(reranker.arerank(TEXTS, QUERY) for _ in range(50)))
+        ticker.cancel()
+        return time.perf_counter() - begin
+
+    assert asyncio.run(main()) < 2.5  # in threads: 100 × 0.3 s / 8 on this machine, at best / 32
+    assert ticks >= 5
+    reranker.close()
+
+
+def test_two_event_loops_in_a_row() -> None:
+    reranker = fake()
+    first = asyncio.run(reranker.acompress_documents(make_documents(), QUERY))
+    second = asyncio.run(reranker.acompress_documents(make_documents(), QUERY))
+    assert first == second == reranker.compress_documents(make_documents(), QUERY)
+    assert ids(first) == BEST_FIRST
+
+
+def test_threads_get_their_own_answers() -> None:
+    reranker = fake(engine_kwargs={"delay": 0.01}, top_n=1)
+
+    def find(word: int) -> str:
+        documents = make_documents([f"word{number}" for number in range(40)])
+        return reranker.compress_documents(documents, f"word{word}")[0].page_content
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(find, range(40))) == [f"word{number}" for number in range(40)]
+    reranker.close()
+
+
+# --- imports ----------------------------------------------------------------------------------------------------------
+
+
+def run_python(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_missing_langchain_names_the_extra() -> None:
+    done = run_python("import sys; sys.modules['langchain_core'] = None; import winnow_langchain")
+    assert done.returncode == 1
+    assert "MissingExtraError" in done.stderr
+    assert '"winnow-rerank[langchain]"' in done.stderr
+
+
+def test_only_langchain_core_is_needed_and_nothing_heavy_is_imported() -> None:
+    absent = ("langchain_classic", "langchain_community", "langchain", "torch", "vllm")
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent})); from winnow_langchain import WinnowRerank; "
+        "from langchain_core.documents import Document; "
+        "print(WinnowRerank(model='fake', engine='fake').compress_documents([Document('a')], 'a')[0].page_content)"
+    )
+    done = run_python(code)
+    assert (done.returncode, done.stdout) == (0, "a\n"), done.stderr
