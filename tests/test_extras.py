@@ -21,8 +21,8 @@ HIDE = """
 import sys
 from importlib.machinery import PathFinder
 hidden = set({hidden!r})
-find_spec = PathFinder.find_spec
-PathFinder.find_spec = staticmethod(lambda name, *rest: None if name.split(".")[0] in hidden else find_spec(name, *rest))
+find = PathFinder.find_spec
+PathFinder.find_spec = staticmethod(lambda name, *rest: None if name.split(".")[0] in hidden else find(name, *rest))
 """
 
 

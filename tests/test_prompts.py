@@ -1,15 +1,17 @@
 """Prompts against the tokenizers themselves: exactness, budget, windows, control tokens."""
 
+import asyncio
 from itertools import pairwise
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tokenizer_kinds import KINDS, tokenizer_of_kind
+from tokenizer_kinds import KINDS, prompt_tokenizer_of_kind, tokenizer_of_kind
 from winnow.errors import DocumentError, TemplateError
+from winnow.jinja_templates import render
 from winnow.prompts import Limits, PromptBuilder
-from winnow.templates import ScoreTemplate, render
+from winnow.templates import ScoreTemplate, built_in, built_in_names
 from winnow.tokenization import PromptTokenizer
 
 # Templates with every kind of edge: control tokens around contents, words around contents, contents at the ends.
@@ -82,7 +84,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("dressed", [False, True])
 def test_ids_equal_tokenising_the_whole_rendered_prompt(kind: str, template: str, dressed: bool) -> None:
     own = tokenizer_of_kind(kind)
-    tokenizer = PromptTokenizer(own)
+    tokenizer = prompt_tokenizer_of_kind(kind)
     source = with_control_tokens(kind, TEMPLATES[template]) if dressed else TEMPLATES[template]
     builders = {
         given_one: PromptBuilder(
@@ -102,12 +104,33 @@ def test_ids_equal_tokenising_the_whole_rendered_prompt(kind: str, template: str
     check()
 
 
+@pytest.mark.parametrize("name", built_in_names())
+def test_ids_of_every_built_in_equal_tokenising_the_whole(kind: str, name: str) -> None:
+    own = tokenizer_of_kind(kind)
+    tokenizer = prompt_tokenizer_of_kind(kind)
+    template = built_in(name)
+    builders = {
+        given_one: PromptBuilder(tokenizer, template.segments(with_instruction=given_one), Limits(max_length=10**6))
+        for given_one in (False, True)
+    }
+
+    @settings(max_examples=15, deadline=None)
+    @given(query=TEXTS, document=TEXTS, instruction=st.none() | TEXTS.filter(str.strip))
+    def check(query: str, document: str, instruction: str | None) -> None:
+        assume(not mentions_control_token(tokenizer, query, document, instruction or ""))
+        values = {"query": query, "document": document} | ({"instruction": instruction} if instruction else {})
+        whole = own.encode(render(str(template.source), values)).ids
+        assert builders[bool(instruction)].prompt(query, document, instruction).ids == whole
+
+    check()
+
+
 RUNS = st.sampled_from([" " * 300, "a" * 500, "é" * 80, "👨‍👩‍👧" * 30, "word " * 100])
 LONG = st.lists(TEXTS | RUNS, max_size=6).map("".join)
 
 
 def qwen_like_builder(kind: str, template: str = "words", **limits: object) -> tuple[PromptTokenizer, PromptBuilder]:
-    tokenizer = PromptTokenizer(tokenizer_of_kind(kind))
+    tokenizer = prompt_tokenizer_of_kind(kind)
     segments = ScoreTemplate(with_control_tokens(kind, TEMPLATES[template]), "test").segments(with_instruction=False)
     return tokenizer, PromptBuilder(tokenizer, segments, Limits(**limits))  # type: ignore[arg-type]
 
@@ -116,7 +139,7 @@ def qwen_like_builder(kind: str, template: str = "words", **limits: object) -> t
 def test_a_prompt_is_never_too_long_and_little_shorter_than_it_could_be(kind: str, template: str) -> None:
     own = tokenizer_of_kind(kind)
     source = with_control_tokens(kind, TEMPLATES[template])
-    tokenizer = PromptTokenizer(own)
+    tokenizer = prompt_tokenizer_of_kind(kind)
     segments = ScoreTemplate(source, "test").segments(with_instruction=False)
     template_length = len(own.encode(render(source, {"query": "", "document": ""})).ids)
 
@@ -161,8 +184,10 @@ def test_the_query_keeps_three_quarters_and_the_document_gets_the_rest(
     assert built.document_tokens == pytest.approx(left / 4, abs=4)
     assert len(built.prompts[0].ids) in range(194, 201)
     assert "The query was cut" in caplog.text
+    assert built.query_truncated
     [short] = builder.build("query", ["document " * 500])
     assert short.document_tokens > left * 0.8
+    assert not short.query_truncated
 
 
 def test_explicit_limits_of_query_and_document(kind: str) -> None:
@@ -186,28 +211,99 @@ def test_windows_cover_the_whole_text_and_overlap(kind: str) -> None:
     assert all(earlier & later for earlier, later in pairwise(found))
 
 
+@pytest.mark.parametrize("overlap", [0.0, 0.1, 0.9])
+def test_windows_of_any_text_fit(kind: str, overlap: float) -> None:
+    tokenizer, builder = qwen_like_builder(kind, max_length=90, on_overflow="window", window_overlap=overlap)
+    _, whole = qwen_like_builder(kind, max_length=10**6)
+
+    @settings(max_examples=15, deadline=None)
+    @given(document=LONG)
+    def check(document: str) -> None:
+        assume(not mentions_control_token(tokenizer, document))
+        [built] = builder.build("q", [document])
+        assert all(len(prompt.ids) <= 90 for prompt in built.prompts)
+        assert not built.truncated
+        if len(built.prompts) == 1:
+            assert built.prompts[0] == whole.prompt("q", document)
+
+    check()
+
+
+def test_windows_without_overlap_are_the_text() -> None:
+    tokenizer, builder = qwen_like_builder("llama3_like", max_length=90, on_overflow="window", window_overlap=0.0)
+    before, after = tokenizer.decode(builder.prompt("q", "\u2983").ids).split("\u2983")
+
+    @settings(max_examples=100, deadline=None)
+    @given(document=LONG)
+    def check(document: str) -> None:
+        assume(not mentions_control_token(tokenizer, document))
+        [built] = builder.build("q", [document])
+        texts = [tokenizer.decode(prompt.ids) for prompt in built.prompts]
+        assert all(text.startswith(before) and text.endswith(after) for text in texts)
+        assert "".join(text[len(before) : -len(after)] for text in texts) == document
+
+    check()
+
+
+def test_windows_of_a_tenth_overlap_by_default() -> None:
+    _, builder = qwen_like_builder("llama3_like", max_length=300, on_overflow="window")
+    _, whole = qwen_like_builder("llama3_like", max_length=10**6)
+    text = "All work and no play makes Jack a dull boy. " * 100
+    [built] = builder.build("q", [text])
+    length = len(whole.prompt("q", text).ids) - len(whole.prompt("q", "").ids)
+    assert built.document_tokens / length == pytest.approx(1 / 0.9, abs=0.05)
+
+
+def test_a_half_of_a_word_may_take_more_tokens_than_the_word() -> None:
+    """WordPiece reads a word of more than 100 characters as one unknown token."""
+    own = tokenizer_of_kind("bert")
+    _, builder = qwen_like_builder("bert", max_length=60)
+    document = " " * 300 + "a" * 500
+    [built] = builder.build(document.strip(), [document])
+    assert not built.truncated
+    assert not built.query_truncated
+    assert built.prompts[0].ids.count(own.token_to_id("[UNK]")) == 2
+
+
 def test_a_template_that_fills_the_model_is_an_error_with_the_numbers() -> None:
     with pytest.raises(TemplateError, match=r"take \d+ tokens of the model's 20"):
         qwen_like_builder("llama3_like", max_length=20)[1].prompt("q", "d")
+    tokenizer = prompt_tokenizer_of_kind("llama3_like")
+    segments = ScoreTemplate("{{ instruction }}{{ query }}{{ document }}", "test").segments(with_instruction=True)
+    with pytest.raises(TemplateError, match=r"The template and the instruction take \d{3,} tokens of the model's 99"):
+        PromptBuilder(tokenizer, segments, Limits(max_length=99)).prompt("q", "d", "do it " * 100)
 
 
 def test_control_tokens_typed_in_content_stay_text(kind: str) -> None:
     own = tokenizer_of_kind(kind)
-    tokenizer, builder = qwen_like_builder(kind, max_length=10**6)
-    control = set(tokenizer.control_tokens.values())
-    expected = [index for index in builder.prompt("q", "d").ids if index in control]
-    unknown = own.token_to_id("<unk>") if own.token_to_id("<unk>") is not None else own.token_to_id("[UNK]")
+    tokenizer = prompt_tokenizer_of_kind(kind)
+    segments = ScoreTemplate(with_control_tokens(kind, TEMPLATES["words"]), "test").segments(with_instruction=True)
+    builder = PromptBuilder(tokenizer, segments, Limits(max_length=10**6))
+    # What a tokenizer without byte tokens writes for odd characters is no control token of anybody's.
+    unknown = {own.token_to_id(name) for name in ("<unk>", "[UNK]")}
+    control = set(tokenizer.control_tokens.values()) - unknown
+    expected = [index for index in builder.prompt("q", "d", "i").ids if index in control]
+    assert expected
     for token in tokenizer.control_tokens:
         for text in (token, f"a{token}b", f" {token} ", token + token, f"<{token}>"):
-            ids = builder.prompt(f"query {text}", f"{text} document").ids
-            assert [index for index in ids if index in control and index != unknown] == [
-                index for index in expected if index != unknown
-            ], text
-            assert token.lower().replace(" ", "") in tokenizer.decode(ids).lower().replace(" ", "")
+            ids = builder.prompt(f"query {text}", f"{text} document", f"judge {text} well").ids
+            assert [index for index in ids if index in control] == expected, text
+            assert tokenizer.decode(ids).lower().replace(" ", "").count(token.lower().replace(" ", "")) >= 3
 
 
-def test_metadata_of_templates_may_hold_control_tokens_but_content_next_to_them_may_not_complete_them() -> None:
-    tokenizer = PromptTokenizer(tokenizer_of_kind("llama3_like"))
+def test_control_tokens_in_windows_and_at_cuts_stay_text(kind: str) -> None:
+    tokenizer, builder = qwen_like_builder(kind, max_length=100, on_overflow="window")
+    unknown = {tokenizer.token_id(name) for name in ("<unk>", "[UNK]")}
+    control = set(tokenizer.control_tokens.values()) - unknown
+    expected = [index for index in builder.prompt("q", "d").ids if index in control]
+    [built] = builder.build("q", [" and ".join([*tokenizer.control_tokens] * 10)])
+    assert len(built.prompts) > 1
+    for prompt in built.prompts:
+        assert [index for index in prompt.ids if index in control] == expected
+
+
+def test_content_cannot_complete_what_the_template_begins() -> None:
+    tokenizer = prompt_tokenizer_of_kind("llama3_like")
     segments = ScoreTemplate("<|eot_{{ query }}{{ document }}", "test").segments(with_instruction=False)
     ids = PromptBuilder(tokenizer, segments, Limits(max_length=100)).prompt("id|>", "x").ids
     assert tokenizer.control_tokens["<|eot_id|>"] not in ids
@@ -234,6 +330,27 @@ def test_pairs_are_encoded_as_the_tokenizer_does_it(kind: str) -> None:
         assert types == (encoding.type_ids if kind == "bert" else [0] * len(types))
 
 
+def test_a_pair_without_a_template_is_never_too_long(kind: str) -> None:
+    own = tokenizer_of_kind(kind)
+    tokenizer = prompt_tokenizer_of_kind(kind)
+    empty = len(own.encode("", "").ids)
+
+    @settings(max_examples=40, deadline=None)
+    @given(query=LONG, document=LONG, room=st.integers(8, 120))
+    def check(query: str, document: str, room: int) -> None:
+        assume(not mentions_control_token(tokenizer, query, document))
+        [built] = PromptBuilder(tokenizer, None, Limits(max_length=empty + room)).build(query, [document])
+        [prompt] = built.prompts
+        assert len(prompt.ids) <= empty + room
+        whole = own.encode(query, document).ids
+        if len(own.encode(query, "").ids) - empty <= room * 3 // 4 and len(whole) <= empty + room:
+            assert prompt.ids == whole
+        if built.truncated:
+            assert len(prompt.ids) >= empty + room - 30
+
+    check()
+
+
 def test_a_pair_is_cut_in_the_document() -> None:
     own = tokenizer_of_kind("xlm_roberta_like")
     builder = PromptBuilder(PromptTokenizer(own), None, Limits(max_length=40))
@@ -248,7 +365,8 @@ def test_ten_megabytes_are_no_trouble(policy: str) -> None:
     limits = {"max_length": 512, "on_overflow": policy}
     _, builder = qwen_like_builder("llama3_like", **limits)
     text = "All work and no play makes Jack a dull boy. " * 230_000 if policy == "truncate" else "dull boy " * 20_000
-    [built] = builder.build("q", [text])
+    [built] = builder.build(text, [text])
+    assert built.query_truncated
     assert built.truncated == (policy == "truncate")
 
 
@@ -272,3 +390,18 @@ def test_overflow_can_be_an_error() -> None:
         builder.build("q", ["fits", "too long" * 437 + "long"])
     with pytest.raises(DocumentError, match=r"The query .* does not fit"):
         builder.build("q " * 300, ["fits"])
+
+
+def test_an_event_loop_goes_on_while_prompts_are_built() -> None:
+    _, builder = qwen_like_builder("llama3_like", max_length=2000)
+    documents = [f"{number} All work and no play makes Jack a dull boy. " * 60 for number in range(1500)]
+
+    async def ticks_meanwhile() -> int:
+        building = asyncio.create_task(asyncio.to_thread(builder.build, "q", documents))
+        ticks = 0
+        while not building.done():
+            await asyncio.sleep(0.001)
+            ticks += 1
+        return ticks
+
+    assert asyncio.run(ticks_meanwhile()) > 10

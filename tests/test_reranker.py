@@ -105,7 +105,7 @@ def test_a_bad_document_is_named_and_the_rest_goes_on_with_skip() -> None:
     documents: list[Any] = ["China", "half of a pair: \ud83d", 7, Document("seen", image="photo.png"), "Paris"]
     with (
         Reranker("fake", engine="fake") as strict,
-        pytest.raises(DocumentError, match="Document 1 holds the lone surrogate"),
+        pytest.raises(DocumentError, match="Document 2 is of type int"),
     ):
         strict.rank(QUERY, documents)
     with Reranker("fake", engine="fake", on_error="skip") as lenient:
@@ -149,7 +149,7 @@ class Broken(FakeEngine):
         super().__init__()
         self.answers = answers
 
-    async def score(self, prompts: Any) -> list[EngineScore]:
+    async def score(self, prompts: Any, *, priority: int = 0) -> list[EngineScore]:
         return self.answers
 
 
@@ -170,7 +170,7 @@ def test_an_engine_of_ones_own_sees_token_ids() -> None:
     seen: list[Prompt] = []
 
     class Counting(FakeEngine):
-        async def score(self, prompts: Any) -> list[EngineScore]:
+        async def score(self, prompts: Any, *, priority: int = 0) -> list[EngineScore]:
             seen.extend(prompts)
             return [EngineScore(float(len(prompt.ids))) for prompt in prompts]
 

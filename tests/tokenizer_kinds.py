@@ -1,5 +1,4 @@
-"""One tokenizer of each kind that rerankers come with: real ones where the shared data is at hand, else trained "
-"here."""
+"""One tokenizer of each kind that rerankers come with: real ones from the shared data, others trained here."""
 
 import json
 import os
@@ -21,6 +20,7 @@ from tokenizers import (
 )
 
 from tiny_model import read_passages
+from winnow.tokenization import PromptTokenizer
 
 DATA = Path(os.environ.get("WINNOW_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -147,3 +147,9 @@ KINDS = {kind.__name__: kind for kind in (qwen3, bert, llama3_like, gemma_like, 
 def tokenizer_of_kind(name: str) -> Tokenizer:
     """The tokenizer of that kind, made once."""
     return KINDS[name]()
+
+
+@lru_cache
+def prompt_tokenizer_of_kind(name: str) -> PromptTokenizer:
+    """Winnow's copy of it, made once."""
+    return PromptTokenizer(tokenizer_of_kind(name))

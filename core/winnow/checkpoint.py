@@ -1,20 +1,20 @@
 """A model's small files (config, tokenizer, templates), read once; never its weights."""
 
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from winnow.errors import ModelError, TemplateError
+from winnow.model_folder import CrossEncoderFiles, folder_of, read_cross_encoder_files, read_json
 from winnow.recipes import ModelRecipe, recipe_for
-from winnow.templates import Content, ScoreTemplate, Segment, TemplateLike, built_in, find_in_model_folder, from_user
+from winnow.segments import Segment, fields_of
+from winnow.template_search import find_template
+from winnow.templates import ScoreTemplate, TemplateLike, built_in, from_user
 from winnow.tokenization import PromptTokenizer
 
 logger = logging.getLogger(__name__)
-
-_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,19 +83,50 @@ def open_checkpoint(
     Raises:
         ModelError: The model is not found, is no reranker, or a file is missing or damaged. The message says which.
     """
-    folder = _folder_of(model, revision)
-    config = {**_read_json(folder / "config.json", model), **(hf_overrides or {})}
-    found = recipe_for(str(model), config, recipe)
-    tokenizer, own_limit = _load_tokenizer(folder, model, trust_remote_code)
-    template = find_in_model_folder(folder, config, tokenizer.special_tokens)
+    folder = folder_of(model, revision)
+    own_config = read_json(folder / "config.json", model)
+    config = {**own_config, **(hf_overrides or {})}
+    cross_encoder = read_cross_encoder_files(folder)
+    try:
+        found = recipe_for(str(model), config, recipe)
+        tokenizer, own_limit = _load_tokenizer(folder, model, trust_remote_code)
+    except ModelError:
+        if cross_encoder is None or not cross_encoder.label_ids:
+            raise
+        tokenizer, own_limit = _load_tokenizer(folder, model, trust_remote_code)
+        found = _recipe_of(cross_encoder, config, tokenizer)
+    template = find_template(
+        folder,
+        own_config,
+        hf_overrides=hf_overrides,
+        special_tokens=tokenizer.special_tokens,
+        cross_encoder=cross_encoder,
+    )
     if template is None and found.template is not None:
         template = built_in(found.template)
+    if cross_encoder is not None and cross_encoder.prompt is not None:
+        if template is not None:
+            template = replace(template, instruction=cross_encoder.prompt)
+        else:
+            logger.warning(
+                "sentence-transformers puts the prompt %r before each query of %s. Winnow does not: put it there.",
+                cross_encoder.prompt,
+                model,
+            )
     limits = [own_limit, _positions(config), found.max_length]
     max_length = min((limit for limit in limits if limit is not None), default=512)
     checkpoint = Checkpoint(
         model=model, config=config, recipe=found, tokenizer=tokenizer, template=template, max_length=max_length
     )
-    _ = checkpoint.label_ids  # a wrong label is an error now, not a wrong score later
+    labels = checkpoint.label_ids  # a wrong label is an error now, not a wrong score later
+    if cross_encoder is not None and labels and cross_encoder.label_ids not in ((), labels):
+        logger.warning(
+            "The recipe %r scores the tokens %s, but sentence-transformers saved this model with the tokens %s. If the "
+            "model was trained with other labels, pass recipe=ModelRecipe(...).",
+            found.family,
+            labels,
+            cross_encoder.label_ids,
+        )
     return checkpoint
 
 
@@ -106,7 +137,7 @@ def bind_template(
     *,
     with_instruction: bool,
 ) -> tuple[Segment, ...] | None:
-    """Bind the user's template, or else the model's, to a model: render it, check it, and say what it drops.
+    """Bind the user's template, or else the model's, to a model: render it, check it, and log what it drops.
 
     Args:
         checkpoint: The model.
@@ -120,76 +151,79 @@ def bind_template(
     Raises:
         TemplateError: There is none where the model needs one, or it is wrong.
     """
-    chosen = from_user(template) if template is not None else checkpoint.template
-    if chosen is None:
-        if checkpoint.recipe.labels:
-            raise TemplateError(
-                f"{checkpoint.model} is a causal language model ({checkpoint.recipe.family}) and no score template was "
-                "found for it: not in the call, "
-                "not in the reranker, no score_template in its config, no score_template.jinja or chat template for "
-                "query and "
-                "document in its folder, none built in for its family. Pass template=..."
-            )
-        if with_instruction:
-            logger.warning(
-                "%s takes no instruction: its prompt is the pair of query and document. It is ignored.",
-                checkpoint.model,
-            )
-        return None
-    segments = chosen.segments(
-        with_instruction=with_instruction,
-        template_kwargs=template_kwargs,
-        special_tokens=checkpoint.tokenizer.special_tokens,
-    )
-    if with_instruction and not any(isinstance(part, Content) and part.field == "instruction" for part in segments):
-        logger.warning("The template from %s takes no instruction: it is ignored.", chosen.origin)
-    if chosen.drops_final_newline:
-        logger.warning(
-            "The template from %s ends with a newline, which Jinja does not render. If the prompt needs it, end the "
-            'file with {{ "\\n" }}.',
-            chosen.origin,
+    chosen = template_for(checkpoint, template)
+    segments = None
+    if chosen is not None:
+        segments = chosen.segments(
+            with_instruction=with_instruction,
+            template_kwargs=template_kwargs,
+            special_tokens=checkpoint.tokenizer.special_tokens,
+            control_tokens=checkpoint.tokenizer.control_tokens,
         )
+    for warning in warnings_about(checkpoint, chosen, segments, with_instruction=with_instruction):
+        logger.warning("%s", warning)
     return segments
 
 
-def _folder_of(model: str, revision: str | None) -> Path:
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        raise ModelError(f"The model folder {model} does not exist.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
+def template_for(checkpoint: Checkpoint, template: TemplateLike | None) -> ScoreTemplate | None:
+    """The user's template, or else the model's; None for the tokenizer's pair encoding.
+
+    Raises:
+        TemplateError: There is none where the model needs one, or the user's cannot be read.
+    """
+    if template is not None:
+        return from_user(template)
+    if checkpoint.template is None and checkpoint.recipe.labels:
+        raise TemplateError(
+            f"{checkpoint.model} is a causal language model ({checkpoint.recipe.family}) and no score template was "
+            "found for it: not in the call, not in the reranker, no score_template in its config, no "
+            "score_template.jinja or chat template for query and document in its folder, none built in for its family. "
+            "Pass template=..."
+        )
+    return checkpoint.template
+
+
+def warnings_about(
+    checkpoint: Checkpoint,
+    template: ScoreTemplate | None,
+    segments: tuple[Segment, ...] | None,
+    *,
+    with_instruction: bool,
+) -> list[str]:
+    """What a user should know of a template that works, but perhaps not as meant.
+
+    Args:
+        checkpoint: The model.
+        template: The template, or None for the pair encoding.
+        segments: What it renders.
+        with_instruction: Whether there is an instruction.
+    """
+    if template is None or segments is None:
+        if not with_instruction:
+            return []
+        return [
+            f"{checkpoint.model} takes no instruction: its prompt is the pair of query and document. It is ignored."
+        ]
+    found = []
+    placed = fields_of(segments)
+    if with_instruction and "instruction" not in placed:
+        found.append(f"The template from {template.origin} takes no instruction: it is ignored.")
+    if placed.count("query") > 1:
+        found.append(f"The template from {template.origin} places the query {placed.count('query')} times.")
+    if template.drops_final_newline:
+        found.append(
+            f"The template from {template.origin} ends with a newline, which Jinja does not render. If the prompt "
+            'needs it, end the file with {{ "\\n" }}.'
+        )
+    return found
+
+
+def _recipe_of(files: CrossEncoderFiles, config: Mapping[str, Any], tokenizer: PromptTokenizer) -> ModelRecipe:
+    """The recipe of a causal model that sentence-transformers saved with a `LogitScore`: it names the labels' ids."""
+    labels = tuple(tokenizer.token(index) for index in files.label_ids)
+    return ModelRecipe(
+        family="sentence-transformers", architectures=tuple(config.get("architectures") or ()), labels=labels
     )
-
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_SMALL_FILES))
-    except HFValidationError as error:
-        raise ModelError(f"{model!r} is neither a folder nor a name on the Hugging Face Hub: {error}") from error
-    except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"{model!r} is not a local folder, and the Hugging Face Hub did not give it ({type(error).__name__}). "
-            "Check the spelling; a gated "
-            "or private model needs HF_TOKEN; without a network, give the path of a folder."
-        ) from error
-
-
-def _read_json(path: Path, model: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{model} has no {path.name} ({path}): it is not a model folder, or the download is incomplete."
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} of {model} is damaged: {error}. Download it again.") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} of {model} is damaged: it should hold a JSON object. Download it again.")
-    return content
 
 
 def _load_tokenizer(folder: Path, model: str, trust_remote_code: bool) -> tuple[PromptTokenizer, int | None]:

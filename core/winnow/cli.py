@@ -34,6 +34,13 @@ class OverflowPolicy(StrEnum):
     WINDOW = "window"
 
 
+class ConvertMethod(StrEnum):
+    """Values of --method."""
+
+    FROM_2_WAY_SOFTMAX = "from_2_way_softmax"
+    NO_POST_PROCESSING = "no_post_processing"
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"winnow-rerank {version('winnow-rerank')}")  # noqa: T201
@@ -102,6 +109,75 @@ def rank(
     else:
         for place, hit in enumerate(ranking, 1):
             print(f"{place}\t{hit.score:.4f}\t[{hit.index}]\t{_one_line(hit)}")  # noqa: T201
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face Hub.")],
+    query: Annotated[str | None, typer.Option("--query", "-q", help="Query of the pair that is shown.")] = None,
+    document: Annotated[str | None, typer.Option("--document", "-d", help="Its document.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="What counts as relevant, for models that take it.")] = None,
+    template: Annotated[str | None, typer.Option(help="A score template: a built-in's name, or a Jinja file.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="The model's family, where its name does not tell.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show how a model is prompted and what is wrong with it; exit code 1 if it cannot be used. Loads no weights.
+
+    Example:
+      winnow doctor Qwen/Qwen3-Reranker-0.6B --instruction "Find the passage that answers the question"
+    """
+    from winnow.doctor import DOCUMENT, QUERY, examine
+    from winnow.doctor_report import print_report
+
+    found = examine(
+        model,
+        recipe=recipe,
+        template=template,
+        instruction=instruction,
+        query=QUERY if query is None else query,
+        document=DOCUMENT if document is None else document,
+    )
+    if as_json:
+        print(json.dumps(found.as_dict(), ensure_ascii=False, indent=2))  # noqa: T201
+    else:
+        print_report(found)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face Hub.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist, or be empty.")],
+    method: Annotated[ConvertMethod | None, typer.Option(help="By default what the labels say.")] = None,
+    labels: Annotated[str | None, typer.Option(help='"no,yes" or "yes"; by default those of the family.')] = None,
+    recipe: Annotated[str | None, typer.Option(help="The model's family, where its name does not tell.")] = None,
+    template: Annotated[str | None, typer.Option(help="A score template: a built-in's name, or a Jinja file.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Score pairs with both, and fail if they differ.")] = False,
+) -> None:
+    """Write a causal reranker as a sequence-classification checkpoint, which loads anywhere without settings.
+
+    Example:
+      winnow convert Qwen/Qwen3-Reranker-0.6B qwen3-reranker-seq-cls --verify
+    """
+    from winnow.convert import convert as write
+
+    try:
+        done = write(
+            model,
+            out,
+            method=method.value if method else None,
+            labels=labels.split(",") if labels else None,
+            recipe=recipe,
+            template=template,
+            verify=verify,
+            progress=True,
+        )
+    except (WinnowError, ValueError, OSError) as error:
+        _fail(str(error))
+    print(f"{done.folder}: score head with {done.formula}, {done.bytes / 1e6:.1f} MB")  # noqa: T201
+    if done.difference is not None:
+        print(f"largest difference of a logit in float32: {done.difference:.1e}")  # noqa: T201
 
 
 def _read(file: str) -> list[dict[str, Any]]:

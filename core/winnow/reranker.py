@@ -1,31 +1,26 @@
 """The reranker: build prompts, score, order, cut."""
 
 import asyncio
-import logging
-import math
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
-from operator import attrgetter, itemgetter
-from statistics import fmean
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from tqdm.auto import tqdm
 
 from winnow.checkpoint import Checkpoint, bind_template
 from winnow.config import RerankerConfig
-from winnow.engines.base import Engine, EngineScore
 from winnow.engines.choose import create_engine
+from winnow.engines.requests import Requests, RequestScore, Turn
 from winnow.engines.shared import Lease, Started, Work
-from winnow.errors import DocumentError, EngineError
-from winnow.prompts import DocumentPrompts, Limits, Prompt, PromptBuilder
+from winnow.errors import DocumentError
+from winnow.ordering import Judged, best_first, hits_of, in_input_order, positions_by_text
+from winnow.prompts import DocumentPrompts, Limits, PromptBuilder
 from winnow.templates import TemplateLike
-from winnow.types import Document, RankedDocument, Ranking, RankStats
-
-logger = logging.getLogger(__name__)
+from winnow.types import Document, Ranking, RankStats
 
 T = TypeVar("T")
 
@@ -36,9 +31,13 @@ RankRequest = tuple[str, Documents] | tuple[str, Documents, str | None]
 _BUILDERS = 32
 _builders_lock = threading.Lock()
 
-# Prompts an engine is given at once. All chunks of a call are in flight together; a finished one moves the progress
-# bar.
-_CHUNK = 256
+# A call's documents are tokenised and scored in slices: while one is on the GPU the next is tokenised, and no more
+# prompts than these slices hold are in memory.
+_SLICE = 256
+_SLICES_AT_ONCE = 3
+
+# Queries of a `rank_many` that are under way at once.
+_CALLS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +85,7 @@ class Reranker(RerankerConfig):
         score_threshold: float | None = None,
         template: TemplateLike | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        deadline: float | None = None,
         progress: bool = False,
     ) -> Ranking:
         """Order documents by relevance to the query, best first; ties keep the input's order.
@@ -98,6 +98,7 @@ class Reranker(RerankerConfig):
             score_threshold: Least score to return (inclusive), applied before `top_k`.
             template: A template for this call.
             template_kwargs: Template variables for this call.
+            deadline: Seconds after which the call gives up and withdraws its prompts; None to wait.
             progress: Show a progress bar on stderr.
 
         Returns:
@@ -108,9 +109,10 @@ class Reranker(RerankerConfig):
             DocumentError: A document cannot be scored, and `on_error` is "raise".
             ConfigurationError: The model or the template cannot be used.
             EngineError: The engine failed.
+            TimeoutError: The deadline passed.
         """
         call = self._call(query, documents, top_k, instruction, score_threshold, template, template_kwargs)
-        return self._wait(partial(self._rank_calls, [call], progress))[0]
+        return self._wait(partial(self._rank_calls, [call], progress, deadline))[0]
 
     async def arank(
         self,
@@ -122,19 +124,20 @@ class Reranker(RerankerConfig):
         score_threshold: float | None = None,
         template: TemplateLike | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        deadline: float | None = None,
         progress: bool = False,
     ) -> Ranking:
         """`rank` for event loops. Cancelling it withdraws its prompts from the engine."""
         call = self._call(query, documents, top_k, instruction, score_threshold, template, template_kwargs)
-        return (await self._await(partial(self._rank_calls, [call], progress)))[0]
+        return (await self._await(partial(self._rank_calls, [call], progress, deadline)))[0]
 
     def score(self, query: str, documents: Documents, *, instruction: str | None = None) -> list[float]:
         """Scores of the documents in input order; arguments and errors as in `rank`."""
-        return _in_input_order(self.rank(query, documents, instruction=instruction))
+        return in_input_order(self.rank(query, documents, instruction=instruction))
 
     async def ascore(self, query: str, documents: Documents, *, instruction: str | None = None) -> list[float]:
         """`score` for event loops."""
-        return _in_input_order(await self.arank(query, documents, instruction=instruction))
+        return in_input_order(await self.arank(query, documents, instruction=instruction))
 
     def rank_many(
         self,
@@ -142,21 +145,23 @@ class Reranker(RerankerConfig):
         *,
         top_k: int | None = None,
         score_threshold: float | None = None,
+        deadline: float | None = None,
         progress: bool = False,
     ) -> list[Ranking]:
         """Rank the documents of many queries in one pass over the GPU.
 
         Args:
             requests: `(query, documents)` or `(query, documents, instruction)`; each with as many documents as it
-                likes.
+                likes. An iterator is read as the work goes on, so that a million pairs need little memory.
             top_k: As in `rank`, for each query.
             score_threshold: As in `rank`.
+            deadline: As in `rank`, for all of it.
             progress: Show a progress bar on stderr.
 
         Returns:
             One ranking a request, in order.
         """
-        return self._wait(partial(self._rank_calls, self._calls(requests, top_k, score_threshold), progress))
+        return self._wait(partial(self._rank_calls, self._calls(requests, top_k, score_threshold), progress, deadline))
 
     async def arank_many(
         self,
@@ -164,10 +169,13 @@ class Reranker(RerankerConfig):
         *,
         top_k: int | None = None,
         score_threshold: float | None = None,
+        deadline: float | None = None,
         progress: bool = False,
     ) -> list[Ranking]:
         """`rank_many` for event loops."""
-        return await self._await(partial(self._rank_calls, self._calls(requests, top_k, score_threshold), progress))
+        return await self._await(
+            partial(self._rank_calls, self._calls(requests, top_k, score_threshold), progress, deadline)
+        )
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -226,16 +234,20 @@ class Reranker(RerankerConfig):
         return await asyncio.wrap_future(self._lease.submit(work))
 
     async def _bind(self, started: Started) -> None:
-        engine = await started()
+        requests = await started()
         await asyncio.to_thread(
-            self._builder, engine.checkpoint, self.template, self.template_kwargs, bool(self.instruction)
+            self._builder, requests.engine.checkpoint, self.template, self.template_kwargs, bool(self.instruction)
         )
 
-    def _calls(self, requests: Iterable[RankRequest], top_k: int | None, score_threshold: float | None) -> list[_Call]:
-        return [
-            self._call(query, documents, top_k, rest[0] if rest else None, score_threshold)
-            for query, documents, *rest in requests
-        ]
+    def _calls(
+        self, requests: Iterable[RankRequest], top_k: int | None, score_threshold: float | None
+    ) -> Iterable[_Call]:
+        def checked(request: RankRequest) -> _Call:
+            query, documents, *rest = request
+            return self._call(query, documents, top_k, rest[0] if rest else None, score_threshold)
+
+        calls: Iterator[_Call] = map(checked, requests)
+        return list(calls) if isinstance(requests, Sequence) else calls
 
     def _call(
         self,
@@ -263,46 +275,98 @@ class Reranker(RerankerConfig):
             template_kwargs=self.template_kwargs if template_kwargs is None else template_kwargs,
         )
 
-    async def _rank_calls(self, calls: Sequence[_Call], progress: bool, started: Started) -> list[Ranking]:
-        pairs = sum(len(call.documents) for call in calls)
-        with tqdm(total=pairs, desc="reranking", unit="pair", disable=not progress, delay=1) as bar:
-            return await asyncio.gather(*(self._rank_one(call, started, bar) for call in calls))
+    async def _rank_calls(
+        self, calls: Iterable[_Call], progress: bool, deadline: float | None, started: Started
+    ) -> list[Ranking]:
+        """Rank calls as they come, a bounded number of them at once."""
+        rankings: dict[int, Ranking] = {}
+        gate = asyncio.Semaphore(_CALLS_AT_ONCE)
+
+        async def rank(number: int, call: _Call) -> None:
+            try:
+                rankings[number] = await self._rank_one(call, started, bar)
+            except DocumentError as error:
+                if number:
+                    error.add_note(f"It is a document of request {number}.")
+                raise
+            finally:
+                gate.release()
+
+        with tqdm(total=0, desc="reranking", unit="pair", disable=not progress, delay=1) as bar:
+            async with asyncio.timeout(deadline), _all_or_none() as start:
+                number = 0
+                async for call in _pulled(calls):
+                    await gate.acquire()
+                    bar.total = (bar.total or 0) + len(call.documents)
+                    start(rank(number, call))
+                    number += 1
+        return [rankings[at] for at in range(number)]
 
     async def _rank_one(self, call: _Call, started: Started, bar: "tqdm[Any]") -> Ranking:
         begin = time.perf_counter()
         failed: dict[int, DocumentError] = {}
-        positions = _positions_by_text(call.documents, failed)
-        built: list[DocumentPrompts] = []
-        scores: list[EngineScore] = []
+        positions = positions_by_text(call.documents, failed)
+        judged: dict[str, Judged] = {}
+        stats: dict[str, int] = dict.fromkeys(("unique", "prompt_tokens", "cached_tokens", "reused"), 0)
+        query_truncated = False
+        gate = asyncio.Semaphore(_SLICES_AT_ONCE)
+        turn = Turn()
+
+        async def judge(requests: Requests, texts: Sequence[str]) -> None:
+            nonlocal query_truncated
+            async with gate:
+                self._raise_first(failed)
+                first = [positions[text][0] for text in texts]
+                built = await asyncio.to_thread(self._build, requests.engine.checkpoint, call, texts, first, failed)
+                self._raise_first(failed)
+                prompts = [prompt for document in built for prompt in document.prompts]
+                scores = iter(await requests.score(prompts, turn))
+                for text, document in zip(texts, built, strict=True):
+                    found = [next(scores) for _ in document.prompts]
+                    judged[text] = _judged(document, found)
+                    query_truncated |= document.query_truncated
+                    stats["unique"] += bool(found)
+                    stats["prompt_tokens"] += sum(len(prompt.ids) for prompt in document.prompts)
+                    stats["cached_tokens"] += sum(score.score.cached_tokens for score in found)
+                    stats["reused"] += sum(score.shared for score in found)
+                bar.update(sum(len(positions[text]) for text in texts))
+
+        self._raise_first(failed)
         if positions:
-            engine = await started()
+            requests = await started()
             bar.unpause()  # loading is not reranking
-            built = await asyncio.to_thread(self._build, engine.checkpoint, call, positions, failed)
-            if failed and self.on_error == "raise":
-                raise failed[min(failed)]
-            scores = await self._score(engine, [prompt for document in built for prompt in document.prompts], bar)
-        hits = self._hits(call.documents, positions, built, [score.logit for score in scores], failed)
-        ranked = sorted(hits, key=lambda hit: -hit.logit)  # stable: ties keep the input's order
-        if call.score_threshold is not None:
-            ranked = [hit for hit in ranked if hit.score >= call.score_threshold]
-        stats = RankStats(
-            documents=len(hits),
-            unique=sum(bool(document.prompts) for document in built),
-            truncated=sum(hit.truncated for hit in hits),
-            failed=sum(hit.error is not None for hit in hits),
-            prompt_tokens=sum(len(prompt.ids) for document in built for prompt in document.prompts),
-            cached_tokens=sum(score.cached_tokens for score in scores),
-            elapsed_ms=(time.perf_counter() - begin) * 1000,
+            texts = list(positions)
+            async with _all_or_none() as start:
+                for at in range(0, len(texts), _SLICE):
+                    start(judge(requests, texts[at : at + _SLICE]))
+        hits = hits_of(self, call.documents, judged, positions, failed)
+        return Ranking(
+            best_first(hits, call.top_k, call.score_threshold),
+            RankStats(
+                documents=len(hits),
+                truncated=sum(hit.truncated for hit in hits),
+                failed=sum(hit.error is not None for hit in hits),
+                query_truncated=query_truncated,
+                elapsed_ms=(time.perf_counter() - begin) * 1000,
+                **stats,
+            ),
         )
-        return Ranking(tuple(ranked[: call.top_k]), stats)
+
+    def _raise_first(self, failed: Mapping[int, DocumentError]) -> None:
+        if failed and self.on_error == "raise":
+            raise failed[min(failed)]
 
     def _build(
-        self, checkpoint: Checkpoint, call: _Call, positions: Mapping[str, list[int]], failed: dict[int, DocumentError]
+        self,
+        checkpoint: Checkpoint,
+        call: _Call,
+        texts: Sequence[str],
+        positions: Sequence[int],
+        failed: dict[int, DocumentError],
     ) -> list[DocumentPrompts]:
         instruction = (call.instruction or "").strip() and call.instruction
         builder = self._builder(checkpoint, call.template, call.template_kwargs, bool(instruction))
-        first = [where[0] for where in positions.values()]
-        return builder.build(call.query, list(positions), instruction, positions=first, errors=failed)
+        return builder.build(call.query, texts, instruction, positions=positions, errors=failed)
 
     def _builder(
         self,
@@ -330,92 +394,31 @@ class Reranker(RerankerConfig):
                     del self._builders[next(iter(self._builders))]
         return builder
 
-    async def _score(self, engine: Engine, prompts: Sequence[Prompt], bar: "tqdm[Any]") -> list[EngineScore]:
-        async def score(chunk: Sequence[Prompt]) -> list[EngineScore]:
-            scores = await engine.score(chunk)
-            if len(scores) != len(chunk):
-                raise EngineError(f"The engine {engine.name} returned {len(scores)} scores for {len(chunk)} prompts.")
-            bar.update(len(chunk))
-            return scores
 
-        chunks = [prompts[at : at + _CHUNK] for at in range(0, len(prompts), _CHUNK)]
-        scores = [score for chunk in await asyncio.gather(*map(score, chunks)) for score in chunk]
-        for found in scores:
-            if not math.isfinite(found.logit):
-                raise EngineError(
-                    f"The engine {engine.name} returned the logit {found.logit}. On a GPU this is usually an overflow: "
-                    "try dtype='bfloat16' or "
-                    "'float32' in engine_kwargs; it may also be a damaged checkpoint."
-                )
-        return scores
-
-    def _hits(
-        self,
-        documents: Sequence[str | Document | None],
-        positions: Mapping[str, list[int]],
-        built: Sequence[DocumentPrompts],
-        logits: Sequence[float],
-        failed: Mapping[int, DocumentError],
-    ) -> list[RankedDocument]:
-        """One hit a document, in input order."""
-        hits = [
-            RankedDocument(
-                index=at,
-                score=self._to_score(-math.inf),
-                logit=-math.inf,
-                text=_text_of(document),
-                windows=0,
-                error=str(failed[at]) if at in failed else None,
-            )
-            for at, document in enumerate(documents)
-        ]
-        remaining = iter(logits)
-        for prompts, where in zip(built, positions.values(), strict=True):
-            windows = list(islice(remaining, len(prompts.prompts)))
-            for at in where:
-                if not windows:
-                    hits[at] = replace(hits[at], error=str(failed[where[0]]))
-                    continue
-                logit = _LOGIT_OF_WINDOWS[self.window_score](windows)
-                hits[at] = replace(
-                    hits[at],
-                    score=self._to_score(logit),
-                    logit=logit,
-                    truncated=prompts.truncated,
-                    document_tokens=prompts.document_tokens,
-                    windows=len(windows),
-                    best_window=windows.index(max(windows)),
-                )
-        return hits
-
-    def _to_score(self, logit: float) -> float:
-        if self.raw_scores:
-            return logit
-        return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0  # exp overflows beyond
+def _judged(document: DocumentPrompts, scores: Sequence[RequestScore]) -> Judged:
+    return Judged(
+        logits=[found.score.logit for found in scores],
+        truncated=document.truncated,
+        document_tokens=document.document_tokens,
+    )
 
 
-_LOGIT_OF_WINDOWS: dict[str, Callable[[list[float]], float]] = {"max": max, "mean": fmean, "first": itemgetter(0)}
+async def _pulled(items: Iterable[T]) -> AsyncIterator[T]:
+    """The items one by one. What is no sequence may block or read files: it is pulled in another thread."""
+    if isinstance(items, Sequence):
+        for item in items:
+            yield item
+        return
+    iterator, end = iter(items), object()
+    while (item := await asyncio.to_thread(cast("Callable[..., T]", next), iterator, end)) is not end:
+        yield item
 
 
-def _positions_by_text(
-    documents: Sequence[str | Document | None], failed: dict[int, DocumentError]
-) -> dict[str, list[int]]:
-    """Where each different text stands, blank ones left out: the same text is scored once."""
-    positions: dict[str, list[int]] = {}
-    for at, document in enumerate(documents):
-        text = _text_of(document)
-        if isinstance(document, Document) and document.image is not None:
-            failed[at] = DocumentError(f"Document {at} has an image, but the model only reads text.", at)
-        elif text is not None and not isinstance(text, str):
-            failed[at] = DocumentError(f"Document {at} is of type {type(text).__name__}, not a text.", at)
-        elif text and not text.isspace():
-            positions.setdefault(text, []).append(at)
-    return positions
-
-
-def _text_of(document: str | Document | None) -> str | None:
-    return document.text if isinstance(document, Document) else document
-
-
-def _in_input_order(ranking: Ranking) -> list[float]:
-    return [hit.score for hit in sorted(ranking, key=attrgetter("index"))]
+@contextlib.asynccontextmanager
+async def _all_or_none() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], object]]:
+    """Yields what starts work; waits for all of it. The first failure cancels the rest, and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group.create_task
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None

@@ -1,14 +1,13 @@
 """Text to token ids, with one promise: a control token's id comes from the template, never from a caller's text.
 
 A `PromptTokenizer` is a copy of the model's own tokenizer in which every control token has a secret name. Literal text
-of
-a template is rewritten to the secret names once; contents cannot know them, so `<|im_end|>` typed in a document is
-split
-like any other text. Everything else is the model's: normaliser, pre-tokeniser, merges across the edges of template and
-content.
+of a template is rewritten to the secret names once; contents cannot know them, so `<|im_end|>` typed in a document is
+split like any other text. Everything else is the model's: normaliser, pre-tokeniser, merges across the edges of
+template and content.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from functools import cached_property
 from typing import Any
 
 from tokenizers import AddedToken, Encoding, Tokenizer
+
+from winnow.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,17 @@ class PromptTokenizer:
         index: int | None = self._original.token_to_id(token)
         return index
 
+    def token(self, index: int) -> str:
+        """Text of a token in the vocabulary.
+
+        Raises:
+            ModelError: There is no such token.
+        """
+        text: str | None = self._original.id_to_token(index)
+        if text is None:
+            raise ModelError(f"The tokenizer has no token {index}; it has {self.vocabulary_size} tokens.")
+        return text
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, control tokens included."""
         text: str = self._original.decode(list(ids), skip_special_tokens=False)
@@ -146,6 +158,11 @@ class PromptTokenizer:
                 pieces += [text[at:found], self._secret[token]]
                 at = found + len(token)
         return "".join([*pieces, text[at:]])
+
+    def split_literal(self, text: str) -> list[tuple[str, bool]]:
+        """Text made with `literal`, under its real names again, cut into control tokens (True) and the rest (False)."""
+        pieces = re.split(f"({'|'.join(map(re.escape, self._text)) or '(?!)'})", text)
+        return [(self._text.get(piece, piece), piece in self._text) for piece in pieces if piece]
 
     def first_control(self, text: str) -> tuple[int, str]:
         """Position and name of the first control token in text made with `literal`; its length and "" if none."""

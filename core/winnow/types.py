@@ -20,7 +20,7 @@ class Document:
 
 
 def finite(score: float) -> float:
-    """A score for frameworks whose formats hold no infinities: −inf, of a document without a logit, as least float32."""
+    """A score for frameworks whose formats hold no infinities: −inf (no logit) becomes the least float32."""
     return max(score, -3.4028234663852886e38)
 
 
@@ -65,6 +65,8 @@ class RankStats:
         failed: Documents skipped with `on_error="skip"`.
         prompt_tokens: Tokens of all prompts sent, template included.
         cached_tokens: Of these, tokens that the engine's prefix cache already held.
+        reused: Prompts that were not sent, because another caller had the same one under way.
+        query_truncated: True if part of the query was not seen by the model.
         elapsed_ms: Wall time of the call in milliseconds, a first load of the engine included.
     """
 
@@ -74,6 +76,8 @@ class RankStats:
     failed: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    reused: int = 0
+    query_truncated: bool = False
     elapsed_ms: float = 0.0
 
 

@@ -303,7 +303,7 @@ class Odd(FakeEngine):
         super().__init__()
         self.logits = logits
 
-    async def score(self, prompts: Sequence[Prompt]) -> list[EngineScore]:
+    async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
         return [EngineScore(logit) for logit in self.logits]
 
 
@@ -318,7 +318,7 @@ class Counting(FakeEngine):
 
     sizes: list[int]
 
-    async def score(self, prompts: Sequence[Prompt]) -> list[EngineScore]:
+    async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
         self.sizes.append(len(prompts))
         return await super().score(prompts)
 

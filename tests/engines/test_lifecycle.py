@@ -36,7 +36,7 @@ class SlowEngine(FakeEngine):
             self.fail_to_start -= 1
             raise EngineLoadError("no memory")
 
-    async def score(self, prompts: list[Prompt]) -> list[EngineScore]:  # type: ignore[override]
+    async def score(self, prompts: list[Prompt], *, priority: int = 0) -> list[EngineScore]:  # type: ignore[override]
         if self.die:
             self.die -= 1
             raise EngineDeadError("it died")
@@ -137,7 +137,7 @@ def test_a_dead_engine_says_so_and_the_next_call_starts_it_again() -> None:
     engine.die = 3
     reranker = Reranker("fake", engine=engine)
     with ThreadPoolExecutor(3) as threads:
-        calls = [threads.submit(reranker.score, "a", ["a"]) for _ in range(3)]
+        calls = [threads.submit(reranker.score, "a", [f"a {number}"]) for number in range(3)]
         assert all(isinstance(call.exception(), EngineDeadError) for call in calls)
     assert engine.closed == 1
     assert reranker.score("a", ["a"])

@@ -52,8 +52,12 @@ class Engine(Protocol):
             EngineLoadError: It could not be loaded.
         """
 
-    async def score(self, prompts: Sequence[Prompt]) -> list[EngineScore]:
+    async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
         """Score prompts, in order.
+
+        Args:
+            prompts: A few dozen at most; many such calls are under way at once.
+            priority: Lower goes first, where the engine has a choice.
 
         Raises:
             EngineError: The engine failed.
@@ -116,7 +120,7 @@ class FakeEngine:
         """Count the start."""
         self.started += 1
 
-    async def score(self, prompts: Sequence[Prompt]) -> list[EngineScore]:
+    async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:  # noqa: ARG002
         """Score by the words that query and document share."""
         self.calls += 1
         self.prompts += len(prompts)

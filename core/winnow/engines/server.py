@@ -1,1 +1,250 @@
-"""vLLM servers over HTTP: token ids in, raw logits out, from one or several replicas."""
+"""vLLM servers over HTTP: token ids in, raw logits out, from one or several. Needs neither vLLM nor PyTorch here."""
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import json
+import random
+import shlex
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from winnow.checkpoint import Checkpoint
+from winnow.engines.base import EngineScore, check_keywords
+from winnow.engines.replica import Replica, ReplicaError
+from winnow.engines.replica_pool import ReplicaPool
+from winnow.errors import ConfigurationError, EngineError, EngineLoadError
+from winnow.prompts import Prompt
+
+# vLLM closes connections that are idle for 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); we must close them first, or a request
+# now and then goes out on a connection that is just being closed.
+_KEEP_ALIVE_SECONDS = 3.0
+_CONNECT_SECONDS = 5.0
+# Between tries on one server: a random time up to 0.5, 1, 2, 4 … 10 seconds, so that clients do not come back together.
+_BACKOFF = wait_random_exponential(multiplier=0.5, max=10, min=0.25)
+_FAILOVER_SECONDS = 0.05
+# Keys of config.json that choose an activation.
+_ACTIVATION_SETTINGS = ("problem_type", "sentence_transformers", "sbert_ce_default_activation_function")
+# Requests that a query's own server may be ahead of the least loaded one.
+_REQUESTS_AHEAD = 4
+
+
+class ServerEngine:
+    """A reranker on vLLM servers that other processes run; `serve_command` is how one is started.
+
+    Args:
+        checkpoint: The model, whose small files (tokenizer, config) are needed here, too.
+        url: Address of a server, or of several that serve the same model.
+        api_key: The servers' `--api-key`. It is sent in the Authorization header and shown nowhere.
+        engine_kwargs: `timeout` (seconds for one request, 120 by default), `max_retries` (tries after the first of a
+            request that failed, 4; not for requests that a server refuses), `chunk_size` (prompts of a request, 32),
+            `concurrency` (requests in flight on each server, 16), `served_model_name` (the model's name on the servers,
+            if it is another one than here), and `revision`, `trust_remote_code` and `hf_overrides` as in vLLM.
+        max_length: Most tokens of a prompt that will be sent; None for the model's limit.
+
+    Raises:
+        ConfigurationError: An address or a keyword is wrong.
+    """
+
+    name = "server"
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        url: str | Sequence[str] | None,
+        api_key: str | None,
+        engine_kwargs: Mapping[str, Any],
+        *,
+        max_length: int | None = None,
+    ):
+        defaults: dict[str, float] = {"timeout": 120.0, "max_retries": 4, "chunk_size": 32, "concurrency": 16}
+        of_checkpoint = ["revision", "trust_remote_code", "hf_overrides"]
+        check_keywords("engine_kwargs", engine_kwargs, [*defaults, "served_model_name", *of_checkpoint])
+        for setting, least in (("timeout", 0.001), ("max_retries", 0), ("chunk_size", 1), ("concurrency", 1)):
+            value = engine_kwargs.get(setting, defaults[setting])
+            if not isinstance(value, int if isinstance(least, int) else int | float) or value < least:
+                raise ConfigurationError(f"engine_kwargs {setting} must be a number from {least}, but got {value!r}")
+        self.checkpoint = checkpoint
+        self._urls = _addresses(url)
+        self._settings = {**defaults, **engine_kwargs}
+        self._max_length = min(max_length or checkpoint.max_length, checkpoint.max_length)
+        self._api_key = _checked_key(api_key)
+        self._chunk_size = int(self._settings["chunk_size"])
+        self._client: httpx.AsyncClient | None = None
+        self._pool: ReplicaPool | None = None
+        self._starting: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Check that the servers serve this model. With several, those that are down now may come later.
+
+        Raises:
+            EngineLoadError: No server answers, or one serves something else. The message says what to do.
+        """
+        timeout = float(self._settings["timeout"])
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else {},
+            timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS), pool=None),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=_KEEP_ALIVE_SECONDS),
+        )
+        concurrency = int(self._settings["concurrency"])
+        self._pool = ReplicaPool(
+            [self._replica(self._client, url) for url in self._urls],
+            concurrency=concurrency,
+            slack=_REQUESTS_AHEAD * self._chunk_size,
+        )
+        self._starting = asyncio.ensure_future(self._pool.start())
+        try:
+            await asyncio.shield(self._starting)
+        except EngineError as error:
+            await self.aclose()
+            command = serve_command(self.checkpoint, self._max_length, self._settings.get("hf_overrides"))
+            raise EngineLoadError(f"{error}\nA server of this model is started with: {command}") from error
+        except asyncio.CancelledError:
+            abandoned = self._starting.cancelled()
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+            await self.aclose()
+            if abandoned:
+                raise EngineLoadError("Asking the servers was interrupted.") from None
+            raise
+
+    def _replica(self, client: httpx.AsyncClient, url: str) -> Replica:
+        return Replica(
+            client,
+            url,
+            model=self.checkpoint.model,
+            served_name=self._settings.get("served_model_name"),
+            max_length=self._max_length,
+            probe=self.checkpoint.tokenizer.encode("winnow")[: self._max_length] or [0],
+            # Otherwise vLLM applies a sigmoid to one number (get_act_fn in vllm/model_executor/layers/pooler).
+            has_activation=not any(self.checkpoint.config.get(key) for key in _ACTIVATION_SETTINGS),
+            secret=self._api_key,
+        )
+
+    async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:  # noqa: ARG002
+        """Score prompts, several a request; those of one query prefer one server. vLLM does not say what it had cached.
+
+        Raises:
+            ConfigurationError: The prompts have token types, for which vLLM's HTTP interface has no field.
+            EngineError: A request was refused, or failed on all tries. The message names the server.
+        """
+        if any(prompt.second_type_from is not None for prompt in prompts):
+            raise ConfigurationError(
+                f"{self.checkpoint.model} needs token types (as BERT does), which vLLM takes in process but not over "
+                'HTTP: its scores would be wrong. Use engine="vllm" or engine="transformers".'
+            )
+        if not prompts:
+            return []
+        size, key = self._chunk_size, _key_of_prefix([prompt.ids for prompt in prompts])
+        tasks = [
+            asyncio.ensure_future(self._score_chunk(prompts[at : at + size], key))
+            for at in range(0, len(prompts), size)
+        ]
+        try:
+            logits = await asyncio.gather(*tasks)
+        finally:  # one failed, or the caller went: closing their connections makes vLLM drop the others' prompts
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        calibrated = self.checkpoint.recipe.calibrated
+        return [EngineScore(calibrated(logit)) for logit in itertools.chain.from_iterable(logits)]
+
+    async def _score_chunk(self, prompts: Sequence[Prompt], key: bytes) -> list[float]:
+        pool = self._pool
+        assert pool is not None, "start() comes first"  # noqa: S101
+        failed: Replica | None = None
+
+        async def try_once() -> list[float]:
+            nonlocal failed
+            async with pool.lend(key, len(prompts), avoid=failed) as replica:
+                failed = replica
+                return await replica.score(prompts)
+
+        def wait(state: RetryCallState) -> float:
+            if state.attempt_number < len(pool.replicas) and pool.has_other(failed):
+                return random.uniform(0, _FAILOVER_SECONDS)  # noqa: S311
+            return _BACKOFF(state)
+
+        tries = 1 + int(self._settings["max_retries"])
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(ReplicaError), stop=stop_after_attempt(tries), wait=wait, reraise=True
+        )
+        try:
+            return await retrying(try_once)
+        except ReplicaError as fault:
+            raise EngineError(f"{len(prompts)} prompts got no score in {tries} tries. {fault}") from fault
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        pool, client = self._pool, self._client
+        self._pool = self._client = None
+        if pool is not None:
+            await pool.aclose()
+        if client is not None:
+            await client.aclose()
+
+    def abandon(self) -> None:
+        """Make a `start` that waits for a server fail now."""
+        if (starting := self._starting) is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is gone, and the start with it
+                starting.get_loop().call_soon_threadsafe(starting.cancel)
+
+
+def serve_command(
+    checkpoint: Checkpoint, max_length: int | None = None, hf_overrides: Mapping[str, Any] | None = None
+) -> str:
+    """The shell command that starts a vLLM server of a model, such that `ServerEngine` can use it.
+
+    Args:
+        checkpoint: The model.
+        max_length: Most tokens of a prompt; None for the model's limit.
+        hf_overrides: More overrides of the model's config.
+    """
+    words = ["vllm", "serve", checkpoint.model, "--runner", "pooling"]
+    overrides = {**checkpoint.recipe.vllm_overrides, **(hf_overrides or {})}
+    if overrides:
+        words += ["--hf-overrides", json.dumps(overrides, ensure_ascii=False)]
+    words += ["--max-model-len", str(max_length or checkpoint.max_length)]
+    if checkpoint.recipe.local_code:
+        words.append("--trust-remote-code")
+    return shlex.join(words)
+
+
+def _key_of_prefix(prompts: Sequence[list[int]]) -> bytes:
+    """A hash of what all prompts begin with: template, instruction and query, where they are of one query."""
+    pairs = zip(min(prompts), max(prompts), strict=False)
+    shared = array("q", (first for first, last in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    return hashlib.blake2b(shared.tobytes(), digest_size=16).digest()
+
+
+def _addresses(url: str | Sequence[str] | None) -> list[str]:
+    """Addresses without a final slash or `/v1`, each once."""
+    urls = [url] if isinstance(url, str) else list(url or ())
+    if not urls:
+        raise ConfigurationError('engine="server" needs url, the address of a vLLM server: "http://localhost:8000"')
+    return list(dict.fromkeys(map(_address, urls)))
+
+
+def _address(url: str) -> str:
+    try:
+        parts = httpx.URL(url.strip())
+    except (httpx.InvalidURL, AttributeError):
+        parts = httpx.URL("")
+    if parts.userinfo:  # not shown: it holds a password
+        raise ConfigurationError("url must not hold a user name or a password: give the server's key as api_key")
+    if parts.scheme not in ("http", "https") or not parts.host or parts.query or parts.fragment:
+        raise ConfigurationError(f'url must look like "http://localhost:8000", but got {url!r}')
+    return str(parts).rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _checked_key(api_key: str | None) -> str | None:
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key and api_key):
+        raise ConfigurationError(
+            "api_key is blank, or holds a space, a line break or another character that an HTTP header cannot carry"
+        )
+    return api_key

@@ -14,13 +14,14 @@ from concurrent.futures import Future
 from typing import Any, TypeVar, cast
 
 from winnow.engines.base import Engine
+from winnow.engines.requests import Requests
 from winnow.errors import EngineDeadError, EngineLoadError
 
 T = TypeVar("T")
 
-# Waits until the engine runs and returns it. Work that finds nothing to score never asks, and the engine stays
-# untouched.
-Started = Callable[[], Awaitable[Engine]]
+# Waits until the engine runs and returns the way to it. Work that finds nothing to score never asks, and the engine
+# stays untouched.
+Started = Callable[[], Awaitable[Requests]]
 Work = Callable[[Started], Coroutine[Any, Any, T]]
 
 _EXIT_SECONDS = 30.0
@@ -38,10 +39,10 @@ class SharedEngine:
         self.holders = 0
         self._factory = factory
         self._after = after
-        self._engine: Engine | None = None
+        self._running: Requests | None = None
         self._loading: Engine | None = None
         self._interrupted = False
-        self._start_task: asyncio.Task[Engine] | None = None
+        self._start_task: asyncio.Task[Requests] | None = None
         self._work: set[asyncio.Task[Any]] = set()
         self._lock = threading.Lock()
         self._closing = False
@@ -65,9 +66,9 @@ class SharedEngine:
     async def _do(self, work: Work[T]) -> T:
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._work.add(task)
-        used: Engine | None = None
+        used: Requests | None = None
 
-        async def started() -> Engine:
+        async def started() -> Requests:
             nonlocal used
             used = await self._started()
             return used
@@ -75,20 +76,22 @@ class SharedEngine:
         try:
             return await work(started)
         except EngineDeadError:
-            if used is not None and used is self._engine:  # the first to notice buries it; the next call starts another
-                self._engine = self._start_task = None
-                await used.aclose()
+            if (
+                used is not None and used is self._running
+            ):  # the first to notice buries it; the next call starts another
+                self._running = self._start_task = None
+                await used.engine.aclose()
             raise
         finally:
             self._work.discard(task)
 
-    async def _started(self) -> Engine:
+    async def _started(self) -> Requests:
         """The running engine. All who wait for a start share its outcome; after a failure the next caller retries."""
         if self._start_task is None:
             self._start_task = asyncio.ensure_future(self._start())
         return await asyncio.shield(self._start_task)
 
-    async def _start(self) -> Engine:
+    async def _start(self) -> Requests:
         # What blocks here blocks only this engine's loop, and everyone on it waits for the engine anyway.
         self._interrupted = False
         try:
@@ -99,7 +102,7 @@ class SharedEngine:
             if self._interrupted:
                 raise EngineLoadError("Loading was interrupted.")
             await self._loading.start()
-            self._engine = self._loading
+            self._running = Requests(self._loading)
             # Exit handlers run last in, first out: ours must come before those of libraries that the engine brought,
             # which would kill its processes under it.
             atexit.unregister(_close_all)
@@ -109,7 +112,7 @@ class SharedEngine:
             raise
         finally:
             self._loading = None
-        return self._engine
+        return self._running
 
     def interrupt(self) -> None:
         """Make a start that is under way fail: the user pressed Ctrl-C, or the interpreter exits."""
@@ -137,8 +140,8 @@ class SharedEngine:
     async def _aclose(self) -> None:
         while self._work:
             await asyncio.wait(self._work)
-        if self._engine is not None:
-            await self._engine.aclose()
+        if self._running is not None:
+            await self._running.engine.aclose()
 
 
 _registry: dict[Hashable, SharedEngine] = {}

@@ -10,6 +10,7 @@ from winnow.checkpoint import Checkpoint
 from winnow.engines.base import EngineScore, check_keywords
 from winnow.errors import EngineLoadError, MissingExtraError
 from winnow.prompts import Prompt
+from winnow.weights import check_weights
 
 logger = logging.getLogger(__name__)
 
@@ -67,26 +68,47 @@ class TransformersEngine:
     def _load(self) -> None:
         import transformers
 
-        kind = (
-            transformers.AutoModelForCausalLM
-            if self.checkpoint.recipe.labels
-            else transformers.AutoModelForSequenceClassification
-        )
+        check_weights(self.checkpoint.model)
+        kwargs = {"dtype": self._dtype, **self._load_kwargs}
+        recipe = self.checkpoint.recipe
+        kind: Any
+        model: Any
+        if recipe.local_code:
+            from winnow.engines.local_code import class_and_config
+
+            kind, kwargs["config"] = class_and_config(self.checkpoint.config)
+        elif not recipe.labels:
+            kind = transformers.AutoModelForSequenceClassification
+        elif any(name.endswith("ForConditionalGeneration") for name in recipe.architectures):
+            kind = transformers.AutoModelForImageTextToText
+        else:
+            kind = transformers.AutoModelForCausalLM
         progress = transformers.utils.logging.is_progress_bar_enabled()
-        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            model: Any = kind.from_pretrained(self.checkpoint.model, dtype=self._dtype, **self._load_kwargs)
+            model, loading = kind.from_pretrained(self.checkpoint.model, output_loading_info=True, **kwargs)
         except Exception as error:  # transformers fails to load with errors of every kind
             raise EngineLoadError(
-                f"transformers could not load {self.checkpoint.model}: {type(error).__name__}: {error}"
+                f"transformers could not load {self.checkpoint.model} ({', '.join(recipe.architectures)}): "
+                f"{type(error).__name__}: {error}\nIf the model brings code of its own, and you trust it, pass "
+                "engine_kwargs={'trust_remote_code': True}; if it is newer than your transformers "
+                f"({transformers.__version__}), upgrade."
             ) from error
         finally:
             if progress:
-                transformers.utils.logging.enable_progress_bar()
+                transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        if missing := sorted(loading["missing_keys"]):
+            # transformers fills these with random numbers, and goes on.
+            raise EngineLoadError(
+                f"The weights of {self.checkpoint.model} are not those of a {type(model).__name__}: "
+                f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''} are missing. Check that it is a "
+                "reranker; if it brings code of its own, and you trust it, pass "
+                "engine_kwargs={'trust_remote_code': True}."
+            )
         model.to(self._device)
         self._model = model.eval()
 
-    async def score(self, prompts: Sequence[Prompt]) -> list[EngineScore]:
+    async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:  # noqa: ARG002
         """Score prompts, longest batches first, in this engine's thread."""
         order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at].ids))
         logits = [0.0] * len(prompts)
@@ -99,7 +121,7 @@ class TransformersEngine:
             )
             for at, logit in zip(batch, found, strict=True):
                 logits[at] = logit
-        return [EngineScore(logit) for logit in logits]
+        return [EngineScore(self.checkpoint.recipe.calibrated(logit)) for logit in logits]
 
     def _forward(self, prompts: Sequence[Prompt]) -> list[float]:
         import torch

@@ -5,12 +5,15 @@
 
 import asyncio
 import dataclasses
+import importlib.util
 import itertools
 import logging
 import multiprocessing
 import os
 import re
+import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import spawn
@@ -20,6 +23,7 @@ from winnow.checkpoint import Checkpoint
 from winnow.engines.base import EngineScore, check_keywords
 from winnow.errors import EngineDeadError, EngineError, EngineLoadError, MissingExtraError
 from winnow.prompts import Prompt
+from winnow.weights import check_weights
 
 logger = logging.getLogger(__name__)
 
@@ -40,18 +44,19 @@ class VllmEngine:
 
     def __init__(self, checkpoint: Checkpoint, max_length: int, engine_kwargs: Mapping[str, Any]):
         self.checkpoint = checkpoint
-        # vLLM reads this when it is first imported. Its start-up chatter is off unless the user asks for it.
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        _quieten()
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
         except ImportError as error:
             raise MissingExtraError("vllm", "vllm") from error
+        if checkpoint.recipe.local_code:
+            import winnow.engines.local_code  # noqa: F401 - registers the configuration
         check_keywords("engine_kwargs", engine_kwargs, [field.name for field in dataclasses.fields(AsyncEngineArgs)])
         self._engine_args = AsyncEngineArgs(
             **{
                 "model": checkpoint.model,
                 "max_model_len": max_length,
-                **_platform_defaults(),
+                **_platform_defaults(engine_kwargs),
                 **engine_kwargs,
                 "hf_overrides": {**checkpoint.recipe.vllm_overrides, **engine_kwargs.get("hf_overrides", {})},
             }
@@ -65,31 +70,35 @@ class VllmEngine:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        check_weights(self.checkpoint.model)
         self._processes_before = {process.pid for process in multiprocessing.active_children()}
         try:
-            with _without_main_module():
+            with _without_main_module(), _quiet_start():
                 # LLM_CLASS: the batch sizes of offline use, several times those of a server (vllm/engine/arg_utils.py).
                 self._llm = AsyncLLM.from_engine_args(self._engine_args, usage_context=UsageContext.LLM_CLASS)
         except Exception as error:  # vLLM fails to load with errors of every kind
-            raise EngineLoadError(f"vLLM could not load {self.checkpoint.model}: {error}") from error
+            reason = why_not(self.checkpoint)
+            cure = f"\n{reason}. Use engine='transformers', or a vLLM that has it." if reason else ""
+            raise EngineLoadError(f"vLLM could not load {self.checkpoint.model}: {error}{cure}") from error
 
-    async def score(self, prompts: Sequence[Prompt]) -> list[EngineScore]:
+    async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
         """Score prompts; all of them enter vLLM's queue side by side, so that a shared prefix is computed once."""
-        return list(await asyncio.gather(*map(self._score_one, prompts)))
+        return list(await asyncio.gather(*(self._score_one(prompt, priority) for prompt in prompts)))
 
-    async def _score_one(self, prompt: Prompt) -> EngineScore:
+    async def _score_one(self, prompt: Prompt, priority: int) -> EngineScore:
         from vllm import PoolingParams
         from vllm.inputs import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
 
         params = PoolingParams(task="classify", use_activation=False)
         if prompt.second_type_from is not None:
-            params.extra_kwargs = {"compressed_token_type_ids": prompt.second_type_from}
+            params.extra_kwargs = {"compressed_token_type_ids": _compressed_types(prompt)}
         request = f"winnow-{next(self._request_numbers)}"
         try:
-            async for output in self._llm.encode(tokens_input(prompt.ids), params, request_id=request):
+            async for output in self._llm.encode(tokens_input(prompt.ids), params, request, priority=priority):
                 if output.finished:
-                    return EngineScore(output.outputs.data.float().item(), output.num_cached_tokens or 0)
+                    logit = self.checkpoint.recipe.calibrated(output.outputs.data.float().item())
+                    return EngineScore(logit, output.num_cached_tokens or 0)
         except VllmDeadError as error:
             raise EngineDeadError(
                 f"The vLLM engine of {self.checkpoint.model} died. The next call starts it again."
@@ -115,16 +124,73 @@ class VllmEngine:
                 kill_process_tree(process.pid)
 
 
-def _platform_defaults() -> dict[str, Any]:
+def _compressed_types(prompt: Prompt) -> int | tuple[int, int]:
+    """Token types in vLLM's short form: where the ones begin; from vLLM 0.33 on also where they end."""
+    from vllm import __version_tuple__
+
+    start = prompt.second_type_from
+    assert start is not None  # noqa: S101 - for mypy; the caller checked
+    return (start, len(prompt.ids)) if tuple(__version_tuple__[:2]) >= (0, 33) else start
+
+
+def _platform_defaults(engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Winnow's choice of `AsyncEngineArgs`; on a machine without a GPU, settings under which vLLM's CPU build runs."""
     from vllm.platforms import current_platform
 
-    chosen: dict[str, Any] = {"runner": "pooling", "disable_log_stats": True, "use_tqdm_on_load": False}
+    chosen: dict[str, Any] = {
+        "runner": "pooling",
+        "scheduling_policy": "priority",  # what gives each caller a turn, see engines/requests.py
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
     if current_platform.is_cpu():
         # Here gpu_memory_utilization is the share of main memory that must be free at the start; the cache is in GiB.
+        # Blocks of 32 tokens, the least that vLLM's CPU attention takes, instead of 128: whole blocks only are shared
+        # between prompts, and the shared beginning of a reranker's prompts is short.
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        chosen |= {"dtype": "float32", "enforce_eager": True, "gpu_memory_utilization": 0.3}
+        chosen |= {"dtype": "float32", "enforce_eager": True, "gpu_memory_utilization": 0.3, "block_size": 32}
+    elif current_platform.is_cuda():
+        chosen |= attention_for(current_platform.get_device_capability(), engine_kwargs)
     return chosen
+
+
+def attention_for(capability: tuple[int, int] | None, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The attention backend for a GPU: vLLM's own choice, but on older GPUs one that runs there.
+
+    Args:
+        capability: The GPU's compute capability, (major, minor).
+        engine_kwargs: What the user gave; a choice of theirs stands.
+    """
+    if capability is None or capability >= (8, 0) or {"attention_backend", "attention_config"} & engine_kwargs.keys():
+        return {}
+    logger.info(
+        "This GPU has compute capability %d.%d. FlashAttention needs 8.0, so Winnow takes "
+        "attention_backend='TRITON_ATTN'; engine_kwargs={'attention_backend': ...} overrides it.",
+        *capability[:2],
+    )
+    return {"attention_backend": "TRITON_ATTN"}
+
+
+def _quieten() -> None:
+    """Turn off vLLM's chatter in this process and in those it starts, unless the user asked for it."""
+    if "VLLM_LOGGING_LEVEL" not in os.environ:
+        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+        logging.getLogger("vllm").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Keep warnings of the libraries that vLLM loads off the user's screen, but for what the user set up."""
+    chosen = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    added = [name for name in chosen if os.environ.setdefault(name, chosen[name]) is chosen[name]]
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 @contextmanager
@@ -158,7 +224,7 @@ def _stem(architecture: str) -> str:
 
 def why_not(checkpoint: Checkpoint) -> str | None:
     """Why vLLM cannot run this model on this machine, or None if it can."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    _quieten()
     try:
         from vllm import ModelRegistry
         from vllm.platforms import current_platform
@@ -171,4 +237,7 @@ def why_not(checkpoint: Checkpoint) -> str | None:
     # vLLM turns any causal model of its registry into a classifier, so the stem counts (vLLM, models/registry.py).
     if not set(map(_stem, wanted)) & set(map(_stem, ModelRegistry.get_supported_archs())):
         return f"vLLM does not have the architecture {', '.join(wanted)}"
+    multimodal = any(name.endswith("ForConditionalGeneration") for name in recipe.architectures)
+    if multimodal and importlib.util.find_spec("torchvision") is None:
+        return f"vLLM needs torchvision for {', '.join(wanted)}, and it is not installed"
     return None

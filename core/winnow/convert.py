@@ -1,0 +1,338 @@
+"""A causal reranker to a sequence-classification checkpoint with one label.
+
+The rows of the output embedding that make the score become a score head:
+
+    logit[positive] − logit[negative] = (W[positive] − W[negative]) · h        (from_2_way_softmax)
+    logit[positive]                   =  W[positive] · h                       (no_post_processing)
+
+The names are those of vLLM's conversion at load time (`models/adapters.py`). The result needs no settings: it loads in
+transformers' `AutoModelForSequenceClassification`, in sentence-transformers' `CrossEncoder`, in vLLM and in Winnow.
+"""
+
+import json
+import logging
+import math
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from tqdm.auto import tqdm
+
+from winnow.checkpoint import Checkpoint, open_checkpoint, template_for
+from winnow.converted_prompts import check_prompts, pad_token_for, takes_instruction, write_templates
+from winnow.errors import ConfigurationError, MissingExtraError, ModelError
+from winnow.model_folder import folder_of, read_json
+from winnow.recipes import ModelRecipe, recipe_for
+from winnow.reranker import RankRequest, Reranker
+from winnow.score_head import Layout, layout_of, score_head
+from winnow.shards import INDEX, Shards, copy_shard, find_shards
+from winnow.templates import ScoreTemplate, TemplateLike
+
+logger = logging.getLogger(__name__)
+
+Method = Literal["from_2_way_softmax", "no_post_processing"]
+METHODS: dict[str, int] = {"from_2_way_softmax": 2, "no_post_processing": 1}
+
+TOLERANCE = 1e-4
+"""Most that a converted model's logit may differ from the original's, in float32."""
+
+PAIRS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        "what is the capital of China?",
+        (
+            "Beijing is the capital of China.",
+            "Bread rises because yeast makes gas.",
+            "The tide falls twice a day. " * 8,
+        ),
+    ),
+    ("Wer schrieb den Faust?", ("Johann Wolfgang von Goethe.", "x")),
+)
+"""What `verify` scores: queries, each with documents of different lengths, so that batches are padded."""
+
+# What of a model's folder goes with the weights. config.json, the index and templates are written anew.
+_COPIED = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece*.model",
+    "LICENSE*",
+    "NOTICE*",
+)
+# Fields of config.json that speak of the causal model: another template, its own code, and conversion at load time.
+_DROPPED_FIELDS = ("score_template", "auto_map", "classifier_from_token", "method", "is_original_qwen3_reranker")
+# Fields with which models change their logits after the output embedding, which a score head cannot do.
+_LOGIT_FIELDS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """What was written.
+
+    Attributes:
+        folder: The new checkpoint.
+        formula: What its logit is, in words.
+        bytes: Size of its weights.
+        difference: Largest difference of a logit from the original's, in float32; None if it was not verified.
+    """
+
+    folder: Path
+    formula: str
+    bytes: int
+    difference: float | None = None
+
+
+def convert(
+    model: str | Path,
+    out: str | Path,
+    *,
+    method: Method | None = None,
+    labels: Sequence[str] | None = None,
+    recipe: str | ModelRecipe | None = None,
+    template: TemplateLike | None = None,
+    revision: str | None = None,
+    verify: bool = False,
+    progress: bool = False,
+) -> Conversion:
+    """Write a causal reranker as a sequence-classification checkpoint with one label.
+
+    The weights are copied file by file, a few megabytes at a time, in their own types; the score head is float32, since
+    a difference of two rows in bfloat16 is not a row in bfloat16. `out` appears when all of it is written, or not at
+    all.
+
+    Args:
+        model: A local folder, or the name of a repository on the Hugging Face Hub.
+        out: The folder to write. It must not exist, or be empty.
+        method: "from_2_way_softmax" takes two labels, "no_post_processing" one; by default what the labels say.
+        labels: (negative, positive) or (positive,), each one token; by default the recipe's.
+        recipe: A recipe or the name of a family, where the model's name does not tell.
+        template: The score template that is saved with it; by default the model's own, else its family's.
+        revision: Branch, tag or commit on the Hub.
+        verify: Score a few pairs with both models in float32, and write nothing if a logit differs by more than
+            `TOLERANCE`.
+        progress: Show a progress bar on stderr if it takes longer than a second.
+
+    Raises:
+        ConfigurationError: `out` is in use, the disk is full, or method and labels do not go together.
+        ModelError: The model is no causal model, a label is not one token, a file is missing or damaged, or the
+            converted model scores otherwise.
+        TemplateError: There is no score template for it.
+        MissingExtraError: PyTorch is not installed.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("torch", "transformers") from error
+    model, out = str(model), Path(out).expanduser().absolute()
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ConfigurationError(f"{out} already exists. Remove it, or name another folder.")
+    checkpoint = _open(model, recipe, labels, method, revision)
+    score_template = template_for(checkpoint, template)
+    if score_template is None:
+        raise ModelError(f"{model} has no labels: it is not a causal model that a score head can be made of.")
+    shards = find_shards(_with_weights(model, revision), model)
+    _check_disk(out, shards)
+    layout = layout_of(shards, model)
+    head = score_head(shards, layout, checkpoint)
+    difference = None
+    with _whole_or_nothing(out) as part:
+        pad = pad_token_for(checkpoint, score_template)
+        _write_tokenizer(shards.folder, part, pad)
+        _write_config(part, checkpoint, layout, checkpoint.tokenizer.token_id(pad))
+        write_templates(part, checkpoint, score_template)
+        size = _write_weights(part, shards, layout, head, progress)
+        check_prompts(part, checkpoint, score_template)
+        if verify:
+            difference = _difference(str(shards.folder), str(part), checkpoint, score_template)
+            if not difference <= TOLERANCE:
+                raise ModelError(
+                    f"The converted model scores otherwise than {model}: a logit differs by {difference:.2g}, and "
+                    f"{TOLERANCE:g} is allowed. Nothing was written. Does {model} change its logits after the output "
+                    "embedding?"
+                )
+    return Conversion(folder=out, formula=checkpoint.recipe.formula, bytes=size, difference=difference)
+
+
+# --- what is converted ------------------------------------------------------------------------------------------------
+
+
+def _open(
+    model: str,
+    recipe: str | ModelRecipe | None,
+    labels: Sequence[str] | None,
+    method: str | None,
+    revision: str | None,
+) -> Checkpoint:
+    """The checkpoint with the recipe that is asked for.
+
+    Raises:
+        ConfigurationError: Method, labels and recipe do not go together.
+        ModelError: The model cannot be converted.
+    """
+    if method is not None and method not in METHODS:
+        raise ConfigurationError(f"method must be one of {', '.join(METHODS)}, but got {method!r}.")
+    folder = folder_of(model, revision)
+    config = read_json(folder / "config.json", model)
+    architecture = next(iter(config.get("architectures") or ()), "model without architectures in config.json")
+    if architecture.endswith("ForSequenceClassification"):
+        raise ModelError(
+            f"{model} is a {architecture}: it has a score head already. transformers, sentence-transformers, vLLM and "
+            "Winnow load it as it is."
+        )
+    if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        raise ModelError(
+            f"{model} is a {architecture}. Only causal language models (…ForCausalLM) can be converted; Winnow scores "
+            "the others as they are."
+        )
+    if "quantization_config" in config:
+        raise ModelError(
+            f"{model} is quantised ({config['quantization_config'].get('quant_method')}), and a score head is not. "
+            "Convert the original, then quantise the result; or score it as it is."
+        )
+    for name in _LOGIT_FIELDS:
+        if config.get(name) not in (None, 1):
+            raise ModelError(
+                f"{model} changes its logits after the output embedding ({name} = {config[name]} in config.json), "
+                "which a score head cannot do. Score it as it is."
+            )
+    if labels:
+        recipe = replace(_row(model, config, recipe), labels=tuple(labels))
+    checkpoint = open_checkpoint(model, recipe=recipe, revision=revision)
+    found = checkpoint.recipe
+    if method is not None and len(found.labels) != METHODS[method]:
+        wanted = "two labels, negative and positive" if METHODS[method] == 2 else "one label, the positive one"
+        raise ConfigurationError(f"{method} takes {wanted}, but got {found.labels}. Name them with labels.")
+    if found.shift:
+        raise ConfigurationError(f"{found.formula} cannot be a score head, which has no bias: set shift=0.")
+    return checkpoint
+
+
+def _row(model: str, config: Mapping[str, Any], recipe: str | ModelRecipe | None) -> ModelRecipe:
+    """The family of a model whose labels are given; a judge of the user's own if it is of none."""
+    try:
+        return recipe_for(model, config, recipe)
+    except ModelError:
+        return ModelRecipe(family="judge", architectures=tuple(config["architectures"]))
+
+
+def _with_weights(model: str, revision: str | None) -> Path:
+    """The model's folder with its weight files, downloaded if it is on the Hub."""
+    folder = folder_of(model, revision)
+    if Path(model).expanduser().is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        # folder.name: the commit whose small files are here already.
+        snapshot_download(model, revision=folder.name, allow_patterns=["model*.safetensors", INDEX, "LICENSE*"])
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"The weights of {model} could not be downloaded ({type(error).__name__}: {error}). Try again; what is "
+            "there already is not downloaded twice."
+        ) from error
+    return folder
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _whole_or_nothing(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name at the end, or is removed if anything goes wrong, Ctrl-C included."""
+    part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        part.replace(out)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ConfigurationError(f"{out} cannot be written: {error}") from error
+        raise
+
+
+def _check_disk(out: Path, shards: Shards) -> None:
+    existing = next(parent for parent in out.parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < shards.bytes:
+        raise ConfigurationError(
+            f"{out} needs {shards.bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there. Make room, or name "
+            "another folder."
+        )
+
+
+def _write_weights(part: Path, shards: Shards, layout: Layout, head: npt.NDArray[np.float32], progress: bool) -> int:
+    size = 0
+    weight_map = {name: file for name, file in shards.file_of.items() if name not in layout.dropped}
+    weight_map["score.weight"] = shards.file_of[layout.head]
+    with tqdm(total=shards.bytes, desc="converting", unit="B", unit_scale=True, disable=not progress, delay=1) as bar:
+        for file in shards.files:
+            added = {"score.weight": head} if file == weight_map["score.weight"] else {}
+            size += copy_shard(
+                shards.folder / file, part / file, without=layout.dropped, added=added, progress=bar.update
+            )
+    if shards.indexed:
+        _write_json(part / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))})
+    return size
+
+
+def _write_config(part: Path, checkpoint: Checkpoint, layout: Layout, pad: int | None) -> None:
+    config = {name: value for name, value in checkpoint.config.items() if name not in _DROPPED_FIELDS}
+    label = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "num_labels": 1}
+    _write_json(
+        part / "config.json",
+        {
+            **config,
+            **label,
+            "architectures": [layout.classifier],
+            "pad_token_id": pad,
+            # `recipe_for` reads it: the folder may have any name. Labels and temperature are in the head.
+            "winnow_family": checkpoint.recipe.family,
+        },
+    )
+
+
+def _write_tokenizer(folder: Path, part: Path, pad: str) -> None:
+    for pattern in _COPIED:
+        for file in folder.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, part / file.name)
+    path = folder / "tokenizer_config.json"
+    config = read_json(path, str(folder)) if path.is_file() else {}
+    config.pop("chat_template", None)
+    config.setdefault("pad_token", pad)
+    # A causal model and absolute positions, if it has them, are not changed by what comes after the prompt.
+    config["padding_side"] = "right"
+    _write_json(part / path.name, config)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+# --- whether it scores the same ---------------------------------------------------------------------------------------
+
+
+def _difference(original: str, converted: str, checkpoint: Checkpoint, template: ScoreTemplate) -> float:
+    """Largest difference between the logits of the two models, in float32; one of them is loaded at a time."""
+    pairs: list[RankRequest] = list(PAIRS)
+    if takes_instruction(checkpoint, template):
+        pairs.append((*PAIRS[0], "Find what answers it"))
+    before = _logits(original, pairs, recipe=checkpoint.recipe, template=template)
+    after = _logits(converted, pairs)
+    return max(abs(a - b) if math.isfinite(a - b) else math.inf for a, b in zip(before, after, strict=True))
+
+
+def _logits(model: str, pairs: Sequence[RankRequest], **settings: Any) -> list[float]:
+    with Reranker(model, engine="transformers", engine_kwargs={"dtype": "float32"}, **settings) as reranker:
+        rankings = reranker.rank_many(pairs)
+    return [hit.logit for ranking in rankings for hit in sorted(ranking, key=lambda hit: hit.index)]

@@ -1,0 +1,149 @@
+"""The prompt side of a converted checkpoint: its templates, its padding token, and the proof that both are right."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from winnow.checkpoint import Checkpoint, open_checkpoint
+from winnow.errors import ModelError, TemplateError
+from winnow.limits import Limits
+from winnow.prompts import PromptBuilder
+from winnow.segments import Segment, fields_of
+from winnow.template_writer import as_jinja
+from winnow.templates import ScoreTemplate
+
+_SAMPLE = {"query": "what is it?", "document": "This is it."}
+_INSTRUCTION = "Find what answers it"
+
+
+def write_templates(part: Path, checkpoint: Checkpoint, template: ScoreTemplate) -> None:
+    """Write the score template for Winnow and vLLM, and the chat template for sentence-transformers.
+
+    `score_template.jinja` is the template's own source where messages are all it needs (vLLM gives it nothing else).
+    `chat_template.jinja` holds in addition what the tokenizer puts before and after a plain text, such as BOS: a
+    rendered chat is tokenised without (transformers, `apply_chat_template`).
+
+    Args:
+        part: The folder; the tokenizer is there already.
+        checkpoint: The original.
+        template: Its template.
+
+    Raises:
+        TemplateError: The template cannot be written as one for chats.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = checkpoint.tokenizer
+    chat = AutoTokenizer.from_pretrained(part)
+    absent = _segments(checkpoint, template, with_instruction=False)
+    given = _segments(checkpoint, template, with_instruction=True) or ()
+    expected = _expected(checkpoint, template)
+    begin, end = ("".join(map(tokenizer.token, ids)) for ids in (tokenizer.begin, tokenizer.end))
+
+    source = as_jinja(absent, given)
+    if isinstance(template.source, str) and not template.variables and not template.instruction:
+        # Without its last newline, which Jinja does not render anyway, unless another would be lost in its place.
+        own = template.source if template.source.endswith("\n\n") else template.source.removesuffix("\n")
+        text = _as_chat(chat, own, None)
+        source = own if absent is not None and text == _as_chat(chat, source, None) else source
+    (part / "score_template.jinja").write_text(source, encoding="utf-8")
+
+    # Tokenizers that mark the beginning of words need a space for the first one when a control token is before it.
+    for before in (begin, f"{begin} "):
+        source = as_jinja(absent, given, begin=before, end=end)
+        chats = ((_as_chat(chat, source, instruction), ids) for instruction, ids in expected.items())
+        if all(text is not None and chat(text, add_special_tokens=False)["input_ids"] == ids for text, ids in chats):
+            (part / "chat_template.jinja").write_text(source, encoding="utf-8")
+            return
+    raise TemplateError(
+        f"The template from {template.origin} cannot be saved as a chat template of {checkpoint.model}, which "
+        "sentence-transformers needs: no text of a chat is tokenised to the same prompt."
+    )
+
+
+def pad_token_for(checkpoint: Checkpoint, template: ScoreTemplate) -> str:
+    """The token that batches are padded with: the tokenizer's own, or another that no prompt ends with.
+
+    transformers' classifiers take the score from the last token that is not this one (`modeling_layers.py`).
+
+    Raises:
+        ModelError: Every candidate may be a prompt's last token.
+    """
+    tokenizer = checkpoint.tokenizer
+    last = {ids[-1] for ids in _expected(checkpoint, template).values()}
+    named = tokenizer.special_tokens
+    own = named.get("pad_token")
+    names = [own] if own else [named[name] for name in ("eos_token", "unk_token", "bos_token") if name in named]
+    for token in [*names, *([] if own else tokenizer.control_tokens)]:
+        index = tokenizer.token_id(token)
+        if index is not None and index not in last:
+            return token
+    raise ModelError(
+        f"The tokenizer of {checkpoint.model} has no token to pad with: {names or 'none'} is how its prompts end, and "
+        "a classifier takes the score from the last token before the padding. Set another pad_token in "
+        "tokenizer_config.json."
+    )
+
+
+def check_prompts(part: Path, checkpoint: Checkpoint, template: ScoreTemplate) -> None:
+    """Check that Winnow knows the written folder, and gives it the original's prompts, token for token.
+
+    Raises:
+        ModelError: Winnow does not know it.
+        TemplateError: The prompts differ.
+    """
+    converted = open_checkpoint(str(part))
+    saved = converted.template
+    for instruction, ids in _expected(checkpoint, template).items():
+        found = [] if saved is None else _ids(converted, saved, instruction)
+        if found != ids:
+            raise TemplateError(
+                f"The template from {template.origin} cannot be saved: the prompt would be "
+                f"{converted.tokenizer.decode(found)!r} instead of {converted.tokenizer.decode(ids)!r}."
+            )
+
+
+def takes_instruction(checkpoint: Checkpoint, template: ScoreTemplate) -> bool:
+    """Whether the template has a place for an instruction."""
+    return "instruction" in fields_of(_segments(checkpoint, template, with_instruction=True) or ())
+
+
+def _segments(checkpoint: Checkpoint, template: ScoreTemplate, *, with_instruction: bool) -> tuple[Segment, ...] | None:
+    """What the template renders; None if it needs an instruction and gets none."""
+    tokenizer = checkpoint.tokenizer
+    try:
+        return template.segments(
+            with_instruction=with_instruction,
+            special_tokens=tokenizer.special_tokens,
+            control_tokens=tokenizer.control_tokens,
+        )
+    except TemplateError:
+        if with_instruction:
+            raise
+        template.segments(with_instruction=True, special_tokens=tokenizer.special_tokens)
+        return None
+
+
+def _as_chat(chat: Any, source: str, instruction: str | None) -> str | None:
+    """The sample's prompt as sentence-transformers and vLLM render it; None if they cannot."""
+    system = [{"role": "system", "content": instruction}] if instruction else []
+    messages = [*system, *({"role": role, "content": text} for role, text in _SAMPLE.items())]
+    try:
+        return str(chat.apply_chat_template(messages, chat_template=source, tokenize=False))
+    except jinja2.TemplateError:
+        return None
+
+
+def _expected(checkpoint: Checkpoint, template: ScoreTemplate) -> dict[str | None, list[int]]:
+    """The sample's prompts, by instruction."""
+    optional = _segments(checkpoint, template, with_instruction=False) is not None
+    instructions = (None, _INSTRUCTION) if optional else (_INSTRUCTION,)
+    return {instruction: _ids(checkpoint, template, instruction) for instruction in instructions}
+
+
+def _ids(checkpoint: Checkpoint, template: ScoreTemplate, instruction: str | None) -> list[int]:
+    segments = _segments(checkpoint, template, with_instruction=instruction is not None)
+    builder = PromptBuilder(checkpoint.tokenizer, segments, Limits(max_length=checkpoint.max_length))
+    [built] = builder.build(_SAMPLE["query"], [_SAMPLE["document"]], instruction)
+    return built.prompts[0].ids

@@ -1,0 +1,273 @@
+"""What `winnow doctor` says of a model before any weight is loaded: recipe, template, one prompt, labels, limits."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from winnow.checkpoint import Checkpoint, bind_template, open_checkpoint, template_for
+from winnow.errors import WinnowError
+from winnow.prompts import DocumentPrompts, Limits, PromptBuilder
+from winnow.recipes import ModelRecipe
+from winnow.segments import Content, PlainText, Segment
+from winnow.templates import TemplateLike
+from winnow.tokenization import PromptTokenizer
+
+PartName = Literal["before", "instruction", "query", "between", "document", "after"]
+PART_NAMES: tuple[PartName, ...] = get_args(PartName)
+QUERY = "what is the capital of China?"
+DOCUMENT = "The capital of China is Beijing."
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of a prompt.
+
+    Attributes:
+        part: Where it stands: in the caller's query, document or instruction, or in the template before, between or
+            after query and document.
+        text: Its text.
+        control: True for a control token; one that is typed in a query or document is text.
+    """
+
+    part: PartName
+    text: str
+    control: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Diagnosis:
+    """What was found. After a problem, what comes later in this list is empty.
+
+    Attributes:
+        model: The model as it was named.
+        problems: What keeps the model from being used, or its scores from being right.
+        warnings: What a user should know.
+        family: Name of the recipe.
+        architectures: Of config.json.
+        formula: The logit, in words.
+        labels: Ids of the label tokens.
+        max_length: Most tokens of a prompt.
+        template: Where the template comes from.
+        pieces: The prompt, whole; control tokens that the tokenizer adds by itself included.
+        ids: Token ids of the prompt, cut to `max_length`.
+        tokens: How many of `ids` each part takes. A token that two parts share counts where it ends.
+        max_query_tokens: What a query may take, beside the template and this instruction.
+    """
+
+    model: str
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    family: str = ""
+    architectures: tuple[str, ...] = ()
+    formula: str = ""
+    labels: dict[str, int] = field(default_factory=dict)
+    max_length: int = 0
+    template: str = ""
+    pieces: list[Piece] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    tokens: dict[PartName, int] = field(default_factory=dict)
+    max_query_tokens: int = 0
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in a few words."""
+        if self.problems:
+            return f"not usable as it is: {_count(self.problems, 'problem')}"
+        return f"ready, with {_count(self.warnings, 'warning')}" if self.warnings else "ready"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "model": self.model,
+            "ok": not self.problems,
+            "verdict": self.verdict,
+            "problems": self.problems,
+            "warnings": self.warnings,
+            "recipe": {"family": self.family, "architectures": list(self.architectures), "formula": self.formula},
+            "labels": self.labels,
+            "template": self.template,
+            "prompt": "".join(piece.text for piece in self.pieces),
+            "pieces": [{"part": piece.part, "text": piece.text, "control": piece.control} for piece in self.pieces],
+            "ids": self.ids,
+            "tokens": {**self.tokens, "total": len(self.ids)},
+            "limits": {"max_length": self.max_length, "max_query_tokens": self.max_query_tokens},
+        }
+
+
+def examine(
+    model: str,
+    *,
+    recipe: str | ModelRecipe | None = None,
+    template: TemplateLike | None = None,
+    instruction: str | None = None,
+    query: str = QUERY,
+    document: str = DOCUMENT,
+) -> Diagnosis:
+    """Look at all that is wrong with a model's prompts, and at one of them.
+
+    Args:
+        model: A folder, or a name on the Hugging Face Hub; its weights are not read.
+        recipe: As for `Reranker`.
+        template: As for `Reranker`.
+        instruction: As for `Reranker`.
+        query: Query of the pair that is shown.
+        document: Its document.
+    """
+    found = Diagnosis(model=model)
+    with _logged_warnings(found.warnings):
+        try:
+            checkpoint = open_checkpoint(model, recipe=recipe)
+            found.family, found.formula = checkpoint.recipe.family, checkpoint.recipe.formula
+            found.architectures = tuple(checkpoint.config.get("architectures") or ())
+            found.labels = dict(zip(checkpoint.recipe.labels, checkpoint.label_ids, strict=True))
+            found.max_length = checkpoint.max_length
+            chosen = template_for(checkpoint, template)
+            found.template = chosen.origin if chosen else "none: the tokenizer's own encoding of pairs"
+            segments = bind_template(checkpoint, chosen, None, with_instruction=bool(instruction))
+            _examine_prompt(found, checkpoint, segments, instruction or "", query, document)
+        except WinnowError as error:
+            found.problems.append(str(error))
+    return found
+
+
+def _examine_prompt(
+    found: Diagnosis,
+    checkpoint: Checkpoint,
+    segments: tuple[Segment, ...] | None,
+    instruction: str,
+    query: str,
+    document: str,
+) -> None:
+    tokenizer = checkpoint.tokenizer
+    builder = PromptBuilder(tokenizer, segments, Limits(max_length=checkpoint.max_length))
+    [built] = builder.build(query, [document], instruction)
+    found.ids = built.prompts[0].ids
+    found.max_query_tokens = builder.max_query_tokens(instruction)
+    values = {"query": query, "document": document, "instruction": instruction}
+    whole, pieces, counts = _whole(tokenizer, segments, values)
+    found.pieces = pieces
+    if built.truncated:
+        found.warnings.append(f"This document does not fit: the model would see {built.document_tokens} tokens of it.")
+    elif not built.query_truncated and found.ids != whole:
+        found.problems.append(
+            "The prompt's ids differ from those of the whole text: Winnow does not handle this tokenizer. "
+            "Please report it."
+        )
+    found.tokens = _counts_as_cut(counts, built, len(found.ids))
+    forged = _forged(tokenizer, builder, query, document, instruction)
+    if forged:
+        found.problems.append(
+            f"A document that holds {' or '.join(map(repr, forged))} changes the control tokens of the prompt. "
+            "Please report it."
+        )
+
+
+def _whole(
+    tokenizer: PromptTokenizer, segments: tuple[Segment, ...] | None, values: dict[str, str]
+) -> tuple[list[int], list[Piece], Counter[PartName]]:
+    """Ids of the pair tokenised in one go, its pieces, and how many tokens each part takes."""
+    counts: Counter[PartName] = Counter()
+    pieces: list[Piece] = []
+    ids: list[int] = []
+
+    def add_tokens(part: PartName, added: Sequence[int]) -> None:
+        ids.extend(added)
+        counts[part] += len(added)
+        pieces.extend(Piece(part, tokenizer.decode([index]), control=True) for index in added)
+
+    if segments is None:
+        layout = tokenizer.pair_layout
+        add_tokens("before", layout.before)
+        sides: list[tuple[PartName, PartName, list[int]]] = [
+            ("query", "between", layout.between),
+            ("document", "after", layout.after),
+        ]
+        for part, after, added in sides:
+            encoded = tokenizer.encode(values[part])
+            ids.extend(encoded)
+            counts[part] += len(encoded)
+            pieces.append(Piece(part, values[part]))
+            add_tokens(after, added)
+        return ids, pieces, counts
+
+    spans = list(_spans(tokenizer, segments, values))
+    text = "".join(span for _, span, _ in spans)
+    encoding = tokenizer.encode_with_offsets([text])[0]
+    encoded = tokenizer.real_ids(encoding.ids)
+    add_tokens("before", tokenizer.begin if encoded[: len(tokenizer.begin)] != tokenizer.begin else [])
+    ids.extend(encoded)
+    ends, at = [max(start, end - 1) for start, end in encoding.offsets], 0
+    for part, span, is_content in spans:
+        counts[part] += sum(at <= end < at + len(span) for end in ends)
+        at += len(span)
+        shown = [(span, False)] if is_content else tokenizer.split_literal(span)
+        pieces.extend(Piece(part, text, control) for text, control in shown)
+    add_tokens("after", tokenizer.end if not tokenizer.end or encoded[-len(tokenizer.end) :] != tokenizer.end else [])
+    return ids, pieces, counts
+
+
+def _spans(
+    tokenizer: PromptTokenizer, segments: tuple[Segment, ...], values: dict[str, str]
+) -> Iterator[tuple[PartName, str, bool]]:
+    """Part, text as it is tokenised, and whether it is content, of each segment."""
+    seen: set[str] = set()
+    for segment in segments:
+        place: PartName = "before" if not seen else "after" if len(seen) == 2 else "between"
+        if isinstance(segment, Content):
+            seen |= {segment.field} - {"instruction"}
+            yield segment.field, segment.of(values[segment.field]), True
+        elif isinstance(segment, PlainText):
+            yield place, segment.text, True
+        else:
+            yield place, tokenizer.literal(segment), False
+
+
+def _counts_as_cut(counts: Counter[PartName], built: DocumentPrompts, total: int) -> dict[PartName, int]:
+    """`counts` of the whole pair, less what was cut from document and query."""
+    cut = Counter(counts)
+    if built.truncated or built.query_truncated:
+        cut["document"] = built.document_tokens
+        cut["query"] += total - cut.total() if built.query_truncated else 0
+    return {name: cut[name] for name in PART_NAMES}
+
+
+def _forged(
+    tokenizer: PromptTokenizer, builder: PromptBuilder, query: str, document: str, instruction: str
+) -> list[str]:
+    """Control tokens that a document can put into the prompt."""
+    # What a tokenizer without byte tokens writes for any odd character is no forgery.
+    unknown = tokenizer.control_tokens.get(tokenizer.special_tokens.get("unk_token", ""))
+    control = set(tokenizer.control_tokens.values()) - {unknown}
+    names = list(tokenizer.control_tokens)
+    typed = [document, *(f"{name} {document}" for name in names)]
+    expected, *counts = (
+        Counter(index for index in built.prompts[0].ids if index in control)
+        for built in builder.build(query, typed, instruction)
+    )
+    return [name for name, count in zip(names, counts, strict=True) if count != expected][:5]
+
+
+@contextmanager
+def _logged_warnings(into: list[str]) -> Iterator[None]:
+    """Collect what Winnow logs as warnings instead of showing it."""
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() not in into:
+                into.append(record.getMessage())
+
+    logger, collector = logging.getLogger("winnow"), Collector(logging.WARNING)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(collector)
+    try:
+        yield
+    finally:
+        logger.removeHandler(collector)
+        logger.propagate = propagate
+
+
+def _count(items: Sequence[str], name: str) -> str:
+    return f"{len(items)} {name}{'s' if len(items) != 1 else ''}"

@@ -1,0 +1,126 @@
+"""What stands between all callers and their engine: identical prompts share one request, and every caller gets a turn.
+
+One `Requests` a running engine; it lives on the engine's event loop, so it needs no locks.
+"""
+
+import asyncio
+import math
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from winnow.engines.base import Engine, EngineScore
+from winnow.errors import EngineError
+from winnow.prompts import Prompt
+
+# Prompts of one request to the engine: few, so that callers alternate.
+_PROMPTS = 32
+
+
+@dataclass(slots=True)
+class Turn:
+    """One caller's place in the order of requests.
+
+    Attributes:
+        reached: Tokens that the caller has asked for, on the engine's clock; see `Requests`.
+    """
+
+    reached: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """One request to the engine and how many calls wait for it."""
+
+    task: "asyncio.Task[list[EngineScore]]"
+    keys: list[bytes]
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestScore:
+    """The score of one prompt, and whether somebody else's request brought it."""
+
+    score: EngineScore
+    shared: bool
+
+
+class Requests:
+    """Sends prompts to an engine.
+
+    The order is self-clocked fair queueing (Golestani, 1994): the engine's clock is the priority of what it finished
+    last, in tokens, and each caller goes on from there or from where it has got to. So a call of ten documents that
+    comes while one of ten thousand runs does not wait for it, and a stream of small calls does not starve a large one.
+
+    Args:
+        engine: The running engine.
+    """
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self._clock = 0
+        self._flying: dict[bytes, tuple[_Flight, int]] = {}
+
+    async def score(self, prompts: Sequence[Prompt], turn: Turn) -> list[RequestScore]:
+        """Score prompts, in order. Cancelling it withdraws what nobody else waits for.
+
+        Args:
+            prompts: They go to the engine side by side.
+            turn: The caller's.
+
+        Raises:
+            EngineError: The engine failed, or what it returned are no scores.
+        """
+        places: list[tuple[_Flight, int, bool]] = []
+        for at in range(0, len(prompts), _PROMPTS):
+            places += self._send(prompts[at : at + _PROMPTS], turn)
+        flights = list(dict.fromkeys(flight for flight, _, _ in places))
+        for flight in flights:
+            flight.waiting += 1
+        try:
+            await asyncio.gather(*(asyncio.shield(flight.task) for flight in flights))
+        finally:
+            for flight in flights:
+                flight.waiting -= 1
+                if not flight.waiting and not flight.task.done():
+                    flight.task.cancel()
+                    self._land(flight)
+        return [RequestScore(flight.task.result()[at], shared) for flight, at, shared in places]
+
+    def _send(self, prompts: Sequence[Prompt], turn: Turn) -> list[tuple[_Flight, int, bool]]:
+        """Where the score of each prompt will be: in a request that is under way already, or in a new one."""
+        keys = [_key(prompt) for prompt in prompts]
+        new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._flying}
+        if new:
+            priority = max(self._clock, turn.reached)
+            turn.reached = priority + sum(len(prompt.ids) for prompt in new.values())
+            flight = _Flight(asyncio.ensure_future(self._request(list(new.values()), priority)), list(new))
+            self._flying |= {key: (flight, at) for at, key in enumerate(new)}
+            flight.task.add_done_callback(lambda _: self._land(flight))
+        return [(*self._flying[key], key not in new) for key in keys]
+
+    def _land(self, flight: _Flight) -> None:
+        if flight.task.done() and not flight.task.cancelled():
+            flight.task.exception()  # seen, though all who waited for it may be gone
+        for key in flight.keys:
+            if key in self._flying and self._flying[key][0] is flight:
+                del self._flying[key]
+
+    async def _request(self, prompts: Sequence[Prompt], priority: int) -> list[EngineScore]:
+        scores = await self.engine.score(prompts, priority=priority)
+        self._clock = max(self._clock, priority)
+        if len(scores) != len(prompts):
+            raise EngineError(
+                f"The engine {self.engine.name} returned {len(scores)} scores for {len(prompts)} prompts."
+            )
+        for score in scores:
+            if not math.isfinite(score.logit):
+                raise EngineError(
+                    f"The engine {self.engine.name} returned the logit {score.logit}. On a GPU this is usually an "
+                    "overflow: try dtype='bfloat16' or 'float32' in engine_kwargs; it may also be a damaged checkpoint."
+                )
+        return scores
+
+
+def _key(prompt: Prompt) -> bytes:
+    return array("q", [-1 if prompt.second_type_from is None else prompt.second_type_from, *prompt.ids]).tobytes()

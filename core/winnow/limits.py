@@ -1,0 +1,25 @@
+"""How long prompts may be."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Overflow = Literal["truncate", "error", "window"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long prompts may be, and what happens to longer ones.
+
+    Attributes:
+        max_length: Most tokens of a prompt.
+        max_query_tokens: Most tokens of the query; None for three quarters of what the template leaves.
+        max_document_tokens: Most tokens of the document (of a window); None for all that is left.
+        on_overflow: Cut the document, refuse it, or score it in windows.
+        window_overlap: Share of a window that the next one repeats.
+    """
+
+    max_length: int
+    max_query_tokens: int | None = None
+    max_document_tokens: int | None = None
+    on_overflow: Overflow = "truncate"
+    window_overlap: float = 0.1

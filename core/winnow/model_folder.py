@@ -1,0 +1,124 @@
+"""The folder of a model's small files: found, or fetched from the Hugging Face Hub, and read."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from winnow.errors import ModelError
+
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
+
+
+def folder_of(model: str, revision: str | None) -> Path:
+    """The local folder of a model, its small files downloaded if it is on the Hub.
+
+    Raises:
+        ModelError: There is no such folder or repository, or no network.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise ModelError(f"The model folder {model} does not exist.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_SMALL_FILES))
+    except HFValidationError as error:
+        raise ModelError(f"{model!r} is neither a folder nor a name on the Hugging Face Hub: {error}") from error
+    except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{model!r} is not a local folder, and the Hugging Face Hub did not give it ({type(error).__name__}). "
+            "Check the spelling; a gated or private model needs HF_TOKEN; without a network, give the path of a folder."
+        ) from error
+
+
+def read_json(path: Path, model: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ModelError: The file is missing or damaged.
+    """
+    content = _parse(path, model)
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} of {model} is damaged: it should hold a JSON object. Download it again.")
+    return content
+
+
+def _parse(path: Path, model: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{model} has no {path.name} ({path}): it is not a model folder, or the download is incomplete."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} of {model} is damaged: {error}. Download it again.") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossEncoderFiles:
+    """What sentence-transformers (6.2) writes beside a `CrossEncoder`.
+
+    Attributes:
+        reads_messages: The pair goes through the chat template, as messages with the roles query and document.
+        prompt: The prompt it adds when the caller names none: a system message, or a prefix of the query where there is
+            no chat template.
+        template_kwargs: Variables it passes to the chat template.
+        label_ids: Token ids whose logits make the score, (negative, positive) or (positive,); empty for a score head.
+    """
+
+    reads_messages: bool = False
+    prompt: str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    label_ids: tuple[int, ...] = ()
+
+
+# Keys of `processing_kwargs["chat_template"]` that size the output and do not reach the template.
+_NOT_FOR_TEMPLATE = {"padding", "truncation", "max_length", "return_tensors", "restore_suffix"}
+
+
+def read_cross_encoder_files(folder: Path) -> CrossEncoderFiles | None:
+    """What sentence-transformers wrote into a folder, or None if it saved no `CrossEncoder` there.
+
+    Read from config_sentence_transformers.json (`model_type`, `prompts`, `default_prompt_name`),
+    sentence_bert_config.json (`modality_config`, `processing_kwargs`), and the `LogitScore` module of modules.json.
+
+    Raises:
+        ModelError: A file is damaged.
+    """
+    main = folder / "config_sentence_transformers.json"
+    if not main.is_file():
+        return None
+    config = read_json(main, str(folder))
+    if config.get("model_type") != "CrossEncoder":
+        return None
+    transformer = folder / "sentence_bert_config.json"
+    settings = read_json(transformer, str(folder)) if transformer.is_file() else {}
+    template_kwargs = (settings.get("processing_kwargs") or {}).get("chat_template") or {}
+    return CrossEncoderFiles(
+        reads_messages="message" in (settings.get("modality_config") or {}),
+        prompt=(config.get("prompts") or {}).get(config.get("default_prompt_name")) or None,
+        template_kwargs={name: value for name, value in template_kwargs.items() if name not in _NOT_FOR_TEMPLATE},
+        label_ids=_label_ids(folder),
+    )
+
+
+def _label_ids(folder: Path) -> tuple[int, ...]:
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        return ()
+    for module in _parse(modules, str(folder)):
+        if str(module.get("type", "")).endswith(".LogitScore"):
+            score = read_json(folder / str(module.get("path", "")) / "config.json", str(folder))
+            ids = (score.get("false_token_id"), score.get("true_token_id"))
+            return tuple(int(index) for index in ids if index is not None)
+    return ()

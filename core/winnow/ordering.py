@@ -1,0 +1,112 @@
+"""From documents to what is scored, and from scores to a ranking. Pure functions; nothing here waits."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter, itemgetter
+from statistics import fmean
+
+from winnow.config import RerankerConfig
+from winnow.errors import DocumentError
+from winnow.types import Document, RankedDocument, Ranking
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What is known of one document once it was scored.
+
+    Attributes:
+        logits: One a window; empty if the document could not be scored.
+        truncated: As in `RankedDocument`.
+        document_tokens: As in `RankedDocument`.
+    """
+
+    logits: Sequence[float]
+    truncated: bool
+    document_tokens: int
+
+
+def positions_by_text(
+    documents: Sequence[str | Document | None], failed: dict[int, DocumentError]
+) -> dict[str, list[int]]:
+    """Where each different text stands, blank ones left out: the same text is scored once.
+
+    Args:
+        documents: What the caller gave.
+        failed: Gets the errors of what is no text, by position.
+    """
+    positions: dict[str, list[int]] = {}
+    for at, document in enumerate(documents):
+        text = _text_of(document)
+        if isinstance(document, Document) and document.image is not None:
+            failed[at] = DocumentError(f"Document {at} has an image, but the model only reads text.", at)
+        elif text is not None and not isinstance(text, str):
+            failed[at] = DocumentError(f"Document {at} is of type {type(text).__name__}, not a text.", at)
+        elif text and not text.isspace():
+            positions.setdefault(text, []).append(at)
+    return positions
+
+
+def hits_of(
+    config: RerankerConfig,
+    documents: Sequence[str | Document | None],
+    judged: Mapping[str, Judged],
+    positions: Mapping[str, Sequence[int]],
+    failed: Mapping[int, DocumentError],
+) -> list[RankedDocument]:
+    """One hit a document, in input order."""
+    to_score = _identity if config.raw_scores else sigmoid
+    unscored = to_score(-math.inf)
+    hits = [
+        RankedDocument(index=at, score=unscored, logit=-math.inf, text=_text_of(document), windows=0)
+        for at, document in enumerate(documents)
+    ]
+    for text, what in judged.items():
+        if not what.logits:
+            continue
+        logit = _LOGIT_OF_WINDOWS[config.window_score](what.logits)
+        for at in positions[text]:
+            hits[at] = replace(
+                hits[at],
+                score=to_score(logit),
+                logit=logit,
+                truncated=what.truncated,
+                document_tokens=what.document_tokens,
+                windows=len(what.logits),
+                best_window=what.logits.index(max(what.logits)),
+            )
+    for at, error in failed.items():
+        for same in positions.get(hits[at].text or "", [at]):
+            hits[same] = replace(hits[same], error=str(error))
+    return hits
+
+
+def best_first(
+    hits: Sequence[RankedDocument], top_k: int | None, score_threshold: float | None
+) -> tuple[RankedDocument, ...]:
+    """The hits in order, those below the threshold and beyond `top_k` left out; ties keep the input's order."""
+    ranked = sorted(hits, key=lambda hit: -hit.logit)
+    if score_threshold is not None:
+        ranked = [hit for hit in ranked if hit.score >= score_threshold]
+    return tuple(ranked[:top_k])
+
+
+def in_input_order(ranking: Ranking) -> list[float]:
+    """The scores of a whole ranking by the documents' positions."""
+    return [hit.score for hit in sorted(ranking, key=attrgetter("index"))]
+
+
+def sigmoid(logit: float) -> float:
+    """1 / (1 + e^−logit)."""
+    return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0  # exp overflows beyond
+
+
+def _identity(logit: float) -> float:
+    return logit
+
+
+_LOGIT_OF_WINDOWS: dict[str, Callable[[Sequence[float]], float]] = {"max": max, "mean": fmean, "first": itemgetter(0)}
+
+
+def _text_of(document: str | Document | None) -> str | None:
+    return document.text if isinstance(document, Document) else document

@@ -1,0 +1,91 @@
+"""Which tensors of a causal model make a classifier, and the score head that its output embedding gives."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from winnow.checkpoint import Checkpoint
+from winnow.errors import ModelError
+from winnow.shards import Shards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How the causal model and the classifier of one configuration name their tensors.
+
+    Attributes:
+        head: The output embedding in the files, of shape (vocabulary, hidden).
+        dropped: Tensors of the causal model that the classifier lacks.
+        classifier: Class of the classifier in transformers.
+    """
+
+    head: str
+    dropped: frozenset[str]
+    classifier: str
+
+
+def layout_of(shards: Shards, model: str) -> Layout:
+    """Ask transformers, by building both models without memory for weights.
+
+    Raises:
+        ModelError: transformers has no such classifier, or the files are not those of such a model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    try:
+        config = AutoConfig.from_pretrained(shards.folder, num_labels=1)
+        with torch.device("meta"):
+            causal = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            classifier = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+    except Exception as error:  # transformers fails on what it does not know with errors of every kind
+        raise ModelError(
+            f"transformers has no sequence classifier for {model}: {type(error).__name__}: {error}\nWinnow scores it "
+            "as it is."
+        ) from error
+    output = causal.get_output_embeddings()
+    tied = output.weight is causal.get_input_embeddings().weight
+    names = {id(module): name for name, module in causal.named_modules()}
+    head = f"{names[id(causal.get_input_embeddings() if tied else output)]}.weight"
+    dropped = causal.state_dict().keys() - classifier.state_dict().keys()
+    if classifier.state_dict().keys() - causal.state_dict().keys() != {"score.weight"} or (
+        getattr(output, "bias", None) is not None
+    ):
+        raise ModelError(
+            f"{model} cannot be converted: a {type(classifier).__name__} has no plain score head, or the output "
+            "embedding of the causal model has a bias. Score it as it is."
+        )
+    expected = {name for name, _ in classifier.named_parameters()} - {"score.weight"} | {head}
+    if missing := sorted(expected - shards.file_of.keys()):
+        raise ModelError(
+            f"The weights of {model} are not those of a {type(causal).__name__}: {', '.join(missing[:5])}"
+            f"{', …' if len(missing) > 5 else ''} {'is' if len(missing) == 1 else 'are'} not in "
+            f"{', '.join(shards.files)}. Download it again; if config.json and weights are of different models, mend "
+            "that (tie_word_embeddings?)."
+        )
+    return Layout(head=head, dropped=frozenset(dropped), classifier=type(classifier).__name__)
+
+
+def score_head(shards: Shards, layout: Layout, checkpoint: Checkpoint) -> npt.NDArray[np.float32]:
+    """The weight of the score head, of shape (1, hidden)."""
+    import torch
+    from safetensors import safe_open
+
+    file = shards.folder / shards.file_of[layout.head]
+    with safe_open(file, framework="pt") as tensors:
+        embedding = tensors.get_slice(layout.head)  # reads the rows that are taken from it, and no others
+        size = embedding.get_shape()[0]
+        rows = []
+        for label, index in zip(checkpoint.recipe.labels, checkpoint.label_ids, strict=True):
+            if index >= size:
+                raise ModelError(
+                    f"The label {label!r} is token {index}, but {layout.head} in {file} has {size} rows. The tokenizer "
+                    "does not belong to the model."
+                )
+            rows.append(embedding[index : index + 1].to(torch.float32))
+    weight = rows[1] - rows[0] if len(rows) == 2 else rows[0]
+    found: npt.NDArray[np.float32] = (weight / checkpoint.recipe.temperature).numpy()
+    if not np.isfinite(found).all():
+        raise ModelError(f"{layout.head} in {file} is not finite for {checkpoint.recipe.labels}. Download it again.")
+    return found

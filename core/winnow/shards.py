@@ -1,0 +1,131 @@
+"""The safetensors files of a model: found, and copied with tensors left out and added, a few megabytes at a time.
+
+The file format (safetensors' README, "Format"): eight bytes with the length of the header, little endian; the header,
+JSON, with type, shape and place of each tensor; the tensors' bytes without gaps. Copying bytes keeps every type as it
+is, and needs the memory of one chunk, however large the file.
+"""
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from winnow.errors import ModelError
+from winnow.model_folder import read_json
+from winnow.weights import check_weights
+
+INDEX = "model.safetensors.index.json"
+_CHUNK = 2**24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shards:
+    """The weight files of a model.
+
+    Attributes:
+        folder: Where they are.
+        files: Names of the files, sorted.
+        file_of: The file that holds a tensor, by the tensor's name.
+        indexed: Whether there is an index, which says what is in which file.
+        bytes: Size of all files.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    file_of: Mapping[str, str]
+    indexed: bool
+    bytes: int
+
+
+def find_shards(folder: Path, model: str) -> Shards:
+    """The safetensors files that transformers and vLLM load from a folder.
+
+    Raises:
+        ModelError: There are none, or one is missing, damaged, or not what the index says.
+    """
+    index = folder / INDEX
+    if not index.is_file() and not (folder / "model.safetensors").is_file():
+        if any(folder.glob("pytorch_model*.bin")):
+            raise ModelError(
+                f"{model} has its weights in pytorch_model.bin, which is a pickle: Winnow converts safetensors only. "
+                f"Save it anew: AutoModelForCausalLM.from_pretrained({model!r}, dtype='auto').save_pretrained(FOLDER), "
+                "and the tokenizer likewise."
+            )
+        raise ModelError(f"{model} has no weights: there is no model.safetensors in {folder}. Download it again.")
+    check_weights(str(folder))
+    indexed = not (folder / "model.safetensors").is_file()  # transformers takes that file first
+    named: dict[str, str] = read_json(index, model).get("weight_map", {}) if indexed else {}
+    files = tuple(sorted(set(named.values()))) or ("model.safetensors",)
+    file_of = {name: file for file in files for name in _header(folder / file)[0] if name != "__metadata__"}
+    wrong = [name for name, file in named.items() if file_of.get(name) != file]
+    if wrong:
+        raise ModelError(f"{index} says that {wrong[0]} is in {named[wrong[0]]}, but it is not. Download it again.")
+    size = sum((folder / file).stat().st_size for file in files)
+    return Shards(folder=folder, files=files, file_of=file_of, indexed=indexed, bytes=size)
+
+
+def copy_shard(
+    source: Path,
+    target: Path,
+    *,
+    without: Collection[str] = (),
+    added: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    progress: Callable[[int], object],
+) -> int:
+    """Copy one safetensors file.
+
+    Args:
+        source: The file.
+        target: The new file.
+        without: Names of tensors that are left out.
+        added: Tensors that are put in, by name.
+        progress: Called with the number of bytes read, now and then.
+
+    Returns:
+        Bytes of the tensors in the new file.
+
+    Raises:
+        ModelError: The file ends too early.
+    """
+    old, start = _header(source)
+    header: dict[str, Any] = {"__metadata__": old.pop("__metadata__", None) or {"format": "pt"}}
+    kept = [(name, entry) for name, entry in old.items() if name not in without]
+    kept.sort(key=lambda item: item[1]["data_offsets"])
+    size = 0
+    # New tensors first: float32 at the start of the data is aligned whatever follows.
+    tensors = {name: tensor.astype("<f4") for name, tensor in (added or {}).items()}
+    for name, tensor in tensors.items():
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [size, size + tensor.nbytes]}
+        size += tensor.nbytes
+    for name, entry in kept:
+        begin, end = entry["data_offsets"]
+        header[name] = {**entry, "data_offsets": [size, size + end - begin]}
+        size += end - begin
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with source.open("rb") as reader, target.open("wb") as writer:
+        writer.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            writer.write(tensor.tobytes())
+        for _, entry in kept:
+            begin, end = entry["data_offsets"]
+            reader.seek(start + begin)
+            while begin < end:
+                chunk = reader.read(min(_CHUNK, end - begin))
+                if not chunk:
+                    raise ModelError(f"{source} is cut short. Download it again.")
+                writer.write(chunk)
+                begin += len(chunk)
+                progress(len(chunk))
+    return size
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header, and where the tensors' bytes begin."""
+    with file.open("rb") as reader:
+        length = int.from_bytes(reader.read(8), "little")
+        return json.loads(reader.read(length)), 8 + length

@@ -1,0 +1,115 @@
+"""Find the score template that a model brings along."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from winnow import jinja_templates
+from winnow.errors import TemplateError
+from winnow.model_folder import CrossEncoderFiles, read_json
+from winnow.segments import Segment, fields_of
+from winnow.templates import ScoreTemplate, from_file, from_user, read_template
+
+logger = logging.getLogger(__name__)
+
+
+def find_template(
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    hf_overrides: Mapping[str, Any] | None = None,
+    special_tokens: Mapping[str, str] | None = None,
+    cross_encoder: CrossEncoderFiles | None = None,
+) -> ScoreTemplate | None:
+    """The score template that a model brings along, or None.
+
+    Looked for in this order: `score_template` in `hf_overrides`, then in config.json; `score_template.jinja`; the chat
+    template (`chat_template.jinja`, then tokenizer_config.json) if sentence-transformers saved the folder as a
+    cross-encoder that reads messages, or if the template was written for query and document.
+
+    Args:
+        folder: The model's folder.
+        config: The contents of config.json.
+        hf_overrides: Values that the user put in place of those of config.json.
+        special_tokens: The tokenizer's named special tokens.
+        cross_encoder: What sentence-transformers wrote into the folder.
+
+    Raises:
+        TemplateError: A `score_template` is given that cannot be read.
+        ModelError: A file is damaged.
+    """
+    if (hf_overrides or {}).get("score_template"):
+        return from_user((hf_overrides or {})["score_template"], "score_template of hf_overrides")
+    if config.get("score_template"):
+        return _from_config(config["score_template"], folder)
+    own = folder / "score_template.jinja"
+    if own.is_file():
+        return from_file(own)
+    for template in _chat_templates(folder):
+        if cross_encoder is not None and cross_encoder.reads_messages:
+            template = replace(template, variables=cross_encoder.template_kwargs, system_first=True)
+            if _segments_of(template, special_tokens) is not None:
+                return template
+        if is_score_template(str(template.source), special_tokens):
+            return template
+        logger.debug("%s is a chat template, not a score template: not used", template.origin)
+    return None
+
+
+def is_score_template(source: str, special_tokens: Mapping[str, str] | None = None) -> bool:
+    """Whether a chat template found in a model folder was written for query and document.
+
+    A chat template inherited from a base model is not: it drops the roles `query` and `document`, or it writes whatever
+    role it meets into the prompt, so that ordinary chat roles change what it renders.
+    """
+    segments = _segments_of(ScoreTemplate(source, "a chat template"), special_tokens)
+    if segments is None:
+        return False
+    try:
+        as_chat = jinja_templates.segments_of(
+            source, "a chat template", False, dict(special_tokens or {}), roles=("user", "assistant")
+        )
+    except TemplateError:
+        return True  # it needs the roles `query` and `document`
+    return set(fields_of(as_chat)) != {"query", "document"} or as_chat == segments
+
+
+def _segments_of(template: ScoreTemplate, special_tokens: Mapping[str, str] | None) -> tuple[Segment, ...] | None:
+    """What the template renders, or None if it does not place query and document, once each."""
+    try:
+        segments = template.segments(with_instruction=False, special_tokens=special_tokens)
+    except TemplateError:
+        return None
+    return segments if fields_of(segments).count("query") == 1 else None
+
+
+def _from_config(value: Any, folder: Path) -> ScoreTemplate:
+    """`score_template` of config.json. A path in it is one inside the folder: a download names no files of ours."""
+    what = "score_template of config.json"
+    if not isinstance(value, str | Mapping):
+        raise TemplateError(f"{what} in {folder} must be a text or an object with format strings, but is {value!r}.")
+    found = read_template(value, what)
+    if found is not None:
+        return found
+    path = (folder / str(value)).resolve()
+    if not path.is_file() or not path.is_relative_to(folder.resolve()):
+        raise TemplateError(
+            f"{what} in {folder} is {value!r}, which is neither a file in that folder, nor Jinja source, nor the name "
+            "of a built-in template. Pass template=... instead."
+        )
+    return from_file(path)
+
+
+def _chat_templates(folder: Path) -> Iterator[ScoreTemplate]:
+    chat = folder / "chat_template.jinja"
+    if chat.is_file():
+        yield from_file(chat)
+    config = folder / "tokenizer_config.json"
+    if config.is_file():
+        found = read_json(config, str(folder)).get("chat_template")
+        if isinstance(found, list):  # several, by name
+            found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
+        if isinstance(found, str):
+            yield ScoreTemplate(found, f"chat_template in {config}")

@@ -1,0 +1,36 @@
+"""Two real vLLM servers, started once for the session."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from vllm_servers import VllmServer
+
+
+@pytest.fixture(scope="session")
+def start_servers(
+    tiny_model: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], list[VllmServer]]]:
+    """Two servers of the tiny model are on their way; a call waits for them, and replaces dead ones."""
+    servers: list[VllmServer] = []
+    folder = tmp_path_factory.mktemp("servers")
+
+    def begin() -> None:
+        servers[:] = [server for server in servers if server.alive]
+        servers.extend(VllmServer(tiny_model, folder / f"{number}.log") for number in range(len(servers), 2))
+
+    def start() -> list[VllmServer]:
+        begin()
+        for server in servers:
+            server.wait_until_up()
+        return list(servers)
+
+    begin()
+    yield start
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def servers(start_servers: Callable[[], list[VllmServer]]) -> list[VllmServer]:
+    """Two running servers of the tiny model."""
+    return start_servers()

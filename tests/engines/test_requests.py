@@ -1,0 +1,269 @@
+"""Many callers, one engine: shared requests, turns, withdrawal, bounded work, deadlines."""
+
+import asyncio
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from winnow import EngineDeadError, EngineScore, FakeEngine, Prompt, Reranker
+from winnow.engines.requests import Requests, Turn
+
+QUERY = "capital of China"
+
+
+class Recording(FakeEngine):
+    """Notes what it is asked, and holds answers back until it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[int, list[Prompt]]] = []
+        self.cancelled = 0
+        self.open = asyncio.Event()
+
+    async def score(self, prompts: Any, *, priority: int = 0) -> list[EngineScore]:
+        self.asked.append((priority, list(prompts)))
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return [EngineScore(float(prompt.ids[0])) for prompt in prompts]
+
+
+def prompts(*numbers: int) -> list[Prompt]:
+    return [Prompt([number]) for number in numbers]
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_identical_prompts_under_way_share_one_request() -> None:
+    async def main() -> None:
+        engine = Recording()
+        requests = Requests(engine)
+        calls = [asyncio.ensure_future(requests.score(prompts(*numbers), Turn())) for numbers in ((1, 2), (2, 3), (1,))]
+        await settle()
+        assert [[prompt.ids[0] for prompt in asked] for _, asked in engine.asked] == [[1, 2], [3]]
+        engine.open.set()
+        found = await asyncio.gather(*calls)
+        assert [[(score.score.logit, score.shared) for score in scores] for scores in found] == [
+            [(1.0, False), (2.0, False)],
+            [(2.0, True), (3.0, False)],
+            [(1.0, True)],
+        ]
+        await requests.score(prompts(1), Turn())
+        assert len(engine.asked) == 3  # what is over is asked again
+
+    asyncio.run(main())
+
+
+def test_a_request_is_withdrawn_when_the_last_who_waits_goes() -> None:
+    async def main() -> None:
+        engine = Recording()
+        requests = Requests(engine)
+        first, second = (asyncio.ensure_future(requests.score(prompts(1), Turn())) for _ in range(2))
+        await settle()
+        first.cancel()
+        await settle()
+        assert engine.cancelled == 0
+        second.cancel()
+        await settle()
+        assert engine.cancelled == 1
+        third = asyncio.ensure_future(requests.score(prompts(1), Turn()))  # does not join what was withdrawn
+        await settle()
+        engine.open.set()
+        assert [found.score.logit for found in await third] == [1.0]
+
+    asyncio.run(main())
+
+
+@given(st.lists(st.lists(st.integers(0, 6), max_size=70), max_size=5))
+def test_every_call_gets_its_own_scores_in_order(calls: list[list[int]]) -> None:
+    async def main() -> None:
+        engine = Recording()
+        requests = Requests(engine)
+        waiting = [asyncio.ensure_future(requests.score(prompts(*numbers), Turn())) for numbers in calls]
+        await settle()
+        sent = [prompt.ids[0] for _, asked in engine.asked for prompt in asked]
+        assert sorted(sent) == sorted({number for numbers in calls for number in numbers})
+        engine.open.set()
+        for numbers, scores in zip(calls, await asyncio.gather(*waiting), strict=True):
+            assert [found.score.logit for found in scores] == [float(number) for number in numbers]
+
+    asyncio.run(main())
+
+
+def test_a_small_call_goes_before_the_rest_of_a_large_one() -> None:
+    async def main() -> None:
+        engine = Recording()
+        requests = Requests(engine)
+        large = asyncio.ensure_future(requests.score(prompts(*range(1000)), Turn()))
+        await settle()
+        small = asyncio.ensure_future(requests.score(prompts(*range(1000, 1010)), Turn()))
+        await settle()
+        priorities = [priority for priority, _ in engine.asked]
+        assert priorities[-1] < sorted(priorities[:-1])[1]
+        engine.open.set()
+        await asyncio.gather(large, small)
+        late = asyncio.ensure_future(requests.score(prompts(2000), Turn()))
+        await settle()
+        assert engine.asked[-1][0] >= max(priorities)  # the clock has moved on: newcomers do not starve the others
+        await late
+
+    asyncio.run(main())
+
+
+def test_callers_share_requests_and_say_so() -> None:
+    engine = FakeEngine(delay=0.3)
+    documents = [f"China {number}" for number in range(50)]
+    with Reranker("fake", engine=engine) as reranker, ThreadPoolExecutor(8) as threads:
+        reranker.start()
+        rankings = list(threads.map(lambda _: reranker.rank(QUERY, documents), range(8)))
+    assert engine.prompts < 8 * 50
+    assert sum(ranking.stats.reused for ranking in rankings) == 8 * 50 - engine.prompts
+    assert all(ranking.hits == rankings[0].hits for ranking in rankings)
+
+
+def test_a_deadline_gives_up_and_withdraws() -> None:
+    with Reranker("fake", engine=FakeEngine(delay=30)) as reranker:
+        begin = time.monotonic()
+        with pytest.raises(TimeoutError):
+            reranker.rank(QUERY, ["a"], deadline=0.2)
+        with pytest.raises(TimeoutError):
+            reranker.rank_many([(QUERY, ["a"])], deadline=0.2)
+        with pytest.raises(TimeoutError):
+            asyncio.run(reranker.arank(QUERY, ["a"], deadline=0.2))
+    assert time.monotonic() - begin < 5  # closing waits for calls under way: there are none
+
+
+def test_a_stream_of_queries_is_read_as_the_work_goes_on() -> None:
+    class Counting(FakeEngine):
+        answered = 0
+
+        async def score(self, prompts: Any, *, priority: int = 0) -> list[EngineScore]:
+            found = await super().score(prompts)
+            self.answered += len(found)
+            return found
+
+    engine = Counting()
+    ahead = []
+
+    def stream() -> Iterator[tuple[str, list[str]]]:
+        for number in range(600):
+            ahead.append(number - engine.answered)
+            yield f"query {number}", [f"document {number}"]
+
+    with Reranker("fake", engine=engine) as reranker:
+        rankings = reranker.rank_many(stream())
+        assert [ranking[0].text for ranking in rankings] == [f"document {number}" for number in range(600)]
+    assert max(ahead) <= 65
+
+
+def test_a_long_call_keeps_few_prompts_in_flight() -> None:
+    class Watching(FakeEngine):
+        flying = most = 0
+
+        async def score(self, prompts: Any, *, priority: int = 0) -> list[EngineScore]:
+            self.flying += len(prompts)
+            self.most = max(self.most, self.flying)
+            await asyncio.sleep(0.001)
+            self.flying -= len(prompts)
+            return await super().score(prompts)
+
+    engine = Watching()
+    with Reranker("fake", engine=engine) as reranker:
+        ranking = reranker.rank("document 77", [f"document {number}" for number in range(5000)])
+    assert ranking.stats.unique == 5000
+    assert ranking[0].index == 77
+    assert engine.most <= 3 * 256
+
+
+def test_an_error_in_a_stream_names_the_request_and_ends_the_rest() -> None:
+    with Reranker("fake", engine="fake") as reranker, pytest.raises(ValueError, match="surrogate") as caught:
+        reranker.rank_many([("a", ["a"]), ("b", ["\ud800"])])
+    assert "request 1" in "".join(caught.value.__notes__)
+    with Reranker("fake", engine="fake") as reranker, pytest.raises(ValueError, match="query must be"):
+        reranker.rank_many(iter([("a", ["a"]), (" ", ["a"])]))
+
+
+def test_a_failing_engine_fails_all_who_wait() -> None:
+    class Dying(FakeEngine):
+        async def score(self, prompts: Any, *, priority: int = 0) -> list[EngineScore]:
+            await asyncio.sleep(0.05)
+            raise EngineDeadError("gone")
+
+    with Reranker("fake", engine=Dying()) as reranker, ThreadPoolExecutor(4) as threads:
+        calls = [threads.submit(reranker.rank, QUERY, ["a", str(number % 2)]) for number in range(4)]
+        assert all(isinstance(call.exception(), EngineDeadError) for call in calls)
+
+
+# --- real vLLM --------------------------------------------------------------------------------------------------------
+
+
+def unfinished(model: str) -> int:
+    """Requests that vLLM works on, by its own count."""
+    from winnow.engines import shared
+
+    [found] = [
+        running._running.engine
+        for key, running in shared._registry.items()
+        if model in repr(key) and running._running is not None
+    ]
+    return len(found._llm.output_processor.request_states)  # type: ignore[attr-defined]
+
+
+def test_a_cancelled_call_is_withdrawn_from_vllm_at_once(vllm_model: str) -> None:
+    async def main() -> float:
+        async with Reranker(vllm_model, engine="vllm") as reranker:
+            await reranker.arank(QUERY, ["warm"])
+            call = asyncio.ensure_future(
+                reranker.arank(QUERY, [f"{number} " + "word " * 300 for number in range(2000)])
+            )
+            while not unfinished(vllm_model):
+                await asyncio.sleep(0.005)
+            call.cancel()
+            begin = time.monotonic()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            while unfinished(vllm_model):
+                await asyncio.sleep(0.005)
+            return time.monotonic() - begin
+
+    assert asyncio.run(main()) < 2
+
+
+def test_a_small_query_does_not_wait_for_a_large_one_on_vllm(vllm_model: str) -> None:
+    def latency(reranker: Reranker, number: int) -> float:
+        documents = [f"{number} {at} " + "word " * 40 for at in range(32)]
+        begin = time.perf_counter()
+        reranker.rank(f"{number} {QUERY}", documents)
+        return time.perf_counter() - begin
+
+    with Reranker(vllm_model, engine="vllm") as reranker:
+        latency(reranker, -1)
+        alone = statistics.median(latency(reranker, number) for number in range(10))
+        large = threading.Thread(target=reranker.rank, args=(QUERY, [f"{at} " + "word " * 40 for at in range(10_000)]))
+        large.start()
+        time.sleep(1)
+        beside = [latency(reranker, number) for number in range(100, 108)]
+        assert large.is_alive()
+        large.join()
+    print(f"beside a large query: {statistics.median(beside) / alone:.1f} times its latency alone")
+    assert statistics.median(beside) < 3 * alone, f"alone {alone:.3f} s, beside {beside}"
+
+
+def test_the_shared_prefix_is_computed_once(vllm_model: str) -> None:
+    instruction = "Judge whether the passage helps a careful reader to answer the question. " * 8
+    with Reranker(vllm_model, engine="vllm", instruction=instruction) as reranker:
+        stats = reranker.rank(QUERY, [f"passage {number} about cities" for number in range(40)]).stats
+    shared = stats.prompt_tokens / 40 - 20  # at least, of each prompt
+    assert stats.cached_tokens > 0.9 * 39 * (shared // 32 * 32)

