@@ -24,6 +24,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from winnow.errors import TemplateError
 from winnow.segments import FIELDS, Content, FieldName, Segment
 
+JinjaError = jinja2.TemplateError
+"""What Jinja raises, also out of transformers' `apply_chat_template`."""
+
 # What a rendering is given besides the caller's `template_kwargs`.
 RESERVED_NAMES = frozenset(
     {*FIELDS, "prompt", "messages", "tools", "documents", "add_generation_prompt", "tokenize", "chat_template"}

@@ -1,0 +1,410 @@
+"""`winnow convert`: the checkpoint it writes scores as the original in everything that loads it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from sentence_transformers import CrossEncoder
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from tiny_families import FAMILIES, patch_config
+from tiny_model import build_tiny_reranker
+from winnow import ModelRecipe, Reranker
+from winnow.convert import convert
+
+QUERY = "what is the capital of China?"
+DOCUMENTS = [
+    "Beijing is the capital of China.",
+    "x",
+    "naïve café 日本語 🙂\n  end ",
+    "The tide falls twice a day. " * 9,
+]
+INSTRUCTION = "Find what answers it"
+JUDGE_TEMPLATE = "Question: {{ query }}\nAnswer: {{ document }}\nVerdict: "
+NEEDS_INSTRUCTION = "{{ instruction }}: {{ query }} {{ document }}"
+JUDGE: dict[str, Any] = {"recipe": ModelRecipe(family="judge", labels=("Bad", "Good")), "template": JUDGE_TEMPLATE}
+
+
+def sharded(folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+    """A Qwen3 reranker with an output embedding of its own, in several files."""
+    FAMILIES["ctxl-rerank-v2-instruct-multilingual-1b"](folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="200KB")
+    return folder
+
+
+# Folder name, what writes the model into it, and the settings that it needs.
+MODELS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
+    "qwen3-reranker-tied": (build_tiny_reranker, {}),
+    "qwen3-reranker-untied-sharded": (sharded, {}),
+    "mxbai-rerank-base-v2": (FAMILIES["mxbai-rerank-base-v2"], {}),
+    "bge-reranker-v2-gemma": (FAMILIES["bge-reranker-v2-gemma"], {}),
+    "zerank-2": (FAMILIES["zerank-2"], {}),
+    # Its tokenizer begins with BOS and marks the beginning of words.
+    "ctxl-rerank-v2-6b": (FAMILIES["ctxl-rerank-v2-instruct-multilingual-6b"], {}),
+    # Its tokenizer has no padding token; its template reads variables, not messages.
+    "judge": (FAMILIES["judge"], JUDGE),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    """A model, what it was converted to, in a folder whose name says nothing, and the original's settings."""
+    build, settings = MODELS[request.param]
+    folder = tmp_path_factory.mktemp("models") / request.param
+    build(folder)
+    out = tmp_path_factory.mktemp("converted") / "out"
+    convert(folder, out, **settings)
+    return folder, out, settings
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_reranker(tmp_path_factory.mktemp("models") / "qwen3-reranker-tiny")
+
+
+def logits(model: Path, instruction: str | None = None, engine: str = "transformers", **settings: Any) -> list[float]:
+    with Reranker(str(model), engine=engine, raw_scores=True, **settings) as reranker:
+        return reranker.score(QUERY, DOCUMENTS, instruction=instruction)
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as content:
+            found.update({name: content.get_tensor(name) for name in content.keys()})  # noqa: SIM118
+    return found
+
+
+# --- it loads everywhere, and scores the same -------------------------------------------------------------------------
+
+
+def test_winnow_scores_the_same_without_settings(pair: tuple[Path, Path, dict[str, Any]]) -> None:
+    folder, out, settings = pair
+    expected = logits(folder, **settings)
+    assert max(expected) - min(expected) > 0.01  # the model tells the documents apart
+    assert logits(out) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_transformers_scores_the_same_in_padded_batches(pair: tuple[Path, Path, dict[str, Any]], side: str) -> None:
+    folder, out, settings = pair
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    chats = [[{"role": "query", "content": QUERY}, {"role": "document", "content": text}] for text in DOCUMENTS]
+    batch = tokenizer.apply_chat_template(
+        chats,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
+        tokenizer_kwargs={"padding_side": side},
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32).eval()
+    assert model.config.num_labels == 1
+    with torch.inference_mode():
+        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].tolist()
+    assert found == pytest.approx(logits(folder, **settings), abs=1e-4)
+
+
+def test_sentence_transformers_prompts_and_scores_the_same(pair: tuple[Path, Path, dict[str, Any]]) -> None:
+    folder, out, settings = pair
+    model = CrossEncoder(str(out), device="cpu", activation_fn=torch.nn.Identity())
+    pairs = [(QUERY, text) for text in DOCUMENTS]
+    assert model.predict(pairs).tolist() == pytest.approx(logits(folder, **settings), abs=1e-4)
+    if "qwen" in folder.name or "zerank" in folder.name:  # a prompt of sentence-transformers is the instruction
+        found = model.predict(pairs, prompt=INSTRUCTION).tolist()
+        assert found == pytest.approx(logits(folder, INSTRUCTION, **settings), abs=1e-4)
+    scores = CrossEncoder(str(out), device="cpu").predict(pairs)
+    assert scores.tolist() == pytest.approx(torch.sigmoid(torch.tensor(model.predict(pairs))).tolist(), abs=1e-5)
+
+
+def test_vllm_scores_the_same_without_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # a third of the start-up time less
+    folder = sharded(tmp_path / "qwen3-reranker-untied")
+    convert(folder, tmp_path / "out")
+    with Reranker(str(tmp_path / "out"), engine="vllm", raw_scores=True) as reranker:
+        found = reranker.score(QUERY, DOCUMENTS, instruction=INSTRUCTION)
+    assert found == pytest.approx(logits(folder, INSTRUCTION), abs=1e-4)
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def test_shards_types_and_bytes_are_kept(tmp_path: Path) -> None:
+    folder, out = sharded(tmp_path / "qwen3-reranker-bf16", dtype=torch.bfloat16), tmp_path / "out"
+    convert(folder, out)
+    before, after = tensors_of(folder), tensors_of(out)
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
+    assert len(files) > 2
+    assert sorted(file.name for file in out.glob("*.safetensors")) == files
+    assert after.keys() == before.keys() - {"lm_head.weight"} | {"score.weight"}
+    for name in after.keys() - {"score.weight"}:
+        assert after[name].dtype == torch.bfloat16
+        assert torch.equal(after[name], before[name]), name
+    # float32: the difference of two rows in bfloat16 is not exact in bfloat16.
+    no, yes = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(["no", "yes"])
+    rows = before["lm_head.weight"].float()
+    assert torch.equal(after["score.weight"], (rows[yes] - rows[no])[None])
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == after.keys()
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in after.values())
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    assert logits(out) == pytest.approx(logits(folder), abs=1e-4)  # both in float32
+
+
+def test_the_folder_says_what_it_is(qwen: Path, tmp_path: Path) -> None:
+    patch_config(qwen, auto_map={"AutoModelForCausalLM": "own.Model"}, score_template="qwen3_reranker")
+    try:
+        done = convert(qwen, tmp_path / "new" / "out")  # folders above are made
+    finally:
+        patch_config(qwen, auto_map=None, score_template=None)
+    assert (done.folder, done.formula) == (tmp_path / "new" / "out", "logit['yes'] − logit['no']")
+    config = json.loads((done.folder / "config.json").read_text())
+    assert config["architectures"] == ["Qwen3ForSequenceClassification"]
+    assert config["id2label"] == {"0": "LABEL_0"}
+    assert config["winnow_family"] == "qwen3-reranker"
+    assert config["pad_token_id"] == AutoTokenizer.from_pretrained(qwen).pad_token_id
+    assert not config.keys() & {"auto_map", "score_template"}
+    assert sorted(file.name for file in done.folder.iterdir()) == [
+        "chat_template.jinja",
+        "config.json",
+        "model.safetensors",
+        "score_template.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert (done.folder / "tokenizer.json").read_bytes() == (qwen / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "mxbai_rerank_v2",
+        {
+            "prefix": "<|im_start|>",
+            "query_template": "Q: {query}\n",
+            "document_template": "D: {document}",
+            "suffix": "\n",
+        },
+        'Say "yes" or {{ "\\\\no" }}:\n\n{{ query | trim }}{% if instruction %} ({{ instruction }}){% endif %}\n'
+        "{{ document }}\n\n",
+        "{{ instruction }}: {{ query }} {{ document }}",
+    ],
+)
+def test_any_template_is_saved_as_it_renders(template: Any, qwen: Path, tmp_path: Path) -> None:
+    convert(qwen, tmp_path / "out", template=template)
+    model = CrossEncoder(str(tmp_path / "out"), device="cpu", activation_fn=torch.nn.Identity())
+    for instruction in (
+        (INSTRUCTION,) if template == "{{ instruction }}: {{ query }} {{ document }}" else (None, INSTRUCTION)
+    ):
+        expected = logits(qwen, instruction, template=template)
+        assert logits(tmp_path / "out", instruction) == pytest.approx(expected, abs=1e-5)
+        found = model.predict([(QUERY, text) for text in DOCUMENTS], prompt=instruction).tolist()
+        assert found == pytest.approx(expected, abs=1e-4)
+    # Multimodal models get contents as lists of parts.
+    parts = [{"role": "system", "content": [{"type": "text", "text": INSTRUCTION}]}]
+    parts += [{"role": role, "content": [{"type": "text", "text": role}]} for role in ("query", "document")]
+    flat = [{"role": part["role"], "content": part["content"][0]["text"]} for part in parts]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    render = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in (parts, flat)]
+    assert render[0] == render[1]
+
+
+def test_a_fine_tune_without_a_name_needs_labels_and_a_template(tmp_path: Path) -> None:
+    folder = FAMILIES["judge"](tmp_path / "mine")
+    convert(folder, tmp_path / "out", labels=["Good"], method="no_post_processing", template=JUDGE_TEMPLATE)
+    recipe = ModelRecipe(family="judge", labels=("Good",))
+    assert logits(tmp_path / "out") == pytest.approx(logits(folder, recipe=recipe, template=JUDGE_TEMPLATE), abs=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert tokenizer.pad_token_id == config["pad_token_id"] is not None
+
+
+# --- nothing is left half done ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_conversion_leaves_nothing(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from winnow import convert as module
+
+    folder = sharded(tmp_path / "qwen3-reranker-untied")
+    copied = []
+    original = module.copy_shard
+
+    def stop_at_the_third(source: Path, target: Path, **options: Any) -> int:
+        copied.append(target)
+        if len(copied) == 3:
+            assert copied[1].is_file()
+            raise error
+        return original(source, target, **options)
+
+    monkeypatch.setattr(module, "copy_shard", stop_at_the_third)
+    with pytest.raises(error):
+        convert(folder, tmp_path / "out")
+    assert len(copied) == 3
+    assert [entry.name for entry in tmp_path.iterdir()] == [folder.name]
+
+
+def test_memory_does_not_grow_with_the_model(qwen: Path, tmp_path: Path) -> None:
+    script = """
+import resource, sys
+from pathlib import Path
+from tiny_model import build_tiny_reranker
+from winnow.convert import convert
+
+small, large, out = map(Path, sys.argv[1:])
+convert(small, out / "small")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+size = convert(large, out / "large").bytes
+print(size >> 20, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+    large = tmp_path / "qwen3-reranker-large"
+    config = AutoConfig.from_pretrained(qwen, intermediate_size=400_000, dtype="bfloat16")
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config).to_empty(device="cpu")
+    for parameter in empty.parameters():
+        parameter.data.zero_()
+    empty.save_pretrained(large)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (large / name).write_bytes((qwen / name).read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-c", script, qwen, large, tmp_path / "out"],
+        capture_output=True, text=True, cwd=Path(__file__).parents[1] / "examples", check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    size, growth = map(int, done.stdout.split())
+    assert size > 250  # MiB
+    assert growth < 100
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_the_output_is_never_overwritten(qwen: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    convert(qwen, tmp_path / "out")  # an empty folder is as good as none
+    before = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(ValueError, match="out already exists"):
+        convert(qwen, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_classifier_is_not_converted_again(qwen: Path, tmp_path: Path) -> None:
+    convert(qwen, tmp_path / "out")
+    with pytest.raises(ValueError, match="Qwen3ForSequenceClassification: it has a score head already"):
+        convert(tmp_path / "out", tmp_path / "again")
+
+
+def cut_short(folder: Path) -> None:
+    file = max(folder.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def as_pickle(folder: Path) -> None:
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+
+
+def without_a_shard(folder: Path) -> None:
+    max(folder.glob("*.safetensors")).unlink()
+
+
+def with_a_wrong_index(folder: Path) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.layers.9.mlp.up_proj.weight"] = max(index["weight_map"].values())
+    path.write_text(json.dumps(index))
+
+
+def with_a_small_vocabulary(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(100)
+    model.save_pretrained(folder, max_shard_size="200KB")
+
+
+def patched(**changes: Any) -> Callable[[Path], Any]:
+    return lambda folder: patch_config(folder, **changes)
+
+
+def without(name: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).unlink()
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "damaged shard": (cut_short, r"model-0000\d-of-0000\d.safetensors .* is damaged or cut short"),
+    "missing shard": (without_a_shard, r"model-0000\d-of-0000\d.safetensors is missing, though .*index.json names it"),
+    "wrong index": (with_a_wrong_index, r"index.json says that model.layers.9.mlp.up_proj.weight is in"),
+    "pickle": (as_pickle, r"pytorch_model.bin, which is a pickle.*save_pretrained"),
+    "no tokenizer": (without("tokenizer.json"), "has no tokenizer: there is no tokenizer.json"),
+    "no config": (without("config.json"), "has no config.json"),
+    "no layer": (
+        patched(num_hidden_layers=3, layer_types=["full_attention"] * 3),
+        r"model.layers.2.\S+ .*are not in model-0",
+    ),
+    "tokenizer of another model": (with_a_small_vocabulary, r"label 'no' is token \d+, but lm_head.weight .* 100 rows"),
+    "quantised": (patched(quantization_config={"quant_method": "gptq"}), r"quantised \(gptq\)"),
+    "capped logits": (patched(final_logit_softcapping=30.0), "final_logit_softcapping = 30.0"),
+    "no causal model": (patched(architectures=["Qwen3VLForConditionalGeneration"]), "Only causal language models"),
+    "unknown to transformers": (patched(model_type="granite"), "transformers has no sequence classifier"),
+}
+
+
+@pytest.fixture(scope="module")
+def several_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sharded(tmp_path_factory.mktemp("models") / "qwen3-reranker-untied")
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_broken_model_is_named_with_the_cure(name: str, several_files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / several_files.name
+    folder.mkdir()
+    for file in several_files.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    damage, message = DAMAGE[name]
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        convert(folder, tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"labels": ["no", "yes indeed"]}, r"'yes indeed' .* is not one token of .* \(it is split into \['yes', "),
+        ({"labels": ["yes", "yes"]}, "two different tokens"),
+        ({"labels": ["a", "b", "c"]}, "two different tokens"),
+        ({"method": "no_post_processing"}, r"takes one label, the positive one, but got \('no', 'yes'\)"),
+        ({"method": "from_2_way_softmax", "labels": ["yes"]}, r"takes two labels, negative and positive, but got"),
+        ({"method": "softmax"}, "method must be one of from_2_way_softmax, no_post_processing, but got 'softmax'"),
+        ({"recipe": ModelRecipe(family="m0", labels=("yes",), shift=2.6)}, "cannot be a score head"),
+        ({"recipe": "qwen4"}, "'qwen4' is not a family"),
+        ({"template": "{{ query }}\n"}, "places the document 0 times"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str, qwen: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert(qwen, tmp_path / "out", **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_conversion_that_scores_otherwise_is_thrown_away(
+    qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from winnow import convert as module
+
+    original = module.score_head
+    monkeypatch.setattr(module, "score_head", lambda *given: original(*given) + np.float32(1e-3))
+    with pytest.raises(ValueError, match=r"scores otherwise than .* a logit differs by .* Nothing was written"):
+        convert(qwen, tmp_path / "out", verify=True)
+    assert not list(tmp_path.iterdir())
