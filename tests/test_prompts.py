@@ -1,11 +1,13 @@
 """Prompts against the tokenizers themselves: exactness, budget, windows, control tokens."""
 
 import asyncio
+import json
 from itertools import pairwise
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from tokenizer_kinds import KINDS, prompt_tokenizer_of_kind, tokenizer_of_kind
 from winnow.errors import DocumentError, TemplateError
@@ -307,6 +309,19 @@ def test_content_cannot_complete_what_the_template_begins() -> None:
     segments = ScoreTemplate("<|eot_{{ query }}{{ document }}", "test").segments(with_instruction=False)
     ids = PromptBuilder(tokenizer, segments, Limits(max_length=100)).prompt("id|>", "x").ids
     assert tokenizer.control_tokens["<|eot_id|>"] not in ids
+
+
+def test_pieces_above_the_added_tokens_keep_their_ids() -> None:
+    state = json.loads(tokenizer_of_kind("gemma_like").to_str())
+    pieces, size = state["model"]["vocab"], tokenizer_of_kind("gemma_like").get_vocab_size()
+    for index, (left, right) in enumerate([("x", "z"), ("z", "x")], size):
+        pieces[left + right] = index
+        state["model"]["merges"].insert(0, [left, right])
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    text = "a xz zx b \n\n"
+    expected = tokenizer.encode(text, add_special_tokens=False).ids
+    assert {size, size + 1} <= set(expected)
+    assert PromptTokenizer(tokenizer).encode(text) == expected
 
 
 def test_bos_that_the_template_writes_is_not_doubled() -> None:

@@ -11,7 +11,7 @@ from winnow.model_folder import CrossEncoderFiles, folder_of, read_cross_encoder
 from winnow.recipes import ModelRecipe, recipe_for
 from winnow.segments import Segment, fields_of
 from winnow.template_search import find_template
-from winnow.templates import ScoreTemplate, TemplateLike, built_in, from_user
+from winnow.templates import ScoreTemplate, TemplateLike, from_user
 from winnow.tokenization import PromptTokenizer
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def open_checkpoint(
         cross_encoder=cross_encoder,
     )
     if template is None and found.template is not None:
-        template = built_in(found.template)
+        template = from_user(found.template, "template of the recipe")
     if cross_encoder is not None and cross_encoder.prompt is not None:
         if template is not None:
             template = replace(template, instruction=cross_encoder.prompt)

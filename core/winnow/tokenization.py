@@ -84,7 +84,10 @@ class PromptTokenizer:
         """
         model = state["model"]
         if isinstance(model["vocab"], dict):
-            model["vocab"] = {self._secret.get(piece, piece): index for piece, index in model["vocab"].items()}
+            vocabulary = {self._secret.get(piece, piece): index for piece, index in model["vocab"].items()}
+            # Added tokens get the vocabulary's size as id: with unused ids below, that would be the id of a piece.
+            unused = set(range(max(vocabulary.values(), default=-1) + 1)) - set(vocabulary.values())
+            model["vocab"] = vocabulary | {f"{self.restart}unused{index}x": index for index in unused}
         else:  # unigram: pairs of piece and score
             model["vocab"] = [[self._secret.get(piece, piece), score] for piece, score in model["vocab"]]
         if model.get("unk_token") in self._secret:
