@@ -259,8 +259,16 @@ def test_vllm_killed_under_a_call_is_an_error_and_the_next_call_starts_it_again(
         for process in set(psutil.Process().children(recursive=True)) - before:
             if "EngineCore" in command_line(process) or "spawn_main" in command_line(process):
                 process.kill()
-        with pytest.raises(EngineDeadError, match="The next call starts it again"):
+        with pytest.raises(
+            EngineDeadError, match=r"The next call starts it again\.\s+Its process was killed by SIGKILL"
+        ):
             reranker.score("a", ["b", "c"])
         assert reranker.score("a", ["b", "c"]) == pytest.approx(expected, abs=1e-5)
     left = {process for process in psutil.Process().children(recursive=True) if "spawn_main" in command_line(process)}
     assert not left - before
+
+
+def test_a_failure_to_load_gives_vllms_own_reason(tiny_model: str) -> None:
+    reranker = Reranker(tiny_model, engine="vllm", max_length=512, engine_kwargs={"block_size": 48})
+    with reranker, pytest.raises(EngineLoadError, match="No common block size for 48"):
+        reranker.start()

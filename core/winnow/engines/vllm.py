@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import dataclasses
 import importlib.util
 import itertools
 import logging
@@ -20,12 +19,17 @@ from multiprocessing import spawn
 from typing import Any
 
 from winnow.checkpoint import Checkpoint
-from winnow.engines.base import EngineScore, check_keywords
+from winnow.engines.base import EngineScore
+from winnow.engines.vllm_fields import check_fields
+from winnow.engines.vllm_log import VllmLog
 from winnow.errors import EngineDeadError, EngineError, EngineLoadError, MissingExtraError
 from winnow.prompts import Prompt
 from winnow.weights import check_weights
 
 logger = logging.getLogger(__name__)
+
+# By the user, before this module was imported.
+_LOGGING_IS_SET_UP = not os.environ.keys().isdisjoint(("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH"))
 
 
 class VllmEngine:
@@ -51,7 +55,7 @@ class VllmEngine:
             raise MissingExtraError("vllm", "vllm") from error
         if checkpoint.recipe.local_code:
             import winnow.engines.local_code  # noqa: F401 - registers the configuration
-        check_keywords("engine_kwargs", engine_kwargs, [field.name for field in dataclasses.fields(AsyncEngineArgs)])
+        check_fields(engine_kwargs)
         self._engine_args = AsyncEngineArgs(
             **{
                 "model": checkpoint.model,
@@ -62,6 +66,8 @@ class VllmEngine:
             }
         )
         self._llm: Any = None
+        self._log: VllmLog
+        self._death = ""
         self._processes_before: set[int | None] = set()
         self._request_numbers = itertools.count()
 
@@ -72,13 +78,15 @@ class VllmEngine:
 
         check_weights(self.checkpoint.model)
         self._processes_before = {process.pid for process in multiprocessing.active_children()}
+        self._log = VllmLog(record=not _LOGGING_IS_SET_UP)
         try:
-            with _without_main_module(), _quiet_start():
+            with self._log.recording(), _without_main_module(), _quiet_start():
                 # LLM_CLASS: the batch sizes of offline use, several times those of a server (vllm/engine/arg_utils.py).
                 self._llm = AsyncLLM.from_engine_args(self._engine_args, usage_context=UsageContext.LLM_CLASS)
         except Exception as error:  # vLLM fails to load with errors of every kind
             reason = why_not(self.checkpoint)
-            cure = f"\n{reason}. Use engine='transformers', or a vLLM that has it." if reason else ""
+            cure = f"\n  {reason}. Use engine='transformers', or a vLLM that has it." if reason else self._log.reason()
+            self._log.close()
             raise EngineLoadError(f"vLLM could not load {self.checkpoint.model}: {error}{cure}") from error
 
     async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
@@ -100,8 +108,9 @@ class VllmEngine:
                     logit = self.checkpoint.recipe.calibrated(output.outputs.data.float().item())
                     return EngineScore(logit, output.num_cached_tokens or 0)
         except VllmDeadError as error:
+            self._death = self._death or self._log.reason()  # asked once, though all who wait are told
             raise EngineDeadError(
-                f"The vLLM engine of {self.checkpoint.model} died. The next call starts it again."
+                f"The vLLM engine of {self.checkpoint.model} died. The next call starts it again.{self._death}"
             ) from error
         raise EngineError(f"vLLM returned no score for request {request}.")
 
@@ -110,6 +119,7 @@ class VllmEngine:
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
+            self._log.close()
 
     def abandon(self) -> None:
         """Kill the processes of a `start` that is under way in another thread; it then fails."""
@@ -144,11 +154,17 @@ def _platform_defaults(engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         "use_tqdm_on_load": False,
     }
     if current_platform.is_cpu():
-        # Here gpu_memory_utilization is the share of main memory that must be free at the start; the cache is in GiB.
+        # Here gpu_memory_utilization is the share of main memory that must be free at the start.
         # Blocks of 32 tokens, the least that vLLM's CPU attention takes, instead of 128: whole blocks only are shared
         # between prompts, and the shared beginning of a reranker's prompts is short.
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        chosen |= {"dtype": "float32", "enforce_eager": True, "gpu_memory_utilization": 0.3, "block_size": 32}
+        # The cache takes 1 GiB, unless the user's VLLM_CPU_KVCACHE_SPACE says otherwise, which vLLM puts first.
+        chosen |= {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "gpu_memory_utilization": 0.3,
+            "block_size": 32,
+            "kv_cache_memory_bytes": 1 << 30,
+        }
     elif current_platform.is_cuda():
         chosen |= attention_for(current_platform.get_device_capability(), engine_kwargs)
     return chosen
@@ -173,7 +189,7 @@ def attention_for(capability: tuple[int, int] | None, engine_kwargs: Mapping[str
 
 def _quieten() -> None:
     """Turn off vLLM's chatter in this process and in those it starts, unless the user asked for it."""
-    if "VLLM_LOGGING_LEVEL" not in os.environ:
+    if not _LOGGING_IS_SET_UP:
         os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
         logging.getLogger("vllm").setLevel(logging.ERROR)
 

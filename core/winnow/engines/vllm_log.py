@@ -1,0 +1,83 @@
+"""Why vLLM failed, from its own log: its processes keep the cause to themselves and raise "see above"."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# What vLLM says when a setting is to blame, and which one. Messages of vLLM 0.32: v1/worker/utils.py,
+# v1/core/kv_cache_utils.py, config/model.py, and PyTorch's allocator.
+_CURES = {
+    r"less than desired .*memory utilization|[Nn]ot enough memory|out of memory|No available memory for the cache": (
+        "Lower gpu_memory_utilization in engine_kwargs if other programs use this memory, raise it if there is room, "
+        "or lower max_length."
+    ),
+    r"KV cache is needed|larger than the maximum number of tokens that can be stored": (
+        "Lower max_length, or raise gpu_memory_utilization in engine_kwargs."
+    ),
+    r"[Dd]type|float16 is (only|not) supported": "Try another dtype in engine_kwargs.",
+    r"CUDA driver|no kernel image|CUDA error: (no|invalid) device": (
+        "This build of vLLM does not fit the GPU or its driver: install one that does, or use engine='transformers'."
+    ),
+}
+
+
+class VllmLog:
+    """The errors that the processes of one engine log, in a file of its own.
+
+    Args:
+        record: False where the user has set up vLLM's logging, which is then left alone.
+    """
+
+    def __init__(self, record: bool) -> None:
+        self._record = record
+        self._folder = tempfile.TemporaryDirectory(prefix="winnow-vllm-")
+        self._file = Path(self._folder.name, "errors.log")
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Processes that are started meanwhile write here."""
+        before = set(multiprocessing.active_children())
+        config = Path(self._folder.name, "logging.json")
+        config.write_text(json.dumps(_config(self._file)), encoding="utf-8")
+        if self._record:
+            os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(config)
+        try:
+            yield
+        finally:
+            self._processes = [child for child in multiprocessing.active_children() if child not in before]
+            if self._record:
+                del os.environ["VLLM_LOGGING_CONFIG_PATH"]
+
+    def reason(self) -> str:
+        """What the log or the processes' ends tell, with what to do about it; "" if nothing."""
+        text = self._file.read_text(encoding="utf-8", errors="replace") if self._file.is_file() else ""
+        errors = re.findall(r"^(?!.*EngineDeadError)(?:\w+\.)*\w*(?:Error|Exception): .+", text, re.MULTILINE)
+        lines = list(dict.fromkeys(errors))[:3]
+        cure = next((cure for pattern, cure in _CURES.items() if re.search(pattern, "\n".join(lines))), "")
+        for process in self._processes if not lines else []:  # after an error vLLM kills them itself
+            process.join(1)
+            if process.exitcode is not None and process.exitcode < 0:
+                name = signal.Signals(-process.exitcode).name
+                hint = " (most often because memory ran out: see the kernel's log)" if name == "SIGKILL" else ""
+                lines.append(f"Its process was killed by {name}{hint}.")
+        return "".join(f"\n  {line}" for line in [*lines, *([cure] if cure else [])])
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._folder.cleanup()
+
+
+def _config(file: Path) -> dict[str, object]:
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {"file": {"class": "logging.FileHandler", "filename": str(file), "level": "ERROR", "delay": True}},
+        "loggers": {"vllm": {"handlers": ["file"], "level": "ERROR", "propagate": False}},
+    }
