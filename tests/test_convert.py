@@ -1,23 +1,27 @@
 """`winnow convert`: the checkpoint it writes scores as the original in everything that loads it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors import safe_open
 from sentence_transformers import CrossEncoder
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
 
 from tiny_families import FAMILIES, patch_config
 from tiny_model import build_tiny_reranker
 from winnow import ModelRecipe, Reranker
+from winnow.cli import app
 from winnow.convert import convert
+from winnow.templates import built_in
 
 QUERY = "what is the capital of China?"
 DOCUMENTS = [
@@ -28,6 +32,12 @@ DOCUMENTS = [
 ]
 INSTRUCTION = "Find what answers it"
 JUDGE_TEMPLATE = "Question: {{ query }}\nAnswer: {{ document }}\nVerdict: "
+TRICKY = """Say "yes" or {{ "\\\\no" }}:
+
+{{ query | trim }}{% if instruction %} ({{ instruction }}){% endif %}
+{{ document }}
+
+"""
 NEEDS_INSTRUCTION = "{{ instruction }}: {{ query }} {{ document }}"
 JUDGE: dict[str, Any] = {"recipe": ModelRecipe(family="judge", labels=("Bad", "Good")), "template": JUDGE_TEMPLATE}
 
@@ -116,14 +126,13 @@ def test_transformers_scores_the_same_in_padded_batches(pair: tuple[Path, Path, 
 
 def test_sentence_transformers_prompts_and_scores_the_same(pair: tuple[Path, Path, dict[str, Any]]) -> None:
     folder, out, settings = pair
-    model = CrossEncoder(str(out), device="cpu", activation_fn=torch.nn.Identity())
+    model = CrossEncoder(str(out), device="cpu", local_files_only=True, activation_fn=torch.nn.Identity())
     pairs = [(QUERY, text) for text in DOCUMENTS]
     assert model.predict(pairs).tolist() == pytest.approx(logits(folder, **settings), abs=1e-4)
     if "qwen" in folder.name or "zerank" in folder.name:  # a prompt of sentence-transformers is the instruction
         found = model.predict(pairs, prompt=INSTRUCTION).tolist()
         assert found == pytest.approx(logits(folder, INSTRUCTION, **settings), abs=1e-4)
-    scores = CrossEncoder(str(out), device="cpu").predict(pairs)
-    assert scores.tolist() == pytest.approx(torch.sigmoid(torch.tensor(model.predict(pairs))).tolist(), abs=1e-5)
+    assert isinstance(model.get_default_activation_fn(), torch.nn.Sigmoid)  # so that its scores are Winnow's
 
 
 def test_vllm_scores_the_same_without_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +142,39 @@ def test_vllm_scores_the_same_without_overrides(tmp_path: Path, monkeypatch: pyt
     with Reranker(str(tmp_path / "out"), engine="vllm", raw_scores=True) as reranker:
         found = reranker.score(QUERY, DOCUMENTS, instruction=INSTRUCTION)
     assert found == pytest.approx(logits(folder, INSTRUCTION), abs=1e-4)
+
+
+def test_a_cross_encoder_over_a_causal_model(qwen: Path, tmp_path: Path) -> None:
+    pairs = [(QUERY, text) for text in DOCUMENTS]
+    template = built_in("qwen3_reranker").source
+    saved = CrossEncoder(
+        str(qwen),
+        device="cpu",
+        local_files_only=True,
+        processor_kwargs={"chat_template": template},
+        prompts={"own": INSTRUCTION},
+        default_prompt_name="own",
+    )
+    saved.save_pretrained(str(tmp_path / "mine"))
+    convert(tmp_path / "mine", tmp_path / "out")
+    expected = saved.predict(pairs, activation_fn=torch.nn.Identity()).tolist()
+    assert expected == pytest.approx(logits(qwen, INSTRUCTION), abs=1e-4)
+    assert logits(tmp_path / "out") == pytest.approx(expected, abs=1e-4)
+    found = CrossEncoder(str(tmp_path / "out"), device="cpu", local_files_only=True).predict(pairs)
+    assert found.tolist() == pytest.approx(saved.predict(pairs, activation_fn=torch.nn.Sigmoid()).tolist(), abs=1e-4)
+
+
+def test_a_name_on_the_hub(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "5fa94080caafeaa45a15d11f969d7978e087a3db"
+    cached = tmp_path / "hub" / "models--Qwen--Qwen3-Reranker-Tiny"
+    shutil.copytree(qwen, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cached.parent))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    convert("Qwen/Qwen3-Reranker-Tiny", tmp_path / "out")
+    monkeypatch.undo()
+    assert logits(tmp_path / "out") == pytest.approx(logits(qwen), abs=1e-5)
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -194,14 +236,13 @@ def test_the_folder_says_what_it_is(qwen: Path, tmp_path: Path) -> None:
             "document_template": "D: {document}",
             "suffix": "\n",
         },
-        'Say "yes" or {{ "\\\\no" }}:\n\n{{ query | trim }}{% if instruction %} ({{ instruction }}){% endif %}\n'
-        "{{ document }}\n\n",
+        TRICKY,
         "{{ instruction }}: {{ query }} {{ document }}",
     ],
 )
 def test_any_template_is_saved_as_it_renders(template: Any, qwen: Path, tmp_path: Path) -> None:
     convert(qwen, tmp_path / "out", template=template)
-    model = CrossEncoder(str(tmp_path / "out"), device="cpu", activation_fn=torch.nn.Identity())
+    model = CrossEncoder(str(tmp_path / "out"), device="cpu", local_files_only=True, activation_fn=torch.nn.Identity())
     for instruction in (
         (INSTRUCTION,) if template == "{{ instruction }}: {{ query }} {{ document }}" else (None, INSTRUCTION)
     ):
@@ -220,6 +261,8 @@ def test_any_template_is_saved_as_it_renders(template: Any, qwen: Path, tmp_path
 
 def test_a_fine_tune_without_a_name_needs_labels_and_a_template(tmp_path: Path) -> None:
     folder = FAMILIES["judge"](tmp_path / "mine")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": None}))
     convert(folder, tmp_path / "out", labels=["Good"], method="no_post_processing", template=JUDGE_TEMPLATE)
     recipe = ModelRecipe(family="judge", labels=("Good",))
     assert logits(tmp_path / "out") == pytest.approx(logits(folder, recipe=recipe, template=JUDGE_TEMPLATE), abs=1e-5)
@@ -228,48 +271,26 @@ def test_a_fine_tune_without_a_name_needs_labels_and_a_template(tmp_path: Path) 
     assert tokenizer.pad_token_id == config["pad_token_id"] is not None
 
 
-# --- nothing is left half done ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_an_interrupted_conversion_leaves_nothing(
-    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from winnow import convert as module
-
-    folder = sharded(tmp_path / "qwen3-reranker-untied")
-    copied = []
-    original = module.copy_shard
-
-    def stop_at_the_third(source: Path, target: Path, **options: Any) -> int:
-        copied.append(target)
-        if len(copied) == 3:
-            assert copied[1].is_file()
-            raise error
-        return original(source, target, **options)
-
-    monkeypatch.setattr(module, "copy_shard", stop_at_the_third)
-    with pytest.raises(error):
-        convert(folder, tmp_path / "out")
-    assert len(copied) == 3
-    assert [entry.name for entry in tmp_path.iterdir()] == [folder.name]
-
-
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_model(qwen: Path, tmp_path: Path) -> None:
     script = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from tiny_model import build_tiny_reranker
 from winnow.convert import convert
+from winnow.templates import built_in
+
+def peak():  # of this process; ru_maxrss would count the one that forked it
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 
 small, large, out = map(Path, sys.argv[1:])
 convert(small, out / "small")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 size = convert(large, out / "large").bytes
-print(size >> 20, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+print(size >> 20, (peak() - before) >> 10)
 """
     large = tmp_path / "qwen3-reranker-large"
-    config = AutoConfig.from_pretrained(qwen, intermediate_size=400_000, dtype="bfloat16")
+    config = AutoConfig.from_pretrained(qwen, intermediate_size=250_000, dtype="bfloat16")
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config).to_empty(device="cpu")
     for parameter in empty.parameters():
@@ -282,129 +303,19 @@ print(size >> 20, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) 
         capture_output=True, text=True, cwd=Path(__file__).parents[1] / "examples", check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    size, growth = map(int, done.stdout.split())
-    assert size > 250  # MiB
-    assert growth < 100
+    size, growth = map(int, done.stdout.split())  # MiB
+    assert size > 180
+    assert growth < 80
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
-
-
-def test_the_output_is_never_overwritten(qwen: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    convert(qwen, tmp_path / "out")  # an empty folder is as good as none
-    before = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
-    with pytest.raises(ValueError, match="out already exists"):
-        convert(qwen, tmp_path / "out")
-    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
-
-
-def test_a_classifier_is_not_converted_again(qwen: Path, tmp_path: Path) -> None:
-    convert(qwen, tmp_path / "out")
-    with pytest.raises(ValueError, match="Qwen3ForSequenceClassification: it has a score head already"):
-        convert(tmp_path / "out", tmp_path / "again")
-
-
-def cut_short(folder: Path) -> None:
-    file = max(folder.glob("*.safetensors"))
-    file.write_bytes(file.read_bytes()[:-10])
-
-
-def as_pickle(folder: Path) -> None:
-    for file in folder.glob("*.safetensors*"):
-        file.unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"x")
-
-
-def without_a_shard(folder: Path) -> None:
-    max(folder.glob("*.safetensors")).unlink()
-
-
-def with_a_wrong_index(folder: Path) -> None:
-    path = folder / "model.safetensors.index.json"
-    index = json.loads(path.read_text())
-    index["weight_map"]["model.layers.9.mlp.up_proj.weight"] = max(index["weight_map"].values())
-    path.write_text(json.dumps(index))
-
-
-def with_a_small_vocabulary(folder: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    model.resize_token_embeddings(100)
-    model.save_pretrained(folder, max_shard_size="200KB")
-
-
-def patched(**changes: Any) -> Callable[[Path], Any]:
-    return lambda folder: patch_config(folder, **changes)
-
-
-def without(name: str) -> Callable[[Path], Any]:
-    return lambda folder: (folder / name).unlink()
-
-
-DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "damaged shard": (cut_short, r"model-0000\d-of-0000\d.safetensors .* is damaged or cut short"),
-    "missing shard": (without_a_shard, r"model-0000\d-of-0000\d.safetensors is missing, though .*index.json names it"),
-    "wrong index": (with_a_wrong_index, r"index.json says that model.layers.9.mlp.up_proj.weight is in"),
-    "pickle": (as_pickle, r"pytorch_model.bin, which is a pickle.*save_pretrained"),
-    "no tokenizer": (without("tokenizer.json"), "has no tokenizer: there is no tokenizer.json"),
-    "no config": (without("config.json"), "has no config.json"),
-    "no layer": (
-        patched(num_hidden_layers=3, layer_types=["full_attention"] * 3),
-        r"model.layers.2.\S+ .*are not in model-0",
-    ),
-    "tokenizer of another model": (with_a_small_vocabulary, r"label 'no' is token \d+, but lm_head.weight .* 100 rows"),
-    "quantised": (patched(quantization_config={"quant_method": "gptq"}), r"quantised \(gptq\)"),
-    "capped logits": (patched(final_logit_softcapping=30.0), "final_logit_softcapping = 30.0"),
-    "no causal model": (patched(architectures=["Qwen3VLForConditionalGeneration"]), "Only causal language models"),
-    "unknown to transformers": (patched(model_type="granite"), "transformers has no sequence classifier"),
-}
-
-
-@pytest.fixture(scope="module")
-def several_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sharded(tmp_path_factory.mktemp("models") / "qwen3-reranker-untied")
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-def test_a_broken_model_is_named_with_the_cure(name: str, several_files: Path, tmp_path: Path) -> None:
-    folder = tmp_path / several_files.name
-    folder.mkdir()
-    for file in several_files.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    damage, message = DAMAGE[name]
-    damage(folder)
-    with pytest.raises(ValueError, match=message):
-        convert(folder, tmp_path / "out")
-    assert [entry.name for entry in tmp_path.iterdir()] == [folder.name]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"labels": ["no", "yes indeed"]}, r"'yes indeed' .* is not one token of .* \(it is split into \['yes', "),
-        ({"labels": ["yes", "yes"]}, "two different tokens"),
-        ({"labels": ["a", "b", "c"]}, "two different tokens"),
-        ({"method": "no_post_processing"}, r"takes one label, the positive one, but got \('no', 'yes'\)"),
-        ({"method": "from_2_way_softmax", "labels": ["yes"]}, r"takes two labels, negative and positive, but got"),
-        ({"method": "softmax"}, "method must be one of from_2_way_softmax, no_post_processing, but got 'softmax'"),
-        ({"recipe": ModelRecipe(family="m0", labels=("yes",), shift=2.6)}, "cannot be a score head"),
-        ({"recipe": "qwen4"}, "'qwen4' is not a family"),
-        ({"template": "{{ query }}\n"}, "places the document 0 times"),
-    ],
-)
-def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str, qwen: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        convert(qwen, tmp_path / "out", **settings)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_conversion_that_scores_otherwise_is_thrown_away(
-    qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from winnow import convert as module
-
-    original = module.score_head
-    monkeypatch.setattr(module, "score_head", lambda *given: original(*given) + np.float32(1e-3))
-    with pytest.raises(ValueError, match=r"scores otherwise than .* a logit differs by .* Nothing was written"):
-        convert(qwen, tmp_path / "out", verify=True)
-    assert not list(tmp_path.iterdir())
+def test_the_command_line(qwen: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["convert", str(qwen), str(out), "--verify"])
+    assert done.exit_code == 0, done.output
+    assert f"{out}: score head with logit['yes'] − logit['no'], 0.6 MB" in done.stdout
+    assert float(done.stdout.split("float32:")[1]) < 1e-5
+    again = CliRunner().invoke(app, ["convert", str(qwen), str(out)])
+    assert again.exit_code == 1
+    assert again.stderr == f"winnow: {out} already exists. Remove it, or name another folder.\n"
+    one = ["convert", str(qwen), str(tmp_path / "one"), "--labels", "yes", "--method", "no_post_processing"]
+    assert "score head with logit['yes'], " in CliRunner().invoke(app, one).stdout

@@ -96,8 +96,10 @@ def test_the_name_in_the_config_counts_after_the_folder() -> None:
 def test_a_converted_checkpoint_names_its_family() -> None:
     converted = config("Qwen3ForSequenceClassification", winnow_family="zerank", **ONE_SCORE)
     found = recipe_for("/models/out", converted)
-    assert (found.family, found.labels, found.temperature) == ("zerank", (), 5.0)
+    assert (found.family, found.labels, found.temperature) == ("zerank", (), 1.0)  # it is in the head
     assert found.vllm_overrides == {}
+    judge = recipe_for("/models/out", config("LlamaForSequenceClassification", winnow_family="judge", **ONE_SCORE))
+    assert (judge.family, judge.labels) == ("judge", ())
 
 
 def test_vllm_is_told_how_to_make_a_classifier_of_a_causal_model() -> None:

@@ -11,7 +11,6 @@ transformers' `AutoModelForSequenceClassification`, in sentence-transformers' `C
 
 import json
 import logging
-import math
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,35 +24,19 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from winnow.checkpoint import Checkpoint, open_checkpoint, template_for
-from winnow.converted_prompts import check_prompts, pad_token_for, takes_instruction, write_templates
+from winnow.compare import TOLERANCE, largest_difference
+from winnow.converted_prompts import check_prompts, pad_token_for, write_templates
 from winnow.errors import ConfigurationError, MissingExtraError, ModelError
 from winnow.model_folder import folder_of, read_json
 from winnow.recipes import ModelRecipe, recipe_for
-from winnow.reranker import RankRequest, Reranker
 from winnow.score_head import Layout, layout_of, score_head
 from winnow.shards import INDEX, Shards, copy_shard, find_shards
-from winnow.templates import ScoreTemplate, TemplateLike
+from winnow.templates import TemplateLike
 
 logger = logging.getLogger(__name__)
 
 Method = Literal["from_2_way_softmax", "no_post_processing"]
 METHODS: dict[str, int] = {"from_2_way_softmax": 2, "no_post_processing": 1}
-
-TOLERANCE = 1e-4
-"""Most that a converted model's logit may differ from the original's, in float32."""
-
-PAIRS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (
-        "what is the capital of China?",
-        (
-            "Beijing is the capital of China.",
-            "Bread rises because yeast makes gas.",
-            "The tide falls twice a day. " * 8,
-        ),
-    ),
-    ("Wer schrieb den Faust?", ("Johann Wolfgang von Goethe.", "x")),
-)
-"""What `verify` scores: queries, each with documents of different lengths, so that batches are padded."""
 
 # What of a model's folder goes with the weights. config.json, the index and templates are written anew.
 _COPIED = (
@@ -151,7 +134,7 @@ def convert(
         size = _write_weights(part, shards, layout, head, progress)
         check_prompts(part, checkpoint, score_template)
         if verify:
-            difference = _difference(str(shards.folder), str(part), checkpoint, score_template)
+            difference = largest_difference(str(shards.folder), str(part), checkpoint, score_template)
             if not difference <= TOLERANCE:
                 raise ModelError(
                     f"The converted model scores otherwise than {model}: a logit differs by {difference:.2g}, and "
@@ -265,7 +248,7 @@ def _check_disk(out: Path, shards: Shards) -> None:
     free = shutil.disk_usage(existing).free
     if free < shards.bytes:
         raise ConfigurationError(
-            f"{out} needs {shards.bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there. Make room, or name "
+            f"{out} needs {shards.bytes / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free there. Make room, or name "
             "another folder."
         )
 
@@ -273,7 +256,7 @@ def _check_disk(out: Path, shards: Shards) -> None:
 def _write_weights(part: Path, shards: Shards, layout: Layout, head: npt.NDArray[np.float32], progress: bool) -> int:
     size = 0
     weight_map = {name: file for name, file in shards.file_of.items() if name not in layout.dropped}
-    weight_map["score.weight"] = shards.file_of[layout.head]
+    weight_map["score.weight"] = shards.file_of[layout.heads[0]]
     with tqdm(total=shards.bytes, desc="converting", unit="B", unit_scale=True, disable=not progress, delay=1) as bar:
         for file in shards.files:
             added = {"score.weight": head} if file == weight_map["score.weight"] else {}
@@ -309,7 +292,8 @@ def _write_tokenizer(folder: Path, part: Path, pad: str) -> None:
     path = folder / "tokenizer_config.json"
     config = read_json(path, str(folder)) if path.is_file() else {}
     config.pop("chat_template", None)
-    config.setdefault("pad_token", pad)
+    if not config.get("pad_token"):  # it may be null
+        config["pad_token"] = pad
     # A causal model and absolute positions, if it has them, are not changed by what comes after the prompt.
     config["padding_side"] = "right"
     _write_json(part / path.name, config)
@@ -317,22 +301,3 @@ def _write_tokenizer(folder: Path, part: Path, pad: str) -> None:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-# --- whether it scores the same ---------------------------------------------------------------------------------------
-
-
-def _difference(original: str, converted: str, checkpoint: Checkpoint, template: ScoreTemplate) -> float:
-    """Largest difference between the logits of the two models, in float32; one of them is loaded at a time."""
-    pairs: list[RankRequest] = list(PAIRS)
-    if takes_instruction(checkpoint, template):
-        pairs.append((*PAIRS[0], "Find what answers it"))
-    before = _logits(original, pairs, recipe=checkpoint.recipe, template=template)
-    after = _logits(converted, pairs)
-    return max(abs(a - b) if math.isfinite(a - b) else math.inf for a, b in zip(before, after, strict=True))
-
-
-def _logits(model: str, pairs: Sequence[RankRequest], **settings: Any) -> list[float]:
-    with Reranker(model, engine="transformers", engine_kwargs={"dtype": "float32"}, **settings) as reranker:
-        rankings = reranker.rank_many(pairs)
-    return [hit.logit for ranking in rankings for hit in sorted(ranking, key=lambda hit: hit.index)]

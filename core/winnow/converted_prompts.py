@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from winnow.checkpoint import Checkpoint, open_checkpoint
 from winnow.errors import ModelError, TemplateError
 from winnow.limits import Limits
@@ -131,7 +129,7 @@ def _as_chat(chat: Any, source: str, instruction: str | None) -> str | None:
     messages = [*system, *({"role": role, "content": text} for role, text in _SAMPLE.items())]
     try:
         return str(chat.apply_chat_template(messages, chat_template=source, tokenize=False))
-    except jinja2.TemplateError:
+    except Exception:  # noqa: BLE001 - templates run arbitrary expressions, and fail with whatever these raise
         return None
 
 

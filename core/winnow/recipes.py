@@ -27,6 +27,8 @@ class ModelRecipe:
         local_code: Whether config.json is of a kind that only the checkpoint's own code reads, which Winnow replaces
             (`winnow.engines.local_code`) so that `trust_remote_code` can stay off.
         max_length: Longest prompt that the family's reference code allows, in tokens; None for the model's own limit.
+        pixels: Least and most pixels that the family's reference code resizes an image to; None for the sizes in the
+            model's preprocessor_config.json.
     """
 
     family: str
@@ -39,6 +41,7 @@ class ModelRecipe:
     vllm_architecture: str | None = None
     local_code: bool = False
     max_length: int | None = None
+    pixels: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if len(self.labels) > 2 or len(set(self.labels)) < len(self.labels):
@@ -97,7 +100,8 @@ RECIPES: tuple[ModelRecipe, ...] = (
         labels=("no", "yes"),
         max_length=8192,
     ),
-    # Qwen/Qwen3-VL-Reranker-2B, -8B: model card, scripts/qwen3_vl_reranker.py (max_length = 8192).
+    # Qwen/Qwen3-VL-Reranker-2B, -8B: model card, scripts/qwen3_vl_reranker.py (max_length = 8192), and the newer
+    # QwenLM/Qwen3-VL-Embedding, src/models/qwen3_vl_reranker.py: MIN_PIXELS, MAX_PIXELS (4 and 1800 tokens).
     ModelRecipe(
         family="qwen3-vl-reranker",
         architectures=("Qwen3VLForConditionalGeneration",),
@@ -105,6 +109,7 @@ RECIPES: tuple[ModelRecipe, ...] = (
         template="qwen3_vl_reranker",
         labels=("no", "yes"),
         max_length=8192,
+        pixels=(4 * 32 * 32, 1800 * 32 * 32),
     ),
     # mixedbread-ai/mxbai-rerank-base-v2, -large-v2: mxbai_rerank/mxbai_rerank_v2.py (max_length = 8192).
     ModelRecipe(
@@ -200,14 +205,27 @@ def recipe_for(model: str, config: Mapping[str, Any], recipe: str | ModelRecipe 
         if not recipe.labels and architectures:
             _check_single_score(model, config, architectures[0])
         return recipe if recipe.architectures else replace(recipe, architectures=architectures)
-    family = recipe or config.get("winnow_family")
-    row = _named(family, architectures) if family else _guess(model, config, architectures)
+    if config.get("winnow_family"):
+        return _converted(model, config, architectures, recipe)
+    row = _named(recipe, architectures) if recipe else _guess(model, config, architectures)
     if architectures and architectures[0] in map(_classifier_of, row.architectures):
         _check_single_score(model, config, architectures[0])
         row = replace(row, labels=(), architectures=architectures)
     if row.family == "llama-nemotron-rerank":
         row = replace(row, temperature=float(config.get("temperature", 1.0)))
     return row
+
+
+def _converted(
+    model: str, config: Mapping[str, Any], architectures: tuple[str, ...], family: str | None
+) -> ModelRecipe:
+    """The recipe of what `winnow convert` wrote: labels, shift and temperature are in its score head."""
+    _check_single_score(model, config, architectures[0] if architectures else "model without architectures")
+    own = str(config["winnow_family"])
+    known = any(row.family == own for row in RECIPES)
+    # A judge of the user's own is in no table; its template is in its folder.
+    row = _named(family or own, architectures) if family or known else ModelRecipe(family=own)
+    return replace(row, architectures=architectures, labels=(), shift=0.0, temperature=1.0)
 
 
 def _named(family: str, architectures: Sequence[str]) -> ModelRecipe:

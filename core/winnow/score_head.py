@@ -15,12 +15,13 @@ class Layout:
     """How the causal model and the classifier of one configuration name their tensors.
 
     Attributes:
-        head: The output embedding in the files, of shape (vocabulary, hidden).
+        heads: The output embedding in the files, of shape (vocabulary, hidden); two names if it is tied to the input
+            embedding and saved twice.
         dropped: Tensors of the causal model that the classifier lacks.
         classifier: Class of the classifier in transformers.
     """
 
-    head: str
+    heads: tuple[str, ...]
     dropped: frozenset[str]
     classifier: str
 
@@ -47,7 +48,9 @@ def layout_of(shards: Shards, model: str) -> Layout:
     output = causal.get_output_embeddings()
     tied = output.weight is causal.get_input_embeddings().weight
     names = {id(module): name for name, module in causal.named_modules()}
-    head = f"{names[id(causal.get_input_embeddings() if tied else output)]}.weight"
+    head, twin = (
+        f"{names[id(module)]}.weight" for module in (causal.get_input_embeddings() if tied else output, output)
+    )
     dropped = causal.state_dict().keys() - classifier.state_dict().keys()
     if classifier.state_dict().keys() - causal.state_dict().keys() != {"score.weight"} or (
         getattr(output, "bias", None) is not None
@@ -64,28 +67,48 @@ def layout_of(shards: Shards, model: str) -> Layout:
             f"{', '.join(shards.files)}. Download it again; if config.json and weights are of different models, mend "
             "that (tie_word_embeddings?)."
         )
-    return Layout(head=head, dropped=frozenset(dropped), classifier=type(classifier).__name__)
+    heads = (head, twin) if twin != head and twin in shards.file_of else (head,)
+    return Layout(heads=heads, dropped=frozenset(dropped), classifier=type(classifier).__name__)
 
 
 def score_head(shards: Shards, layout: Layout, checkpoint: Checkpoint) -> npt.NDArray[np.float32]:
-    """The weight of the score head, of shape (1, hidden)."""
+    """The weight of the score head, of shape (1, hidden).
+
+    Raises:
+        ModelError: The label is not in the output embedding, or the embedding is damaged, or saved twice and not the
+            same: transformers and vLLM would score differently.
+    """
+    first, *others = (_rows(shards, name, checkpoint) for name in layout.heads)
+    if any(not np.array_equal(first, other) for other in others):
+        raise ModelError(
+            f"{' and '.join(layout.heads)} of {checkpoint.model} differ, but tie_word_embeddings in config.json says "
+            "that they are the same. Set it to false if the model was trained so."
+        )
+    weight = first[1:] - first[:1] if len(first) == 2 else first
+    found: npt.NDArray[np.float32] = weight / np.float32(checkpoint.recipe.temperature)
+    if not np.isfinite(found).all():
+        raise ModelError(
+            f"{layout.heads[0]} of {checkpoint.model} is not finite for {checkpoint.recipe.labels}. Download it again."
+        )
+    return found
+
+
+def _rows(shards: Shards, name: str, checkpoint: Checkpoint) -> npt.NDArray[np.float32]:
+    """The rows of the labels, of shape (labels, hidden)."""
     import torch
     from safetensors import safe_open
 
-    file = shards.folder / shards.file_of[layout.head]
+    file = shards.folder / shards.file_of[name]
     with safe_open(file, framework="pt") as tensors:
-        embedding = tensors.get_slice(layout.head)  # reads the rows that are taken from it, and no others
+        embedding = tensors.get_slice(name)  # reads the rows that are taken from it, and no others
         size = embedding.get_shape()[0]
         rows = []
         for label, index in zip(checkpoint.recipe.labels, checkpoint.label_ids, strict=True):
             if index >= size:
                 raise ModelError(
-                    f"The label {label!r} is token {index}, but {layout.head} in {file} has {size} rows. The tokenizer "
+                    f"The label {label!r} is token {index}, but {name} in {file} has {size} rows. The tokenizer "
                     "does not belong to the model."
                 )
             rows.append(embedding[index : index + 1].to(torch.float32))
-    weight = rows[1] - rows[0] if len(rows) == 2 else rows[0]
-    found: npt.NDArray[np.float32] = (weight / checkpoint.recipe.temperature).numpy()
-    if not np.isfinite(found).all():
-        raise ModelError(f"{layout.head} in {file} is not finite for {checkpoint.recipe.labels}. Download it again.")
+    found: npt.NDArray[np.float32] = torch.cat(rows).numpy()
     return found
