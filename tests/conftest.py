@@ -29,10 +29,15 @@ def passages() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def vllm_model(tiny_model: str) -> Iterator[str]:
+def needs_vllm() -> None:
+    """Skip where vLLM is not installed, as in `make test-lowest`."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+
+
+@pytest.fixture(scope="session")
+def vllm_model(needs_vllm: None, tiny_model: str) -> Iterator[str]:
     """Path of the tiny model, with vLLM running on it for the whole session: every reranker of it shares that "
     "engine."""
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed: make test has it, make test-lowest goes without")
     with Reranker(tiny_model, engine="vllm").start():
         yield tiny_model

@@ -135,6 +135,7 @@ def test_sentence_transformers_prompts_and_scores_the_same(pair: tuple[Path, Pat
     assert isinstance(model.get_default_activation_fn(), torch.nn.Sigmoid)  # so that its scores are Winnow's
 
 
+@pytest.mark.usefixtures("needs_vllm")
 def test_vllm_scores_the_same_without_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # a third of the start-up time less
     folder = sharded(tmp_path / "qwen3-reranker-untied")

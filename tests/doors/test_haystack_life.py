@@ -283,6 +283,9 @@ def test_a_child_span_says_what_the_run_cost(tracer: SpyTracer, native: bool) ->
         "winnow.unique": 5,
         "winnow.truncated": 0,
         "winnow.failed": 0,
+        "winnow.reused": 0,
+        "winnow.cache_hits": 0,
+        "winnow.query_truncated": False,
         "winnow.cached_tokens": 0,
     }
     assert not tracer.open
@@ -328,6 +331,7 @@ EVERYTHING: dict[str, Any] = {
     "api_key": Secret.from_env_var(["MY_KEY", "OTHER_KEY"]),
     "root_path": "images",
     "allow_remote_images": True,
+    "score_cache": 1000,
 }
 
 

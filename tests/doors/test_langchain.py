@@ -85,7 +85,7 @@ def test_ties_keep_the_order_and_equal_texts_are_scored_once(monkeypatch: pytest
     engine_prompts: list[int] = []
     score = FakeEngine.score
 
-    async def counting(self: FakeEngine, prompts: Any) -> Any:
+    async def counting(self: FakeEngine, prompts: Any, **options: Any) -> Any:
         engine_prompts.append(len(prompts))
         return await score(self, prompts)
 
@@ -319,7 +319,7 @@ def test_scores_that_are_not_finite_raise(call: Call, monkeypatch: pytest.Monkey
 def test_a_wrong_number_of_scores_raises(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     score = FakeEngine.score
 
-    async def short(self: FakeEngine, prompts: Any) -> Any:
+    async def short(self: FakeEngine, prompts: Any, **options: Any) -> Any:
         return (await score(self, prompts))[:-1]
 
     monkeypatch.setattr(FakeEngine, "score", short)

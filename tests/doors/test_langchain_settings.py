@@ -55,6 +55,7 @@ def test_settings_reach_the_reranker(kind: Any) -> None:
         "engine_kwargs": {"delay": 0.0},
         "root_path": "/pictures",
         "allow_remote_images": True,
+        "score_cache": 1000,
     }
     reranker = kind(**settings)._reranker
     assert {name: getattr(reranker, name) for name in settings} == settings
@@ -70,6 +71,8 @@ def test_settings_reach_the_reranker(kind: Any) -> None:
         ({"topn": 3}, "topn"),
         ({"max_length": 0}, "max_length"),
         ({"on_overflow": "drop"}, "truncate"),
+        ({"score_cache": 0}, "score_cache must be a number of pairs > 0"),
+        ({"score_cache": True}, "score_cache"),
         ({"on_error": "ignore"}, "skip"),
         ({"window_overlap": 1}, "less than 1"),
         ({"engine": "tensorrt"}, "engine must be one of"),

@@ -99,6 +99,7 @@ EVERYTHING: dict[str, Any] = {
     "engine_kwargs": {"delay": 0.001},
     "root_path": "images",
     "allow_remote_images": True,
+    "score_cache": 1000,
 }
 
 ROUND_TRIPS: dict[str, Callable[[WinnowRerank], WinnowRerank]] = {
