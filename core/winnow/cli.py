@@ -1,19 +1,16 @@
-"""The command line: `winnow rank`."""
+"""The command line: one thin command a room."""
 
 import json
 import logging
-import math
-import sys
-from collections.abc import Iterable
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, NoReturn
 
 import typer
 
+from winnow.cli_documents import as_json, one_line, read_documents
 from winnow.errors import WinnowError
-from winnow.types import RankedDocument, Ranking
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -23,6 +20,7 @@ class EngineName(StrEnum):
 
     AUTO = "auto"
     VLLM = "vllm"
+    SERVER = "server"
     TRANSFORMERS = "transformers"
 
 
@@ -76,8 +74,20 @@ def rank(
     on_overflow: Annotated[
         OverflowPolicy, typer.Option(help="What to do with longer documents.")
     ] = OverflowPolicy.TRUNCATE,
-    engine: Annotated[EngineName, typer.Option(help="auto takes vLLM where it runs.")] = EngineName.AUTO,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with results and stats.")] = False,
+    engine: Annotated[
+        EngineName, typer.Option(help="auto takes vLLM where it runs, and servers where --url names them.")
+    ] = EngineName.AUTO,
+    url: Annotated[
+        list[str] | None, typer.Option(help="Address of a vLLM server; once for each that serves the model.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="WINNOW_API_KEY", help="Key of these servers; better not on a command line.")
+    ] = None,
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A setting of the engine, such as dtype=float16; once for each."),
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object with results and stats.")] = False,
 ) -> None:
     """Print the documents in order of relevance to the query, best first.
 
@@ -85,14 +95,25 @@ def rank(
       winnow rank -m Qwen/Qwen3-Reranker-0.6B -q "capital of China" -k 3 passages.txt
 
       cat passages.jsonl | winnow rank -m Qwen/Qwen3-Reranker-0.6B -q "capital of China" --json -
+
+      winnow rank -m Qwen/Qwen3-Reranker-0.6B -q "capital of China" --url http://gpu-1:8000 passages.txt
+
+      winnow rank -m Qwen/Qwen3-Reranker-8B -q "capital of China" --engine vllm
+        --engine-arg tensor_parallel_size=2 --engine-arg gpu_memory_utilization=0.8 passages.txt
+
+    Settings may be given as environment variables, too, such as WINNOW_DTYPE=float16 or WINNOW_URL.
     """
-    from winnow.reranker import Reranker  # here, so that --help is instant
+    from winnow.engines.known_settings import parse_argument  # here, so that --help is instant
+    from winnow.reranker import Reranker
 
     try:
-        records = _read(file)
+        records = read_documents(file)
         with Reranker(
             model,
-            engine=engine.value,
+            engine="server" if url and engine is EngineName.AUTO else engine.value,
+            url=url or None,
+            api_key=api_key,
+            engine_kwargs=dict(map(parse_argument, engine_arg or [])),
             recipe=recipe,
             instruction=instruction,
             template=template,
@@ -104,11 +125,11 @@ def rank(
             ranking = reranker.rank(query, texts, top_k=top_k, score_threshold=threshold, progress=True)
     except (WinnowError, ValueError, OSError) as error:
         _fail(str(error))
-    if as_json:
-        print(json.dumps(_as_json(query, ranking, records), ensure_ascii=False, indent=2))  # noqa: T201
+    if json_output:
+        print(json.dumps(as_json(query, ranking, records), ensure_ascii=False, indent=2))  # noqa: T201
     else:
         for place, hit in enumerate(ranking, 1):
-            print(f"{place}\t{hit.score:.4f}\t[{hit.index}]\t{_one_line(hit)}")  # noqa: T201
+            print(f"{place}\t{hit.score:.4f}\t[{hit.index}]\t{one_line(hit)}")  # noqa: T201
 
 
 @app.command()
@@ -119,7 +140,7 @@ def doctor(
     instruction: Annotated[str | None, typer.Option(help="What counts as relevant, for models that take it.")] = None,
     template: Annotated[str | None, typer.Option(help="A score template: a built-in's name, or a Jinja file.")] = None,
     recipe: Annotated[str | None, typer.Option(help="The model's family, where its name does not tell.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show how a model is prompted and what is wrong with it; exit code 1 if it cannot be used. Loads no weights.
 
@@ -137,10 +158,13 @@ def doctor(
         query=QUERY if query is None else query,
         document=DOCUMENT if document is None else document,
     )
-    if as_json:
-        print(json.dumps(found.as_dict(), ensure_ascii=False, indent=2))  # noqa: T201
+    serve = None if found.problems else _serve_command(model, recipe)
+    if json_output:
+        print(json.dumps({**found.as_dict(), "serve": serve}, ensure_ascii=False, indent=2))  # noqa: T201
     else:
         print_report(found)
+        if serve:
+            print(f'\nA vLLM server of it, for engine="server":\n{serve}')  # noqa: T201
     if found.problems:
         raise typer.Exit(1)
 
@@ -180,61 +204,14 @@ def convert(
         print(f"largest difference of a logit in float32: {done.difference:.1e}")  # noqa: T201
 
 
-def _read(file: str) -> list[dict[str, Any]]:
-    """The documents as records with `text`, and with whatever else their JSON held."""
-    if file == "-":
-        return _parse(sys.stdin, "stdin")
-    with Path(file).open(encoding="utf-8") as lines:
-        return _parse(lines, file)
+def _serve_command(model: str, recipe: str | None) -> str | None:
+    """The command that starts a vLLM server of a model, or None if its prompts cannot go over HTTP."""
+    from winnow.checkpoint import open_checkpoint
+    from winnow.engines.server import serve_command
 
-
-def _parse(lines: TextIO | Iterable[str], name: str) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = []
-    is_json: bool | None = None
-    for number, line in enumerate(lines, 1):
-        text = line.rstrip("\r\n")
-        if not text.strip():
-            continue
-        if is_json is None:  # the first line decides
-            is_json = text.lstrip().startswith("{")
-        if not is_json:
-            records.append({"text": text})
-            continue
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name}, line {number}: not JSON ({error}), though the first line is.") from None
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise ValueError(f'{name}, line {number}: each JSON line must be an object with a string in "text".')
-        records.append(record)
-    return records
-
-
-def _as_json(query: str, ranking: Ranking, records: list[dict[str, Any]]) -> dict[str, Any]:
-    stats = ranking.stats
-    return {
-        "query": query,
-        "results": [
-            {
-                **records[hit.index],
-                "index": hit.index,
-                "score": _finite(hit.score),
-                "logit": _finite(hit.logit),
-                "truncated": hit.truncated,
-            }
-            for hit in ranking
-        ],
-        "stats": {name: getattr(stats, name) for name in stats.__slots__},
-    }
-
-
-def _finite(number: float) -> float | None:
-    """JSON has no infinity."""
-    return number if math.isfinite(number) else None
-
-
-def _one_line(hit: RankedDocument) -> str:
-    return " ".join((hit.text or "").split())
+    checkpoint = open_checkpoint(model, recipe=recipe)
+    needs_token_types = checkpoint.template is None and checkpoint.tokenizer.token_types
+    return None if needs_token_types else serve_command(checkpoint)
 
 
 def _fail(message: str) -> NoReturn:

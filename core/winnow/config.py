@@ -6,17 +6,20 @@ from os import PathLike
 from typing import Any, Literal, get_args
 
 from winnow.engines.base import Engine
+from winnow.engines.known_settings import ENGINES, check_values
+from winnow.engines.settings import resolve, url_in_environment
 from winnow.errors import ConfigurationError
 from winnow.prompts import Overflow
 from winnow.recipes import ModelRecipe
 from winnow.templates import TemplateLike
 
-ENGINES = ("auto", "vllm", "server", "transformers", "fake")
-
 
 @dataclass(frozen=True, kw_only=True)
 class RerankerConfig:
     """Settings of a reranker. `Reranker` takes the same arguments.
+
+    What is left out of `engine`, `url`, `api_key`, `max_length` and `engine_kwargs` is looked for in the environment
+    (`WINNOW_ENGINE`, `WINNOW_DTYPE`, ...: docs/settings.md) when an engine is made, and never stored here.
 
     Args:
         model: A folder, or a name on the Hugging Face Hub.
@@ -39,9 +42,11 @@ class RerankerConfig:
         on_error: "raise", or "skip": a document that cannot be scored ranks last and says why in `error`.
         raw_scores: Return logits as scores instead of sigmoid(logit).
         engine_kwargs: Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of
-            `TransformersEngine` or `ServerEngine`.
+            `TransformersEngine` or `ServerEngine`; docs/settings.md lists the usual ones.
         root_path: Folder that images with local paths are read from; without it such images are refused.
         allow_remote_images: Whether images may be fetched from http(s) addresses (never from private networks).
+        score_cache: Keep scores from one call to the next: how many pairs in memory (those used last), or a folder to
+            keep them in; None to keep none.
 
     Raises:
         ConfigurationError: A value is out of range. What only the model can tell is raised when it loads.
@@ -66,6 +71,7 @@ class RerankerConfig:
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
     root_path: str | PathLike[str] | None = None
     allow_remote_images: bool = False
+    score_cache: int | str | PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_length", "max_query_tokens", "max_document_tokens"):
@@ -74,6 +80,9 @@ class RerankerConfig:
                 raise ConfigurationError(f"{name} must be > 0, but got {value}")
         if not 0 <= self.window_overlap < 1:
             raise ConfigurationError(f"window_overlap must be at least 0 and below 1, but got {self.window_overlap}")
+        cache = self.score_cache
+        if isinstance(cache, bool) or cache == "" or (isinstance(cache, int) and cache < 1):
+            raise ConfigurationError(f"score_cache must be a number of pairs > 0, or a folder, but got {cache!r}")
         choices: dict[str, tuple[str, ...]] = {
             "on_overflow": get_args(Overflow),
             "window_score": ("max", "mean", "first"),
@@ -81,8 +90,12 @@ class RerankerConfig:
         }
         if isinstance(self.engine, str):
             choices["engine"] = ENGINES
-        if (self.url is not None) != (self.engine == "server"):
-            raise ConfigurationError('url and engine="server" belong together: give both or neither')
+            if self.engine != "fake":
+                check_values(self.engine_kwargs, self.max_length)
+        if (self.url is not None) != (self.engine == "server") and not (self.url is None and url_in_environment()):
+            raise ConfigurationError(
+                'url and engine="server" belong together: give both or neither (the variable WINNOW_URL counts as url)'
+            )
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigurationError(
@@ -91,7 +104,5 @@ class RerankerConfig:
 
     @property
     def engine_key(self) -> Hashable:
-        """What makes two configurations share an engine."""
-        engine = self.engine if isinstance(self.engine, str) else id(self.engine)
-        where = (self.url if self.url is None or isinstance(self.url, str) else tuple(self.url), self.api_key)
-        return (self.model, engine, where, self.recipe, self.max_length, repr(sorted(self.engine_kwargs.items())))
+        """What makes two configurations share an engine, the environment included."""
+        return (self.model, self.recipe, resolve(self).key)

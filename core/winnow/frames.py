@@ -9,6 +9,7 @@ from winnow.errors import DocumentError, TemplateError
 from winnow.limits import Limits
 from winnow.segments import Content, PlainText, Segment
 from winnow.tokenization import PromptTokenizer
+from winnow.vision import PromptImage, Vision
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,8 @@ class Frame:
 
     The document is tokenised as `before + document + after`, less the control tokens at the two ends, and stands
     between `head` and `tail`.
+
+    Each image is one token here; the room that is left takes account of the others.
 
     Attributes:
         head: Ids that no document changes.
@@ -31,6 +34,10 @@ class Frame:
         room: Most tokens of `before + document + after`.
         typed: Whether what stands behind `head` has token type 1.
         query_truncated: Whether the query was cut.
+        image: The document's image, whose placeholder is the end of `before`.
+        smallest: Tokens of `before + after` with this image.
+        images_before: The query's image, as often as it stands before the document.
+        images_after: The same for behind the document.
     """
 
     head: list[int]
@@ -43,11 +50,27 @@ class Frame:
     room: int = 0
     typed: bool = False
     query_truncated: bool = False
+    image: PromptImage | None = None
+    smallest: int = 0
+    images_before: tuple[PromptImage, ...] = ()
+    images_after: tuple[PromptImage, ...] = ()
+
+    @property
+    def images(self) -> tuple[PromptImage, ...]:
+        """All images of the prompt, in order."""
+        own = () if self.image is None else (self.image,)
+        return self.images_before + own + self.images_after
+
+    @property
+    def surplus(self) -> int:
+        """Tokens of the document's image beside the one that stands here."""
+        return 0 if self.image is None else self.image.tokens - 1
 
     @property
     def length(self) -> int:
         """Tokens of the prompt with an empty document."""
-        return len(self.head) + self.empty + len(self.tail)
+        surplus = sum(image.tokens - 1 for image in self.images)
+        return len(self.head) + self.empty + len(self.tail) + surplus
 
     def encode(self, tokenizer: PromptTokenizer, texts: Sequence[str]) -> list[list[int]]:
         """Ids of `before + text + after` for each text, less what is dropped."""
@@ -63,14 +86,22 @@ class FrameBuilder:
         tokenizer: The model's tokenizer.
         segments: The bound template, or None for the tokenizer's own pair encoding.
         limits: How long prompts may be.
+        vision: How the model sees, if it does.
 
     Attributes:
         strip_document: Whether the template strips whitespace around the document.
     """
 
-    def __init__(self, tokenizer: PromptTokenizer, segments: Sequence[Segment] | None, limits: Limits):
+    def __init__(
+        self,
+        tokenizer: PromptTokenizer,
+        segments: Sequence[Segment] | None,
+        limits: Limits,
+        vision: Vision | None = None,
+    ):
         self._tokenizer = tokenizer
         self._limits = limits
+        self._placeholder = "" if vision is None else tokenizer.literal(vision.placeholder)
         self._before: list[str | Content] = []
         self._after: list[str | Content] = []
         self._paired = segments is None
@@ -88,14 +119,14 @@ class FrameBuilder:
         if self._paired:
             self.strip_document = False
 
-    def frame(self, query: str, instruction: str) -> Frame:
-        """The frame of a query, which is cut if it takes more than its share.
+    def frame(self, query: str, instruction: str, image: PromptImage | None = None) -> Frame:
+        """The frame of a query, whose text is cut if it takes more than its share.
 
         Raises:
-            DocumentError: It takes more, and `on_overflow` is "error".
+            DocumentError: It takes more, and `on_overflow` is "error"; or its image alone does.
             TemplateError: Template and instruction leave no room.
         """
-        used, cap = self.budget(instruction)
+        used, cap = self.budget(instruction, image)
         whole = query
         reach = CHARACTERS_PER_TOKEN * (cap + CUT_WORD)
         while reach < len(query) and len(self._tokenizer.encode(query[:reach])) <= cap + CUT_WORD:  # long tokens
@@ -103,7 +134,7 @@ class FrameBuilder:
         query = query[:reach]
         uncut = True
         while True:
-            frame = self._whole(query, instruction)
+            frame = self._whole(query, instruction, image)
             # A query may take more tokens in the prompt than alone, by a merge at its edge: then it is cut a little
             # more.
             excess = frame.length - used - cap
@@ -125,11 +156,25 @@ class FrameBuilder:
             return replace(frame, query_truncated=True)
         return frame
 
-    def budget(self, instruction: str) -> tuple[int, int]:
-        """Tokens that template and instruction take, and tokens that a query may take.
+    def with_image(self, frame: Frame, image: PromptImage) -> Frame:
+        """The frame for a document with an image, which stands before its text."""
+        with_image = replace(
+            frame, before=frame.before + self._placeholder, room=frame.room - (image.tokens - 1), image=image
+        )
+        return replace(with_image, smallest=len(with_image.encode(self._tokenizer, [""])[0]))
+
+    def too_large(self, frame: Frame) -> str:
+        """What an error says of an image for which there is no room."""
+        assert frame.image is not None  # noqa: S101 - for mypy; the caller checked
+        cure = "raise max_length or max_document_tokens, or leave the query less with max_query_tokens"
+        return _too_large(frame.image, frame.image.tokens + frame.room - frame.smallest, cure)
+
+    def budget(self, instruction: str, image: PromptImage | None = None) -> tuple[int, int]:
+        """Tokens that template, instruction and the query's image take, and tokens that the query's text may take.
 
         Raises:
-            TemplateError: They leave no room.
+            DocumentError: The image leaves no room.
+            TemplateError: Template and instruction leave none.
         """
         used = self._whole("", instruction).length
         left = self._limits.max_length - used
@@ -140,19 +185,31 @@ class FrameBuilder:
                 "max_length."
             )
         cap = left * 3 // 4 if self._limits.max_query_tokens is None else min(self._limits.max_query_tokens, left - 1)
-        return used, max(cap, 1)
+        if image is None:
+            return used, max(cap, 1)
+        seen = self._whole("", instruction, image).length - used
+        if seen > cap:
+            cure = "raise max_length or max_query_tokens"
+            raise DocumentError(f"The query has {_too_large(image, cap - (seen - image.tokens), cure)}")
+        return used + seen, cap - seen
 
-    def _whole(self, query: str, instruction: str) -> Frame:
+    def _whole(self, query: str, instruction: str, image: PromptImage | None = None) -> Frame:
         tokenizer = self._tokenizer
         if self._paired:
             layout = tokenizer.pair_layout
             head = [*layout.before, *tokenizer.encode(query), *layout.between]
             return self._with_room(Frame(head=head, tail=layout.after, typed=tokenizer.token_types))
         texts = {"query": query, "instruction": instruction}
+        shown = {"query": "" if image is None else self._placeholder, "instruction": ""}
+        sides = (self._before, self._after)
         head_text, tail_text = (
-            "".join(part if isinstance(part, str) else part.of(texts[part.field]) for part in side)
-            for side in (self._before, self._after)
+            "".join(part if isinstance(part, str) else shown[part.field] + part.of(texts[part.field]) for part in side)
+            for side in sides
         )
+        images = [
+            (image,) * sum(not isinstance(part, str) and part.field == "query" for part in side) if image else ()
+            for side in sides
+        ]
         split, terminator = tokenizer.first_control(tail_text)
         after, tail = tail_text[:split] + terminator, tokenizer.encode(tail_text[split:])
         # A template that writes BOS itself does not get it twice.
@@ -168,15 +225,17 @@ class FrameBuilder:
                 drop_first=drop_first,
                 drop_last=bool(terminator),
                 tail=[*tail, *end],
+                images_before=images[0],
+                images_after=images[1],
             )
         )
 
     def _with_room(self, frame: Frame) -> Frame:
         empty = len(frame.encode(self._tokenizer, [""])[0])
-        room = self._limits.max_length - len(frame.head) - len(frame.tail)
+        room = self._limits.max_length - replace(frame, empty=0).length
         if self._limits.max_document_tokens is not None:
             room = min(room, empty + self._limits.max_document_tokens)
-        return replace(frame, empty=empty, room=room)
+        return replace(frame, empty=empty, smallest=empty, room=room)
 
     def _shared_head(self, head: str, after: str) -> tuple[list[int], str, bool]:
         """Split the text before the document where the document cannot change the tokens any more.
@@ -203,3 +262,12 @@ class FrameBuilder:
         if control:
             return tokenizer.encode(head[:after_control]), control + head[after_control:], True
         return [], head, False
+
+
+def _too_large(image: PromptImage, room: int, cure: str) -> str:
+    wide, high = image.pixels.size
+    return (
+        f"an image of {image.tokens} tokens ({wide} x {high} pixels, as the model takes it), and there is room for "
+        f"{max(room, 0)}; images are never cut. Set engine_kwargs={{'mm_processor_kwargs': {{'max_pixels': ...}}}}, to "
+        f"which all images are then reduced; {cure}."
+    )

@@ -11,7 +11,7 @@ from winnow.errors import ModelError
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 
 
-def folder_of(model: str, revision: str | None) -> Path:
+def folder_of(model: str, revision: str | None, token: str | None = None) -> Path:
     """The local folder of a model, its small files downloaded if it is on the Hub.
 
     Raises:
@@ -31,13 +31,14 @@ def folder_of(model: str, revision: str | None) -> Path:
     )
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_SMALL_FILES))
+        return Path(snapshot_download(model, revision=revision, token=token, allow_patterns=_SMALL_FILES))
     except HFValidationError as error:
         raise ModelError(f"{model!r} is neither a folder nor a name on the Hugging Face Hub: {error}") from error
     except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"{model!r} is not a local folder, and the Hugging Face Hub did not give it ({type(error).__name__}). "
-            "Check the spelling; a gated or private model needs HF_TOKEN; without a network, give the path of a folder."
+            "Check the spelling; a gated or private model needs hf_token or HF_TOKEN; without a network, give the path "
+            "of a folder."
         ) from error
 
 

@@ -1,13 +1,14 @@
 """From documents to what is scored, and from scores to a ranking. Pure functions; nothing here waits."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter, itemgetter
 from statistics import fmean
 
 from winnow.config import RerankerConfig
 from winnow.errors import DocumentError
+from winnow.images import image_identity
 from winnow.types import Document, RankedDocument, Ranking
 
 
@@ -26,23 +27,23 @@ class Judged:
     document_tokens: int
 
 
-def positions_by_text(
+def positions_by_content(
     documents: Sequence[str | Document | None], failed: dict[int, DocumentError]
-) -> dict[str, list[int]]:
-    """Where each different text stands, blank ones left out: the same text is scored once.
+) -> dict[Hashable, list[int]]:
+    """Where each different document stands, blank ones left out: the same text with the same image is scored once.
 
     Args:
         documents: What the caller gave.
         failed: Gets the errors of what is no text, by position.
     """
-    positions: dict[str, list[int]] = {}
+    positions: dict[Hashable, list[int]] = {}
     for at, document in enumerate(documents):
-        text = _text_of(document)
-        if isinstance(document, Document) and document.image is not None:
-            failed[at] = DocumentError(f"Document {at} has an image, but the model only reads text.", at)
-        elif text is not None and not isinstance(text, str):
+        text = text_of(document)
+        if text is not None and not isinstance(text, str):
             failed[at] = DocumentError(f"Document {at} is of type {type(text).__name__}, not a text.", at)
-        elif text and not text.isspace():
+        elif isinstance(document, Document) and document.image is not None:
+            positions.setdefault((readable(document), image_identity(document.image)), []).append(at)
+        elif readable(document):
             positions.setdefault(text, []).append(at)
     return positions
 
@@ -50,22 +51,22 @@ def positions_by_text(
 def hits_of(
     config: RerankerConfig,
     documents: Sequence[str | Document | None],
-    judged: Mapping[str, Judged],
-    positions: Mapping[str, Sequence[int]],
+    judged: Mapping[Hashable, Judged],
+    positions: Mapping[Hashable, Sequence[int]],
     failed: Mapping[int, DocumentError],
 ) -> list[RankedDocument]:
     """One hit a document, in input order."""
     to_score = _identity if config.raw_scores else sigmoid
     unscored = to_score(-math.inf)
     hits = [
-        RankedDocument(index=at, score=unscored, logit=-math.inf, text=_text_of(document), windows=0)
+        RankedDocument(index=at, score=unscored, logit=-math.inf, text=text_of(document), windows=0)
         for at, document in enumerate(documents)
     ]
-    for text, what in judged.items():
+    for content, what in judged.items():
         if not what.logits:
             continue
         logit = _LOGIT_OF_WINDOWS[config.window_score](what.logits)
-        for at in positions[text]:
+        for at in positions[content]:
             hits[at] = replace(
                 hits[at],
                 score=to_score(logit),
@@ -75,8 +76,9 @@ def hits_of(
                 windows=len(what.logits),
                 best_window=what.logits.index(max(what.logits)),
             )
+    same_as = {at: same for same in positions.values() for at in same}
     for at, error in failed.items():
-        for same in positions.get(hits[at].text or "", [at]):
+        for same in same_as.get(at, [at]):
             hits[same] = replace(hits[same], error=str(error))
     return hits
 
@@ -108,5 +110,12 @@ def _identity(logit: float) -> float:
 _LOGIT_OF_WINDOWS: dict[str, Callable[[Sequence[float]], float]] = {"max": max, "mean": fmean, "first": itemgetter(0)}
 
 
-def _text_of(document: str | Document | None) -> str | None:
+def text_of(document: str | Document | None) -> str | None:
+    """The text of a document or a query as the caller gave it."""
     return document.text if isinstance(document, Document) else document
+
+
+def readable(document: str | Document | None) -> str:
+    """The text of a document or a query; "" for one that is blank."""
+    text = text_of(document)
+    return text if text and not text.isspace() else ""

@@ -5,6 +5,7 @@ of a cut prompt are those of tokenising the whole prompt with the cut text: ther
 """
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from winnow.limits import Limits as Limits
 from winnow.limits import Overflow as Overflow
 from winnow.segments import Segment
 from winnow.tokenization import PromptTokenizer
+from winnow.vision import PromptImage, Vision
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +26,18 @@ class Prompt:
     Attributes:
         ids: Token ids, control tokens and template included.
         second_type_from: Position of the first token of token type 1, for models that have token types; else None.
+        images: Its images, in order. Each has as many tokens in `ids` as the model has for it.
     """
 
     ids: list[int]
     second_type_from: int | None = None
+    images: tuple[PromptImage, ...] = ()
+
+    @property
+    def key(self) -> bytes:
+        """What tells it from other prompts."""
+        ids = array("q", [-1 if self.second_type_from is None else self.second_type_from, *self.ids])
+        return b"".join([ids.tobytes(), *(image.key for image in self.images)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +64,23 @@ class PromptBuilder:
         tokenizer: The model's tokenizer.
         segments: The bound template, or None for the tokenizer's own pair encoding.
         limits: How long prompts may be.
+        vision: How the model sees, if it does.
 
     Raises:
         TemplateError: The template leaves no room for a query and a document.
     """
 
-    def __init__(self, tokenizer: PromptTokenizer, segments: Sequence[Segment] | None, limits: Limits):
+    def __init__(
+        self,
+        tokenizer: PromptTokenizer,
+        segments: Sequence[Segment] | None,
+        limits: Limits,
+        vision: Vision | None = None,
+    ):
         self._tokenizer = tokenizer
         self._limits = limits
-        self._frames = FrameBuilder(tokenizer, segments, limits)
+        self._vision = vision
+        self._frames = FrameBuilder(tokenizer, segments, limits, vision)
 
     def build(
         self,
@@ -70,6 +88,8 @@ class PromptBuilder:
         documents: Sequence[str],
         instruction: str | None = None,
         *,
+        query_image: PromptImage | None = None,
+        images: Sequence[PromptImage | None] | None = None,
         positions: Sequence[int] | None = None,
         errors: dict[int, DocumentError] | None = None,
     ) -> list[DocumentPrompts]:
@@ -79,9 +99,11 @@ class PromptBuilder:
         free.
 
         Args:
-            query: The query, not blank.
-            documents: The documents.
+            query: The query's text; not blank unless it has an image.
+            documents: The documents' texts.
             instruction: The instruction, if the template was bound with one.
+            query_image: An image that stands before the query's text.
+            images: Images that stand before the documents' texts. They are never cut, and in every window.
             positions: What messages call the documents; 0, 1, 2, … by default.
             errors: Where to put the errors of documents, by position; such a document gets no prompts. Without it the
                 first one is raised.
@@ -90,7 +112,9 @@ class PromptBuilder:
             DocumentError: The query, or a document, cannot be tokenised or is too long for `on_overflow="error"`.
             TemplateError: Template and instruction leave no room.
         """
-        frame = self._frames.frame(checked(query, "The query"), checked(instruction or "", "The instruction"))
+        frame = self._frames.frame(
+            checked(query, "The query"), checked(instruction or "", "The instruction"), query_image
+        )
         names = range(len(documents)) if positions is None else positions
         refused: dict[int, DocumentError] = {} if errors is None else errors
 
@@ -108,19 +132,23 @@ class PromptBuilder:
                 refuse(error)
                 text = ""
             texts.append(text.strip() if self._frames.strip_document else text)
+        frames = [frame if image is None else self._frames.with_image(frame, image) for image in images or ()]
+        frames = frames or [frame] * len(texts)
         built: list[DocumentPrompts] = []
-        for name, text, (ids, end) in zip(names, texts, self._fit(frame, texts), strict=True):
+        for name, text, around, (ids, end) in zip(names, texts, frames, self._fit_each(frames, texts), strict=True):
             if name in refused:
                 built.append(DocumentPrompts())
+            elif around.image is not None and around.smallest > around.room:
+                built.append(refuse(DocumentError(f"Document {name} has {self._frames.too_large(around)}", name)))
             elif end == len(text) or self._limits.on_overflow == "truncate":
-                built.append(self._document_prompts(frame, [ids], end < len(text)))
+                built.append(self._document_prompts(around, [ids], end < len(text)))
             elif self._limits.on_overflow == "window":
-                built.append(self._windows(frame, text, ids, end))
+                built.append(self._windows(around, text, ids, end))
             else:
                 message = (
                     f"Document {name} ({len(text)} characters) does not fit: the prompt leaves "
-                    f"{frame.room - frame.empty} tokens for it, enough for its first {end} characters. Shorten it, or "
-                    "set on_overflow to 'truncate' or 'window'."
+                    f"{around.room - around.smallest} tokens for it, enough for its first {end} characters. Shorten "
+                    "it, or set on_overflow to 'truncate' or 'window'."
                 )
                 built.append(refuse(DocumentError(message, name)))
         return built
@@ -138,6 +166,14 @@ class PromptBuilder:
         return self._frames.budget(instruction or "")[1]
 
     # --- inside ---
+
+    def _fit_each(self, frames: Sequence[Frame], texts: Sequence[str]) -> list[tuple[list[int], int]]:
+        """`_fit`, of all texts of one frame together."""
+        fits: dict[int, tuple[list[int], int]] = {}
+        for frame in {id(frame): frame for frame in frames}.values():
+            at = [at for at, other in enumerate(frames) if other is frame]
+            fits |= zip(at, self._fit(frame, [texts[one] for one in at]), strict=True)
+        return [fits[at] for at in range(len(texts))]
 
     def _fit(self, frame: Frame, texts: Sequence[str]) -> list[tuple[list[int], int]]:
         """For each text the ids of the longest beginning that fits, and how many characters that is."""
@@ -183,9 +219,12 @@ class PromptBuilder:
         return DocumentPrompts(
             prompts=tuple(self._prompt(frame, ids) for ids in windows),
             truncated=truncated,
-            document_tokens=sum(len(ids) - frame.empty for ids in windows),
+            document_tokens=sum(len(ids) + frame.surplus - frame.empty for ids in windows),
             query_truncated=frame.query_truncated,
         )
 
     def _prompt(self, frame: Frame, ids: list[int]) -> Prompt:
-        return Prompt(frame.head + ids + frame.tail, len(frame.head) if frame.typed else None)
+        ids, images = frame.head + ids + frame.tail, frame.images
+        if images and self._vision is not None:
+            ids = self._vision.expanded(ids, images)
+        return Prompt(ids, len(frame.head) if frame.typed else None, images)

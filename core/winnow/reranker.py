@@ -14,18 +14,24 @@ from tqdm.auto import tqdm
 from winnow.checkpoint import Checkpoint, bind_template
 from winnow.config import RerankerConfig
 from winnow.engines.choose import create_engine
-from winnow.engines.requests import Requests, RequestScore, Turn
+from winnow.engines.requests import Requests, Turn
 from winnow.engines.shared import Lease, Started, Work
 from winnow.errors import DocumentError
-from winnow.ordering import Judged, best_first, hits_of, in_input_order, positions_by_text
+from winnow.images import ImageLoader
+from winnow.observability import observed
+from winnow.ordering import Judged, best_first, hits_of, in_input_order, positions_by_content, readable, text_of
 from winnow.prompts import DocumentPrompts, Limits, PromptBuilder
+from winnow.score_cache import ScoreCache
+from winnow.score_cache import score as score_prompts
 from winnow.templates import TemplateLike
 from winnow.types import Document, Ranking, RankStats
+from winnow.vision import PromptImage
 
 T = TypeVar("T")
 
 Documents = Iterable[str | Document | None]
-RankRequest = tuple[str, Documents] | tuple[str, Documents, str | None]
+Query = str | Document
+RankRequest = tuple[Query, Documents] | tuple[Query, Documents, str | None]
 
 # Bound templates that a reranker keeps.
 _BUILDERS = 32
@@ -34,17 +40,21 @@ _builders_lock = threading.Lock()
 # A call's documents are tokenised and scored in slices: while one is on the GPU the next is tokenised, and no more
 # prompts than these slices hold are in memory.
 _SLICE = 256
+_SLICE_WITH_IMAGES = 16
 _SLICES_AT_ONCE = 3
 
 # Queries of a `rank_many` that are under way at once.
 _CALLS_AT_ONCE = 64
+
+# Stats that are sums over a call's slices.
+_COSTS = ("prompt_tokens", "cached_tokens", "reused", "cache_hits")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Call:
     """One query and its documents, checked."""
 
-    query: str
+    query: Query
     documents: list[str | Document | None]
     instruction: str | None
     top_k: int | None
@@ -68,16 +78,19 @@ class Reranker(RerankerConfig):
 
     _lease: Lease = field(init=False, repr=False)
     _builders: dict[Hashable, PromptBuilder] = field(init=False, repr=False, default_factory=dict)
+    _cache: ScoreCache | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "_lease", Lease(self.engine_key, partial(create_engine, self)))
+        cache = None if self.score_cache is None else ScoreCache(self.score_cache, self)
+        object.__setattr__(self, "_cache", cache)
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 
     def rank(
         self,
-        query: str,
+        query: Query,
         documents: Documents,
         *,
         top_k: int | None = None,
@@ -91,8 +104,8 @@ class Reranker(RerankerConfig):
         """Order documents by relevance to the query, best first; ties keep the input's order.
 
         Args:
-            query: What is searched for.
-            documents: Texts. None and blank ones are not scored and rank last.
+            query: What is searched for: a text, or a `Document` with an image, for models that see.
+            documents: Texts, or `Document`s with images. None and blank ones are not scored and rank last.
             top_k: How many to return; None for all.
             instruction: What counts as relevant, instead of the reranker's; "" for the template's default.
             score_threshold: Least score to return (inclusive), applied before `top_k`.
@@ -116,7 +129,7 @@ class Reranker(RerankerConfig):
 
     async def arank(
         self,
-        query: str,
+        query: Query,
         documents: Documents,
         *,
         top_k: int | None = None,
@@ -131,11 +144,11 @@ class Reranker(RerankerConfig):
         call = self._call(query, documents, top_k, instruction, score_threshold, template, template_kwargs)
         return (await self._await(partial(self._rank_calls, [call], progress, deadline)))[0]
 
-    def score(self, query: str, documents: Documents, *, instruction: str | None = None) -> list[float]:
+    def score(self, query: Query, documents: Documents, *, instruction: str | None = None) -> list[float]:
         """Scores of the documents in input order; arguments and errors as in `rank`."""
         return in_input_order(self.rank(query, documents, instruction=instruction))
 
-    async def ascore(self, query: str, documents: Documents, *, instruction: str | None = None) -> list[float]:
+    async def ascore(self, query: Query, documents: Documents, *, instruction: str | None = None) -> list[float]:
         """`score` for event loops."""
         return in_input_order(await self.arank(query, documents, instruction=instruction))
 
@@ -195,6 +208,8 @@ class Reranker(RerankerConfig):
         The next call loads it again.
         """
         self._lease.close()
+        if self._cache is not None:
+            self._cache.retry()
 
     async def aclose(self) -> None:
         """`close` for event loops."""
@@ -213,7 +228,7 @@ class Reranker(RerankerConfig):
         await self.aclose()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lease", "_builders")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lease", "_builders", "_cache")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _builders={})
@@ -251,7 +266,7 @@ class Reranker(RerankerConfig):
 
     def _call(
         self,
-        query: str,
+        query: Query,
         documents: Documents,
         top_k: int | None,
         instruction: str | None,
@@ -261,7 +276,8 @@ class Reranker(RerankerConfig):
     ) -> _Call:
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be > 0, but got {top_k}")
-        if not isinstance(query, str) or not query.strip():
+        image = query.image if isinstance(query, Document) else None
+        if not isinstance(text_of(query), str | None) or not (readable(query) or image is not None):
             raise ValueError(f"query must be a text that is not blank, but got {query!r}")
         if isinstance(documents, str | bytes):
             raise TypeError("documents must be several texts, but got a single one: put it into a list")
@@ -281,10 +297,14 @@ class Reranker(RerankerConfig):
         """Rank calls as they come, a bounded number of them at once."""
         rankings: dict[int, Ranking] = {}
         gate = asyncio.Semaphore(_CALLS_AT_ONCE)
+        clock = asyncio.timeout(deadline)
+        engine = self.engine if isinstance(self.engine, str) else self.engine.name
 
         async def rank(number: int, call: _Call) -> None:
             try:
-                rankings[number] = await self._rank_one(call, started, bar)
+                with observed(str(self.model), engine, clock) as report:
+                    rankings[number] = await self._rank_one(call, started, bar)
+                    report(rankings[number].stats)
             except DocumentError as error:
                 if number:
                     error.add_note(f"It is a document of request {number}.")
@@ -293,7 +313,7 @@ class Reranker(RerankerConfig):
                 gate.release()
 
         with tqdm(total=0, desc="reranking", unit="pair", disable=not progress, delay=1) as bar:
-            async with asyncio.timeout(deadline), _all_or_none() as start:
+            async with clock, _all_or_none() as start:
                 number = 0
                 async for call in _pulled(calls):
                     await gate.acquire()
@@ -305,40 +325,48 @@ class Reranker(RerankerConfig):
     async def _rank_one(self, call: _Call, started: Started, bar: "tqdm[Any]") -> Ranking:
         begin = time.perf_counter()
         failed: dict[int, DocumentError] = {}
-        positions = positions_by_text(call.documents, failed)
-        judged: dict[str, Judged] = {}
-        stats: dict[str, int] = dict.fromkeys(("unique", "prompt_tokens", "cached_tokens", "reused"), 0)
+        positions = positions_by_content(call.documents, failed)
+        judged: dict[Hashable, Judged] = {}
+        query_image: PromptImage | None = None
+        loader = ImageLoader(self.root_path, allow_remote=self.allow_remote_images)
+        stats: dict[str, int] = dict.fromkeys(("unique", *_COSTS), 0)
         query_truncated = False
         gate = asyncio.Semaphore(_SLICES_AT_ONCE)
         turn = Turn()
 
-        async def judge(requests: Requests, texts: Sequence[str]) -> None:
+        async def judge(requests: Requests, contents: Sequence[Hashable]) -> None:
             nonlocal query_truncated
             async with gate:
                 self._raise_first(failed)
-                first = [positions[text][0] for text in texts]
-                built = await asyncio.to_thread(self._build, requests.engine.checkpoint, call, texts, first, failed)
+                first = [positions[content][0] for content in contents]
+                checkpoint = requests.engine.checkpoint
+                documents = [call.documents[at] for at in first]
+                images = await loader.of_documents(checkpoint.vision, documents, first, failed)
+                self._raise_first(failed)
+                built = await asyncio.to_thread(self._build, checkpoint, call, query_image, first, images, failed)
                 self._raise_first(failed)
                 prompts = [prompt for document in built for prompt in document.prompts]
-                scores = iter(await requests.score(prompts, turn))
-                for text, document in zip(texts, built, strict=True):
-                    found = [next(scores) for _ in document.prompts]
-                    judged[text] = _judged(document, found)
+                scored = await score_prompts(requests, prompts, turn, self._cache)
+                for name in _COSTS:
+                    stats[name] += getattr(scored, name)
+                logits = iter(scored.logits)
+                for content, document in zip(contents, built, strict=True):
+                    judged[content] = _judged(document, [next(logits) for _ in document.prompts])
                     query_truncated |= document.query_truncated
-                    stats["unique"] += bool(found)
-                    stats["prompt_tokens"] += sum(len(prompt.ids) for prompt in document.prompts)
-                    stats["cached_tokens"] += sum(score.score.cached_tokens for score in found)
-                    stats["reused"] += sum(score.shared for score in found)
-                bar.update(sum(len(positions[text]) for text in texts))
+                    stats["unique"] += bool(document.prompts)
+                bar.update(sum(len(positions[content]) for content in contents))
 
         self._raise_first(failed)
         if positions:
             requests = await started()
             bar.unpause()  # loading is not reranking
-            texts = list(positions)
+            if isinstance(call.query, Document) and call.query.image is not None:
+                query_image = await loader.load(requests.engine.checkpoint.vision, call.query.image, "The query")
+            contents = list(positions)
+            size = _SLICE if all(isinstance(content, str) for content in contents) else _SLICE_WITH_IMAGES
             async with _all_or_none() as start:
-                for at in range(0, len(texts), _SLICE):
-                    start(judge(requests, texts[at : at + _SLICE]))
+                for at in range(0, len(contents), size):
+                    start(judge(requests, contents[at : at + size]))
         hits = hits_of(self, call.documents, judged, positions, failed)
         return Ranking(
             best_first(hits, call.top_k, call.score_threshold),
@@ -360,13 +388,22 @@ class Reranker(RerankerConfig):
         self,
         checkpoint: Checkpoint,
         call: _Call,
-        texts: Sequence[str],
+        query_image: PromptImage | None,
         positions: Sequence[int],
+        images: Sequence[PromptImage | None],
         failed: dict[int, DocumentError],
     ) -> list[DocumentPrompts]:
         instruction = (call.instruction or "").strip() and call.instruction
         builder = self._builder(checkpoint, call.template, call.template_kwargs, bool(instruction))
-        return builder.build(call.query, texts, instruction, positions=positions, errors=failed)
+        return builder.build(
+            readable(call.query),
+            [readable(call.documents[at]) for at in positions],
+            instruction,
+            query_image=query_image,
+            images=images,
+            positions=positions,
+            errors=failed,
+        )
 
     def _builder(
         self,
@@ -387,7 +424,7 @@ class Reranker(RerankerConfig):
                 on_overflow=self.on_overflow,
                 window_overlap=self.window_overlap,
             )
-            builder = PromptBuilder(checkpoint.tokenizer, bound, limits)
+            builder = PromptBuilder(checkpoint.tokenizer, bound, limits, checkpoint.vision)
             with _builders_lock:
                 self._builders[key] = builder
                 if len(self._builders) > _BUILDERS:  # the oldest goes: templates may come with each call
@@ -395,9 +432,9 @@ class Reranker(RerankerConfig):
         return builder
 
 
-def _judged(document: DocumentPrompts, scores: Sequence[RequestScore]) -> Judged:
+def _judged(document: DocumentPrompts, logits: list[float]) -> Judged:
     return Judged(
-        logits=[found.score.logit for found in scores],
+        logits=logits,
         truncated=document.truncated,
         document_tokens=document.document_tokens,
     )
@@ -421,4 +458,5 @@ async def _all_or_none() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], 
         async with asyncio.TaskGroup() as group:
             yield group.create_task
     except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+        first = failures.exceptions[0]
+        raise first from first.__cause__

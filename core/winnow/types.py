@@ -60,12 +60,14 @@ class RankStats:
 
     Attributes:
         documents: Documents the caller gave.
-        unique: Different documents that were sent to the engine; blank and failed ones are not.
+        unique: Different documents that were scored, by the engine or from the score cache; blank and failed ones are
+            not.
         truncated: Documents that were not seen whole.
         failed: Documents skipped with `on_error="skip"`.
-        prompt_tokens: Tokens of all prompts sent, template included.
+        prompt_tokens: Tokens of all prompts but those in the score cache, template included.
         cached_tokens: Of these, tokens that the engine's prefix cache already held.
         reused: Prompts that were not sent, because another caller had the same one under way.
+        cache_hits: Prompts that were not sent, because their score was in the score cache.
         query_truncated: True if part of the query was not seen by the model.
         elapsed_ms: Wall time of the call in milliseconds, a first load of the engine included.
     """
@@ -77,6 +79,7 @@ class RankStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     reused: int = 0
+    cache_hits: int = 0
     query_truncated: bool = False
     elapsed_ms: float = 0.0
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from langchain_core.utils import secret_from_env
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_serializer, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, StrictInt, field_serializer, field_validator
 
 from winnow import ModelRecipe, Reranker, RerankerConfig
 
@@ -90,9 +90,12 @@ class WinnowSettings(BaseModel):
     allow_remote_images: bool = Field(default=False, frozen=True)
     """Whether images may be fetched from http(s) addresses (never from private networks)."""
 
+    score_cache: StrictInt | str | None = Field(default=None, frozen=True)
+    """Keep scores from one call to the next: how many pairs in memory, or a folder to keep them in."""
+
     _reranker: Reranker = PrivateAttr()
 
-    @field_validator("model", "template", "root_path", mode="before")
+    @field_validator("model", "template", "root_path", "score_cache", mode="before")
     @classmethod
     def _path_to_str(cls, value: Any) -> Any:
         return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -14,6 +14,7 @@ from llama_index.core.bridge.pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
+    StrictInt,
     field_serializer,
     field_validator,
     model_validator,
@@ -138,6 +139,12 @@ class WinnowRerank(BaseNodePostprocessor):
         default=False, frozen=True, description="Whether images may be fetched from http(s) addresses."
     )
 
+    score_cache: StrictInt | str | None = Field(
+        default=None,
+        frozen=True,
+        description="Keep scores from one query to the next: how many pairs in memory, or a folder to keep them in.",
+    )
+
     _reranker: Reranker | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
@@ -146,7 +153,7 @@ class WinnowRerank(BaseNodePostprocessor):
         """LlamaIndex writes `class_name` into every dump; everything else that is unknown is refused."""
         return {key: value for key, value in data.items() if key != "class_name"} if isinstance(data, dict) else data
 
-    @field_validator("model", "template", "root_path", mode="before")
+    @field_validator("model", "template", "root_path", "score_cache", mode="before")
     @classmethod
     def _path_to_str(cls, value: Any) -> Any:
         return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -216,7 +216,7 @@ def unfinished(model: str) -> int:
     [found] = [
         running._running.engine
         for key, running in shared._registry.items()
-        if model in repr(key) and running._running is not None
+        if model in repr(key) and running._running is not None and running._running.engine.name == "vllm"
     ]
     return len(found._llm.output_processor.request_states)  # type: ignore[attr-defined]
 

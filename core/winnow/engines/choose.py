@@ -2,44 +2,48 @@
 
 import importlib.util
 import logging
+from dataclasses import replace
 
 from winnow.checkpoint import Checkpoint, open_checkpoint
 from winnow.config import RerankerConfig
-from winnow.engines.base import Engine, FakeEngine
+from winnow.engines.base import Engine, FakeEngine, check_keywords
+from winnow.engines.settings import resolve, url_in_environment, warn_about_variables
 from winnow.errors import MissingExtraError
 
 logger = logging.getLogger(__name__)
 
 
 def create_engine(config: RerankerConfig) -> Engine:
-    """Make, but do not start, the engine that a configuration asks for.
+    """Make, but do not start, the engine that a configuration and the environment ask for.
 
     Raises:
-        ConfigurationError: An engine keyword is unknown.
+        ConfigurationError: A setting is unknown, of another engine, or wrong, here or in the environment.
         ModelError: The model cannot be used.
         MissingExtraError: The engine's packages are not installed.
     """
-    if not isinstance(config.engine, str):
-        return config.engine
-    if config.engine == "fake":
-        return FakeEngine(**config.engine_kwargs)
-    kwargs = config.engine_kwargs
-    checkpoint = open_checkpoint(
-        config.model,
-        recipe=config.recipe,
-        hf_overrides=kwargs.get("hf_overrides"),
-        revision=kwargs.get("revision"),
-        trust_remote_code=bool(kwargs.get("trust_remote_code")),
-    )
-    name = _choose(checkpoint) if config.engine == "auto" else config.engine
+    settings = resolve(config)
+    if not isinstance(settings.engine, str):
+        return settings.engine
+    if settings.engine == "fake":
+        check_keywords("engine_kwargs", settings.given, ["max_length", "delay"])
+        return FakeEngine(**settings.given)
+    warn_about_variables()
+    checkpoint = open_checkpoint(config.model, recipe=config.recipe, **settings.of_checkpoint())
+    if settings.max_length is not None:  # also where only the environment has it
+        checkpoint = replace(checkpoint, max_length=min(settings.max_length, checkpoint.max_length))
+    name = _choose(checkpoint) if settings.engine == "auto" else settings.engine
+    if settings.engine == "auto" and url_in_environment():
+        logger.warning("WINNOW_URL is not used: engine='auto' takes no server. Set WINNOW_ENGINE=server, too.")
+    kwargs = settings.for_engine(name)
     if name == "server":
         from winnow.engines.server import ServerEngine
 
-        return ServerEngine(checkpoint, config.url, config.api_key, kwargs, max_length=config.max_length)
+        kwargs.pop("hf_token", None)  # it was for the small files, which are here by now
+        return ServerEngine(checkpoint, settings.url, settings.api_key, kwargs, max_length=checkpoint.max_length)
     if name == "vllm":
         from winnow.engines.vllm import VllmEngine
 
-        return VllmEngine(checkpoint, config.max_length or checkpoint.max_length, kwargs)
+        return VllmEngine(checkpoint, checkpoint.max_length, kwargs)
     from winnow.engines.transformers import TransformersEngine
 
     return TransformersEngine(checkpoint, kwargs)

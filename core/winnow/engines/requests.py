@@ -5,7 +5,6 @@ One `Requests` a running engine; it lives on the engine's event loop, so it need
 
 import asyncio
 import math
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -89,7 +88,7 @@ class Requests:
 
     def _send(self, prompts: Sequence[Prompt], turn: Turn) -> list[tuple[_Flight, int, bool]]:
         """Where the score of each prompt will be: in a request that is under way already, or in a new one."""
-        keys = [_key(prompt) for prompt in prompts]
+        keys = [prompt.key for prompt in prompts]
         new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._flying}
         if new:
             priority = max(self._clock, turn.reached)
@@ -120,7 +119,3 @@ class Requests:
                     "overflow: try dtype='bfloat16' or 'float32' in engine_kwargs; it may also be a damaged checkpoint."
                 )
         return scores
-
-
-def _key(prompt: Prompt) -> bytes:
-    return array("q", [-1 if prompt.second_type_from is None else prompt.second_type_from, *prompt.ids]).tobytes()

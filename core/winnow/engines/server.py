@@ -130,13 +130,18 @@ class ServerEngine:
         """Score prompts, several a request; those of one query prefer one server. vLLM does not say what it had cached.
 
         Raises:
-            ConfigurationError: The prompts have token types, for which vLLM's HTTP interface has no field.
+            ConfigurationError: The prompts have token types or images, for which vLLM's HTTP interface has no field.
             EngineError: A request was refused, or failed on all tries. The message names the server.
         """
         if any(prompt.second_type_from is not None for prompt in prompts):
             raise ConfigurationError(
                 f"{self.checkpoint.model} needs token types (as BERT does), which vLLM takes in process but not over "
                 'HTTP: its scores would be wrong. Use engine="vllm" or engine="transformers".'
+            )
+        if any(prompt.images for prompt in prompts):
+            raise ConfigurationError(
+                "vLLM's HTTP interface takes no images beside token ids, from which Winnow builds its prompts. Use "
+                'engine="vllm" or engine="transformers" for images.'
             )
         if not prompts:
             return []
@@ -206,7 +211,7 @@ def serve_command(
         hf_overrides: More overrides of the model's config.
     """
     words = ["vllm", "serve", checkpoint.model, "--runner", "pooling"]
-    overrides = {**checkpoint.recipe.vllm_overrides, **(hf_overrides or {})}
+    overrides = {**checkpoint.vllm_overrides, **(hf_overrides or {})}
     if overrides:
         words += ["--hf-overrides", json.dumps(overrides, ensure_ascii=False)]
     words += ["--max-model-len", str(max_length or checkpoint.max_length)]

@@ -25,7 +25,8 @@ class TransformersEngine:
         engine_kwargs: `device` (default: "cuda" if there is one, else "cpu"), `dtype` (default: the checkpoint's on a
             GPU, float32 on a CPU),
             `batch_tokens` (most tokens of a padded batch), and `attn_implementation`, `revision`, `trust_remote_code`
-            and `hf_overrides` as in vLLM or transformers.
+            and `hf_overrides` as in vLLM or transformers; `mm_processor_kwargs` (`min_pixels` and `max_pixels`, between
+            which images are resized).
 
     Raises:
         MissingExtraError: PyTorch is not installed.
@@ -46,6 +47,7 @@ class TransformersEngine:
             "revision",
             "trust_remote_code",
             "hf_overrides",
+            "mm_processor_kwargs",
         ]
         check_keywords("engine_kwargs", engine_kwargs, known)
         self.checkpoint = checkpoint
@@ -58,6 +60,7 @@ class TransformersEngine:
             if name in engine_kwargs
         }
         self._model: Any = None
+        self._image_processor: Any = None
         self._thread: ThreadPoolExecutor | None = None
 
     async def start(self) -> None:
@@ -140,7 +143,9 @@ class TransformersEngine:
             if prompt.second_type_from is not None:
                 types[row, prompt.second_type_from : len(prompt.ids)] = 1
         inputs = {"input_ids": ids, "attention_mask": mask}
-        if causal:
+        if images := [image.pixels for prompt in prompts for image in prompt.images]:
+            inputs |= self._see(images, ids, mask)
+        elif causal:
             inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         elif any(prompt.second_type_from is not None for prompt in prompts):
             inputs["token_type_ids"] = types
@@ -152,9 +157,26 @@ class TransformersEngine:
             labels = logits[:, list(self.checkpoint.label_ids)]
             return list(map(float, (labels[:, -1] - labels[:, 0] if labels.shape[1] == 2 else labels[:, 0]).tolist()))
 
+    def _see(self, images: Sequence[Any], ids: Any, mask: Any) -> dict[str, Any]:
+        """The model's inputs for images; it makes their positions itself, in two dimensions."""
+        vision = self.checkpoint.vision
+        assert vision is not None  # noqa: S101 - for mypy: only models that see get prompts with images
+        if self._image_processor is None:
+            from transformers import AutoImageProcessor
+
+            given = {"revision": self._load_kwargs.get("revision")}
+            load: Any = AutoImageProcessor.from_pretrained
+            self._image_processor = load(self.checkpoint.model, **given)
+        shown = self._image_processor(images=list(images), do_resize=False, return_tensors="pt")
+        return {
+            "pixel_values": shown["pixel_values"],
+            "image_grid_thw": shown["image_grid_thw"],
+            "mm_token_type_ids": ((ids == vision.token_id) & mask.bool()).int(),
+        }
+
     async def aclose(self) -> None:
         """Free the model and its thread."""
-        self._model = None
+        self._model = self._image_processor = None
         if self._thread is not None:
             self._thread.shutdown(wait=True)
             self._thread = None

@@ -24,6 +24,7 @@ from winnow.engines.vllm_fields import check_fields
 from winnow.engines.vllm_log import VllmLog
 from winnow.errors import EngineDeadError, EngineError, EngineLoadError, MissingExtraError
 from winnow.prompts import Prompt
+from winnow.vision import Vision
 from winnow.weights import check_weights
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ class VllmEngine:
                 "max_model_len": max_length,
                 **_platform_defaults(engine_kwargs),
                 **engine_kwargs,
-                "hf_overrides": {**checkpoint.recipe.vllm_overrides, **engine_kwargs.get("hf_overrides", {})},
+                "hf_overrides": {**checkpoint.vllm_overrides, **engine_kwargs.get("hf_overrides", {})},
+                **_vision_settings(checkpoint.vision, engine_kwargs),
             }
         )
         self._llm: Any = None
@@ -103,7 +105,13 @@ class VllmEngine:
             params.extra_kwargs = {"compressed_token_type_ids": _compressed_types(prompt)}
         request = f"winnow-{next(self._request_numbers)}"
         try:
-            async for output in self._llm.encode(tokens_input(prompt.ids), params, request, priority=priority):
+            inputs: Any = tokens_input(prompt.ids)
+            if prompt.images and self.checkpoint.vision is not None:
+                inputs = {
+                    "prompt_token_ids": self.checkpoint.vision.collapsed(prompt.ids),
+                    "multi_modal_data": {"image": [image.pixels for image in prompt.images]},
+                }
+            async for output in self._llm.encode(inputs, params, request, priority=priority):
                 if output.finished:
                     logit = self.checkpoint.recipe.calibrated(output.outputs.data.float().item())
                     return EngineScore(logit, output.num_cached_tokens or 0)
@@ -168,6 +176,15 @@ def _platform_defaults(engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     elif current_platform.is_cuda():
         chosen |= attention_for(current_platform.get_device_capability(), engine_kwargs)
     return chosen
+
+
+def _vision_settings(vision: Vision | None, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """For models that see: room for an image of the query and one of the document, and their sizes."""
+    if vision is None:
+        return {}
+    sizes = {"shortest_edge": vision.min_pixels, "longest_edge": vision.max_pixels}
+    limits = engine_kwargs.get("limit_mm_per_prompt", {"image": 2, "video": 0})
+    return {"limit_mm_per_prompt": limits, "mm_processor_kwargs": {"size": sizes}}
 
 
 def attention_for(capability: tuple[int, int] | None, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:

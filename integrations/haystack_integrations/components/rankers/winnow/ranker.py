@@ -86,6 +86,7 @@ class WinnowRanker:
         api_key: Key of these servers; read when it is first needed, and for no other engine.
         root_path: Folder that images in `meta["file_path"]` are read from; without it they are refused.
         allow_remote_images: Whether `meta["file_path"]` may be an http(s) address.
+        score_cache: Keep scores from one run to the next: how many pairs in memory, or a folder to keep them in.
 
     Raises:
         ValueError: An argument is out of range. What only the model can tell is raised when it loads.
@@ -120,6 +121,7 @@ class WinnowRanker:
         api_key: Secret | None = Secret.from_env_var("WINNOW_API_KEY", strict=False),  # noqa: B008
         root_path: str | os.PathLike[str] | None = None,
         allow_remote_images: bool = False,
+        score_cache: int | str | os.PathLike[str] | None = None,
     ):
         self.model = os.fspath(model)
         self.top_k = checked_top_k(top_k)
@@ -146,6 +148,7 @@ class WinnowRanker:
         self.api_key = checked_key(api_key)
         self.root_path = basic(root_path)
         self.allow_remote_images = allow_remote_images
+        self.score_cache = basic(score_cache)
         RerankerConfig(**self._settings())  # refuses what is out of range
         self._reranker: Reranker | None = None
 

@@ -1,0 +1,167 @@
+"""Settings from the environment: `WINNOW_ENGINE`, `WINNOW_DTYPE` and the like.
+
+An argument wins over the environment. The environment is read where an engine is made, and nowhere else: what a
+reranker or a door was given stays as it was, so that none of it gets into a saved pipeline.
+"""
+
+import difflib
+import logging
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from winnow.engines.known_settings import PREFIX, RERANKER_SETTINGS, SETTINGS, Setting, check_values
+from winnow.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from winnow.config import RerankerConfig
+    from winnow.engines.base import Engine
+
+logger = logging.getLogger(__name__)
+
+# What `open_checkpoint` reads a model's small files with.
+_OF_CHECKPOINT = {
+    "hf_overrides": "hf_overrides",
+    "revision": "revision",
+    "hf_token": "token",
+    "mm_processor_kwargs": "mm_processor_kwargs",
+}
+
+_warned_about: set[str] = set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What an engine is made from: a reranker's arguments, and what the environment adds to them.
+
+    Attributes:
+        engine: The engine, by name or itself.
+        url: Addresses of servers.
+        api_key: Key of these servers.
+        max_length: Most tokens of a prompt; None for the model's limit.
+        given: The engine's settings that the user gave, but for the length.
+        found: Settings that only the environment has, of whatever engine.
+    """
+
+    engine: "str | Engine"
+    url: str | Sequence[str] | None
+    api_key: str | None = field(repr=False)
+    max_length: int | None
+    given: Mapping[str, Any] = field(repr=False)
+    found: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def key(self) -> Hashable:
+        """What makes two of them the same engine of one model."""
+        engine = self.engine if isinstance(self.engine, str) else id(self.engine)
+        url = self.url if self.url is None or isinstance(self.url, str) else tuple(self.url)
+        where = (url, self.api_key) if engine == "server" else None
+        return (engine, where, self.max_length, repr(sorted({**self.found, **self.given}.items())))
+
+    def of_checkpoint(self) -> dict[str, Any]:
+        """Keywords of `open_checkpoint`."""
+        merged = {**self.found, **self.given}
+        return {
+            "trust_remote_code": bool(merged.get("trust_remote_code")),
+            **{theirs: merged.get(ours) for ours, theirs in _OF_CHECKPOINT.items()},
+        }
+
+    def for_engine(self, name: str) -> dict[str, Any]:
+        """`engine_kwargs` for the engine that was chosen; settings of others in the environment are left out.
+
+        Args:
+            name: "vllm", "server" or "transformers".
+
+        Raises:
+            ConfigurationError: The user gave a setting of another engine.
+        """
+        for key in self.given:
+            if key in SETTINGS and name not in SETTINGS[key].engines:
+                others = " or ".join(f"engine={engine!r}" for engine in SETTINGS[key].engines)
+                raise ConfigurationError(f"engine={name!r} takes no {key!r}: it is a setting of {others}")
+        taken = {key: value for key, value in self.found.items() if name in SETTINGS[key].engines}
+        if taken:
+            shown = (
+                f"{SETTINGS[key].variable}={'…' if SETTINGS[key].secret else value}" for key, value in taken.items()
+            )
+            logger.info("From the environment: %s", ", ".join(shown))
+        return {**taken, **self.given}
+
+
+def resolve(config: "RerankerConfig", environment: Mapping[str, str] | None = None) -> EngineSettings:
+    """A reranker's engine settings, with what the environment adds.
+
+    Engine objects and `engine="fake"` take nothing from the environment.
+
+    Args:
+        config: The reranker.
+        environment: The environment; by default that of the process. A blank variable counts as absent.
+
+    Raises:
+        ConfigurationError: A value is wrong. The message names the setting, or the variable.
+    """
+    environment = {
+        name: value
+        for name, value in (os.environ if environment is None else environment).items()
+        if name.startswith(PREFIX) and value.strip()
+    }
+
+    def variable(setting: Setting) -> Any:
+        text = environment.get(setting.variable)
+        return None if text is None else setting.parse(text, setting.variable)
+
+    engine = config.engine
+    if engine == "auto":
+        engine = variable(RERANKER_SETTINGS["engine"]) or engine
+    given = {name: value for name, value in config.engine_kwargs.items() if name not in SETTINGS or value is not None}
+    if not isinstance(engine, str) or engine == "fake":
+        return EngineSettings(
+            engine=engine, url=None, api_key=None, max_length=config.max_length, given=given, found={}
+        )
+    max_length = check_values(given, config.max_length)
+    found = {name: variable(setting) for name, setting in SETTINGS.items() if name not in given}
+    found = {name: value for name, value in found.items() if value is not None}
+    if max_length is None:
+        max_length = variable(RERANKER_SETTINGS["max_length"])
+        if None not in (max_length, length := found.get("max_model_len")) and length != max_length:
+            raise ConfigurationError(
+                f"WINNOW_MAX_LENGTH={max_length} and WINNOW_MAX_MODEL_LEN={length} are two names "
+                "of one setting and differ: set one"
+            )
+        max_length = length if max_length is None else max_length
+    for settings in (given, found):
+        settings.pop("max_model_len", None)
+        if settings.get("attention_backend") == "auto":
+            del settings["attention_backend"]
+    url, api_key = config.url, config.api_key
+    if engine == "server":
+        url = _addresses(variable(RERANKER_SETTINGS["url"])) if url is None else url
+        api_key = variable(RERANKER_SETTINGS["api_key"]) if api_key is None else api_key
+    return EngineSettings(engine=engine, url=url, api_key=api_key, max_length=max_length, given=given, found=found)
+
+
+def warn_about_variables(environment: Mapping[str, str] | None = None) -> None:
+    """Log a warning for each variable of Winnow's prefix that sets nothing, once in the life of the process.
+
+    Args:
+        environment: The environment; by default that of the process.
+    """
+    known = [setting.variable for setting in (*RERANKER_SETTINGS.values(), *SETTINGS.values())]
+    names = (name for name in (os.environ if environment is None else environment) if name.startswith(PREFIX))
+    for name in sorted(set(names).difference(known, _warned_about)):
+        _warned_about.add(name)
+        near = difflib.get_close_matches(name.removeprefix(PREFIX), [one.removeprefix(PREFIX) for one in known], n=1)
+        hint = f"did you mean {PREFIX}{near[0]}?" if near else "docs/settings.md has the list."
+        logger.warning("The environment variable %s matches no setting of Winnow; %s", name, hint)
+
+
+def url_in_environment() -> bool:
+    """Whether the environment names a server, so that `engine="server"` needs no `url`."""
+    return bool(os.environ.get(RERANKER_SETTINGS["url"].variable, "").strip())
+
+
+def _addresses(text: str | None) -> str | list[str] | None:
+    """One address, or several with commas between them."""
+    urls = [part.strip() for part in (text or "").split(",") if part.strip()]
+    return urls[0] if len(urls) == 1 else urls or None

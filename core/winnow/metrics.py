@@ -1,0 +1,133 @@
+"""Prometheus metrics of all rerankers in the process, off until `enable` is called.
+
+All have the labels `model` and `engine`, as the reranker was given them.
+
+| Metric | |
+|---|---|
+| `winnow_pairs_total` | query-document pairs ranked, blank documents and cache hits among them |
+| `winnow_prompt_tokens_total` | tokens of prompts; those that the score cache answered are left out |
+| `winnow_cached_tokens_total` | of these, tokens in the engine's prefix cache |
+| `winnow_reused_prompts_total` | prompts not sent, because another caller had the same one under way |
+| `winnow_cache_hits_total` | prompts not sent, because the score cache knew their score |
+| `winnow_truncated_documents_total` | documents that the model did not see whole |
+| `winnow_failed_documents_total` | documents skipped with `on_error="skip"` |
+| `winnow_errors_total` | rankings that ended with an error, by `type`: the error's class |
+| `winnow_rank_duration_seconds` | histogram: seconds a ranking took, whether or not it succeeded |
+| `winnow_rankings_in_flight` | gauge: rankings under way |
+"""
+
+import threading
+from typing import TYPE_CHECKING
+
+from winnow.errors import MissingExtraError
+from winnow.types import RankStats
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+_LABELS = ("model", "engine")
+# The field of RankStats, the counter's name, its help.
+_COUNTERS = (
+    ("documents", "winnow_pairs", "Query-document pairs ranked"),
+    ("prompt_tokens", "winnow_prompt_tokens", "Tokens of prompts that the score cache did not answer"),
+    ("cached_tokens", "winnow_cached_tokens", "Of these, tokens in the engine's prefix cache"),
+    ("reused", "winnow_reused_prompts", "Prompts that another caller had under way"),
+    ("cache_hits", "winnow_cache_hits", "Prompts whose score was in the score cache"),
+    ("truncated", "winnow_truncated_documents", "Documents that the model did not see whole"),
+    ("failed", "winnow_failed_documents", "Documents skipped with on_error='skip'"),
+)
+# From a handful of pairs on a warm GPU to a first call that loads the model.
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Metrics:
+    """Winnow's metrics in one registry.
+
+    Args:
+        registry: Where they are registered.
+    """
+
+    def __init__(self, registry: "CollectorRegistry"):
+        from prometheus_client import Counter, Gauge, Histogram
+
+        self.registry = registry
+        self._counters = {field: Counter(name, text, _LABELS, registry=registry) for field, name, text in _COUNTERS}
+        self._errors = Counter(
+            "winnow_errors", "Rankings that ended with an error", (*_LABELS, "type"), registry=registry
+        )
+        self._seconds = Histogram(
+            "winnow_rank_duration_seconds", "Seconds a ranking took", _LABELS, registry=registry, buckets=_SECONDS
+        )
+        self._in_flight = Gauge(
+            "winnow_rankings_in_flight", "Rankings under way", _LABELS, registry=registry, multiprocess_mode="livesum"
+        )
+
+    def begin(self, model: str, engine: str) -> None:
+        """A ranking begins."""
+        self._in_flight.labels(model, engine).inc()
+
+    def end(self, model: str, engine: str, seconds: float, stats: RankStats | None, error: str | None) -> None:
+        """A ranking is over.
+
+        Args:
+            model: The label.
+            engine: The label.
+            seconds: How long it took.
+            stats: What it cost; None if it failed.
+            error: The class of the error; None if there was none.
+        """
+        self._in_flight.labels(model, engine).dec()
+        self._seconds.labels(model, engine).observe(seconds)
+        if stats is not None:
+            for field, counter in self._counters.items():
+                counter.labels(model, engine).inc(getattr(stats, field))
+        if error is not None:
+            self._errors.labels(model, engine, error).inc()
+
+    def unregister(self) -> None:
+        """Take them out of the registry."""
+        for metric in (*self._counters.values(), self._errors, self._seconds, self._in_flight):
+            self.registry.unregister(metric)
+
+
+_lock = threading.Lock()
+_active: Metrics | None = None
+
+
+def active() -> Metrics | None:
+    """The metrics, if they are switched on."""
+    return _active
+
+
+def enable(registry: "CollectorRegistry | None" = None) -> None:
+    """Count from now on, for all rerankers of the process. Where they are served is up to the application.
+
+    Args:
+        registry: Where to register the metrics; None for prometheus_client's own. Given another one than before, they
+            move there and begin at zero.
+
+    Raises:
+        MissingExtraError: prometheus_client is not installed.
+    """
+    global _active
+    try:
+        from prometheus_client import REGISTRY
+    except ImportError as error:
+        raise MissingExtraError("prometheus_client", "metrics") from error
+    wanted = REGISTRY if registry is None else registry
+    with _lock:
+        if _active is not None:
+            if _active.registry is wanted:
+                return
+            _active.unregister()
+            _active = None
+        _active = Metrics(wanted)
+
+
+def disable() -> None:
+    """Stop counting, and take the metrics out of their registry."""
+    global _active
+    with _lock:
+        if _active is not None:
+            _active.unregister()
+            _active = None

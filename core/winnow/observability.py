@@ -1,0 +1,72 @@
+"""What of a ranking is seen from outside: `winnow.metrics` and `winnow.tracing`, each only where it is used."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from winnow import metrics, tracing
+from winnow.types import RankStats
+
+
+@contextmanager
+def observed(model: str, engine: str, deadline: asyncio.Timeout) -> Iterator[Callable[[RankStats], None]]:
+    """Watch one ranking: a span `winnow.rank`, below the caller's, and the metrics.
+
+    The span's parent is the caller's although the work runs in another thread: a loop takes over the context of whoever
+    gives it work from outside.
+
+    Args:
+        model: As the user named it.
+        engine: Likewise.
+        deadline: The call's; it tells a ranking that was too slow from one that was cancelled.
+
+    Yields:
+        What takes the stats at the end.
+    """
+    counting, tracer = metrics.active(), tracing.tracer()
+    if counting is None and tracer is None:
+        yield _ignore
+        return
+    begin = time.perf_counter()
+    stats: RankStats | None = None
+    name: str | None = None
+
+    def report(found: RankStats) -> None:
+        nonlocal stats
+        stats = found
+
+    with contextlib.ExitStack() as stack:
+        span = None
+        if tracer is not None:
+            span = stack.enter_context(
+                tracer.start_as_current_span(
+                    "winnow.rank",
+                    attributes={"winnow.model": model, "winnow.engine": engine},
+                    record_exception=False,  # those of cancellation would be left out
+                    set_status_on_exception=False,
+                )
+            )
+        if counting is not None:
+            counting.begin(model, engine)
+        failure: BaseException | None = None
+        try:
+            yield report
+        except BaseException as error:
+            failure = TimeoutError("The deadline passed.") if _is_late(error, deadline) else error
+            name = type(failure).__name__
+            raise
+        finally:
+            if counting is not None:
+                counting.end(model, engine, time.perf_counter() - begin, stats, name)
+            if span is not None and span.is_recording():
+                tracing.describe(span, stats, failure, name)
+
+
+def _ignore(_: RankStats) -> None:
+    pass
+
+
+def _is_late(error: BaseException, deadline: asyncio.Timeout) -> bool:
+    return isinstance(error, asyncio.CancelledError) and deadline.expired()

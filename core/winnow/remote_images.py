@@ -1,0 +1,147 @@
+"""Images from web addresses: limited in size and time, and never from a private network.
+
+Addresses come from documents, so from strangers: without care they would make this machine ask others that only it can
+reach (server-side request forgery). Names are therefore resolved here, every address that a name has must be public,
+and the connection goes to the very address that was checked, also after each redirect: a name that resolves to
+something else a moment later (DNS rebinding) gains nothing.
+"""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable
+
+import httpx
+
+MAX_BYTES = 20 << 20
+MAX_SECONDS = 20.0
+_MAX_REDIRECTS = 5
+# Addresses of IPv6 that lead to any address of IPv4.
+_TRANSLATED = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
+
+Resolver = Callable[[str, int], Awaitable[list[str]]]
+
+
+class ImageError(Exception):
+    """An image cannot be used; the message is the reason, to be followed by a full stop."""
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """The addresses of a host.
+
+    Raises:
+        OSError: It has none.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+async def fetch(
+    url: str,
+    *,
+    resolver: Resolver = resolve,
+    transport: httpx.AsyncBaseTransport | None = None,
+    max_bytes: int = MAX_BYTES,
+    max_seconds: float = MAX_SECONDS,
+) -> bytes:
+    """What a web address holds.
+
+    Proxies of the environment are not used, because behind one nobody here knows what is reached.
+
+    Args:
+        url: An http(s) address.
+        resolver: Gives the addresses of a host and port.
+        transport: What the requests go through; by default the network.
+        max_bytes: Most bytes that are read.
+        max_seconds: Most seconds that all of it takes.
+
+    Raises:
+        ImageError: The address is malformed or not public, does not answer with 200, or is over a limit.
+    """
+    try:
+        async with (
+            asyncio.timeout(max_seconds),
+            httpx.AsyncClient(transport=transport, trust_env=False, timeout=max_seconds) as client,
+        ):
+            target = _parsed(url)
+            for _ in range(_MAX_REDIRECTS + 1):
+                request = await _pinned(client, target, resolver)
+                response = await client.send(request, stream=True)
+                try:
+                    if not response.is_redirect:
+                        return await _body(response, target, max_bytes)
+                    target = _parsed(str(target.join(response.headers["location"])))
+                finally:
+                    await response.aclose()
+            raise ImageError(f"{_shown(_parsed(url))} redirects more than {_MAX_REDIRECTS} times")
+    except TimeoutError:
+        raise ImageError(f"{_shown(_parsed(url))} did not answer in full within {max_seconds:g} s") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ImageError(f"{_shown(_parsed(url))} could not be fetched ({reason})") from error
+
+
+def _parsed(url: str) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ImageError(f"its address is malformed ({error})") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ImageError(f"{_shown(parsed)!r} is no http(s) address")
+    return parsed
+
+
+def _shown(url: httpx.URL) -> str:
+    """The address without what may be secret."""
+    return str(url.copy_with(username=None, password=None, query=None, fragment=None))
+
+
+async def _pinned(client: httpx.AsyncClient, url: httpx.URL, resolver: Resolver) -> httpx.Request:
+    """A request that goes to an address which was checked, whatever the name resolves to later."""
+    host = url.host
+    try:
+        found = await resolver(host, url.port or (443 if url.scheme == "https" else 80))
+    except (OSError, UnicodeError) as error:
+        raise ImageError(f"the host {host!r} is not found ({error})") from error
+    for address in found:
+        if not is_public(address):
+            raise ImageError(
+                f"{_shown(url)} is on a private network ({address}), from which nothing is fetched: read the file, and "
+                "give its bytes"
+            )
+    if not found:
+        raise ImageError(f"the host {host!r} is not found")
+    named = client.build_request("GET", url, headers={"Accept": "image/*", "Accept-Encoding": "identity"})
+    # httpx's own way to connect to one address and ask for, and check the certificate of, another name.
+    return httpx.Request(
+        "GET",
+        url.copy_with(host=found[0]),
+        headers=named.headers,
+        extensions={**named.extensions, "sni_hostname": host},
+    )
+
+
+async def _body(response: httpx.Response, url: httpx.URL, max_bytes: int) -> bytes:
+    if response.status_code != 200:
+        raise ImageError(f"{_shown(url)} answered with {response.status_code}")
+    too_large = ImageError(f"{_shown(url)} holds more than {max_bytes >> 20} MiB")
+    length = response.headers.get("content-length", "")
+    if length.isdigit() and int(length) > max_bytes:
+        raise too_large
+    body = bytearray()
+    async for piece in response.aiter_raw():  # raw: a small answer that unpacks to a large one stays small
+        body += piece
+        if len(body) > max_bytes:
+            raise too_large
+    return bytes(body)
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            parsed = parsed.ipv4_mapped
+        elif parsed.is_site_local or any(parsed in network for network in _TRANSLATED):
+            return False
+    return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved

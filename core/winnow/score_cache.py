@@ -1,0 +1,283 @@
+"""Scores kept from one call to the next, in memory or in a folder, by everything that determines them.
+
+A pair is known by the token ids (and images) of its prompt, in which template, instruction, query, document and lengths
+are already; together with the fingerprint of what scores it they make the key. Texts are never stored.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+from winnow.config import RerankerConfig
+from winnow.engines.base import Engine
+from winnow.engines.requests import Requests, Turn
+from winnow.engines.settings import EngineSettings, resolve
+from winnow.errors import MissingExtraError
+from winnow.prompts import Prompt
+
+logger = logging.getLogger(__name__)
+
+# Engine keywords that change how fast or where, but not what is computed. Any other makes other keys: a cache that
+# misses too often is slow, one that hits too often is wrong.
+_NOT_IN_SCORES = frozenset(
+    {
+        *("gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs", "max_num_batched_tokens"),
+        *("enable_prefix_caching", "disable_log_stats", "use_tqdm_on_load", "download_dir", "hf_token"),
+        *("batch_tokens", "timeout", "max_retries", "chunk_size", "concurrency"),
+    }
+)
+# Files of a model's folder that the prompt's ids and the configuration do not speak for: weights, and how images enter.
+_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*processor_config.json")
+# What else of an engine's numbers its packages' versions decide.
+_PACKAGES = {"vllm": ("vllm", "torch"), "transformers": ("transformers", "torch")}
+
+
+class ScoreStore(Protocol):
+    """Where scores are kept. Called from any thread."""
+
+    def get(self, keys: Sequence[bytes]) -> list[float | None]:
+        """The logits, None where there is none."""
+
+    def put(self, logits: Mapping[bytes, float]) -> None:
+        """Keep logits."""
+
+
+class MemoryScores:
+    """The scores that were used last.
+
+    Args:
+        pairs: How many to keep; about 200 bytes each.
+    """
+
+    def __init__(self, pairs: int):
+        self._pairs = pairs
+        self._logits: OrderedDict[bytes, float] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, keys: Sequence[bytes]) -> list[float | None]:
+        """The logits, None where there is none; what is found counts as used."""
+        with self._lock:
+            found = [self._logits.get(key) for key in keys]
+            for key, logit in zip(keys, found, strict=True):
+                if logit is not None:
+                    self._logits.move_to_end(key)
+            return found
+
+    def put(self, logits: Mapping[bytes, float]) -> None:
+        """Keep logits; those not used for longest make room."""
+        with self._lock:
+            for key, logit in logits.items():
+                self._logits[key] = logit
+                self._logits.move_to_end(key)
+            while len(self._logits) > self._pairs:
+                self._logits.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """Scores of prompts in order, and what they cost; the names are those of `RankStats`.
+
+    Attributes:
+        logits: One a prompt.
+        prompt_tokens: Tokens of the prompts that were not in the cache.
+        cached_tokens: Of these, tokens in the engine's prefix cache.
+        reused: Prompts that another caller had under way.
+        cache_hits: Prompts whose scores were in the cache.
+    """
+
+    logits: list[float]
+    prompt_tokens: int
+    cached_tokens: int
+    reused: int
+    cache_hits: int = 0
+
+
+async def score(requests: Requests, prompts: Sequence[Prompt], turn: Turn, cache: "ScoreCache | None") -> Scored:
+    """Score prompts, those that the cache knows without the engine.
+
+    Raises:
+        EngineError: The engine failed. The cache never makes a call fail.
+    """
+    if cache is not None:
+        return await cache.score(requests, prompts, turn)
+    found = await requests.score(prompts, turn)
+    return Scored(
+        logits=[one.score.logit for one in found],
+        prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
+        cached_tokens=sum(one.score.cached_tokens for one in found),
+        reused=sum(one.shared for one in found),
+    )
+
+
+class ScoreCache:
+    """The score cache of one reranker. Files are read and written in threads, never on an event loop.
+
+    Args:
+        where: How many pairs to keep in memory, or a folder to keep them in. Rerankers and processes may share one.
+        config: The reranker's settings.
+
+    Raises:
+        MissingExtraError: A folder needs diskcache, which is not installed.
+    """
+
+    def __init__(self, where: int | str | PathLike[str], config: RerankerConfig):
+        self._where = where
+        self._config = config
+        self._settings = resolve(config)
+        self._store: ScoreStore
+        if isinstance(where, int):
+            self._store = MemoryScores(where)
+        else:
+            try:
+                from winnow.disk_scores import DiskScores
+            except ImportError as error:
+                raise MissingExtraError("diskcache", "cache") from error
+            self._store = DiskScores(where)
+        self._failed = False
+        self._known: tuple[Requests, bytes] | None = None
+
+    async def score(self, requests: Requests, prompts: Sequence[Prompt], turn: Turn) -> Scored:
+        """See the function `score`."""
+        keys, known = await asyncio.to_thread(self._look_up, requests, prompts)
+        if not keys:
+            return await score(requests, prompts, turn, None)
+        missing = [at for at, logit in enumerate(known) if logit is None]
+        fresh = await score(requests, [prompts[at] for at in missing], turn, None)
+        logits = dict(zip(missing, fresh.logits, strict=True))
+        if logits:
+            await asyncio.to_thread(self._keep, {keys[at]: logit for at, logit in logits.items()})
+        return Scored(
+            logits=[logits[at] if logit is None else logit for at, logit in enumerate(known)],
+            prompt_tokens=fresh.prompt_tokens,
+            cached_tokens=fresh.cached_tokens,
+            reused=fresh.reused,
+            cache_hits=len(prompts) - len(missing),
+        )
+
+    def retry(self) -> None:
+        """Use the cache again after a failure."""
+        self._failed = False
+        self._known = None
+
+    def _look_up(self, requests: Requests, prompts: Sequence[Prompt]) -> tuple[list[bytes], list[float | None]]:
+        """Keys and logits of prompts; no keys if the cache is out of order."""
+        if self._failed:
+            return [], []
+        try:
+            of_engine = self._fingerprint(requests)
+            keys = [hashlib.blake2b(prompt.key, digest_size=20, key=of_engine).digest() for prompt in prompts]
+            return keys, self._store.get(keys)
+        except Exception as error:  # noqa: BLE001 - a cache that fails costs time, never a ranking
+            self._fail(error)
+            return [], []
+
+    def _keep(self, logits: Mapping[bytes, float]) -> None:
+        if self._failed:
+            return
+        try:
+            self._store.put(logits)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        failed, self._failed = self._failed, True
+        if not failed:
+            logger.warning(
+                "The score cache %s cannot be used (%s: %s). Until the reranker is closed everything is scored anew. "
+                "Check the disk's space and the folder's permissions; if the folder is damaged, remove it.",
+                self._where,
+                type(error).__name__,
+                error,
+            )
+
+    def _fingerprint(self, requests: Requests) -> bytes:
+        """One a running engine: a reranker that is closed and started again may find other weights."""
+        if self._known is None or self._known[0] is not requests:
+            # The environment may have changed since the engine was chosen, or since it was made: then it is neither.
+            self._known = (requests, fingerprint(requests.engine, self._settings, resolve(self._config)))
+        return self._known[1]
+
+
+def fingerprint(engine: Engine, *settings: EngineSettings) -> bytes:
+    """What determines an engine's scores beside the prompt, in 32 bytes.
+
+    Name or path of the model, its commit on the Hub or the sizes and times of its weight files, its configuration and
+    recipe, all engine settings but those that only concern speed (dtype and quantization are among them), the engine,
+    the versions of its packages and its device; for servers their addresses, as nothing else is known of them.
+
+    Args:
+        engine: The engine, started or not.
+        settings: What it was made from.
+    """
+    checkpoint = engine.checkpoint
+    kwargs = _kwargs(settings[0]) if settings else {}
+    parts = {
+        "engine": [engine.name, f"{type(engine).__module__}.{type(engine).__qualname__}"],
+        "packages": [[name, _version(name)] for name in _PACKAGES.get(engine.name, ())],
+        "device": _device(engine.name, kwargs.get("device")),
+        "settings": [[_kwargs(one), _urls(one)] for one in settings],
+        "model": str(checkpoint.model),
+        "files": _files(str(checkpoint.model), kwargs.get("revision")),
+        "config": checkpoint.config,
+        "recipe": repr(checkpoint.recipe),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).digest()
+
+
+def _kwargs(settings: EngineSettings) -> dict[str, Any]:
+    merged = {**settings.found, **settings.given}
+    return {name: value for name, value in merged.items() if name not in _NOT_IN_SCORES}
+
+
+def _urls(settings: EngineSettings) -> list[str]:
+    return [settings.url] if isinstance(settings.url, str) else sorted(settings.url or ())
+
+
+def _version(package: str) -> str | None:
+    """Of the module that the engine has loaded: builds of vLLM go by several names of distributions."""
+    return getattr(sys.modules.get(package), "__version__", None)
+
+
+def _files(model: str, revision: str | None) -> list[Any]:
+    """What tells one state of a model's files from another: its commit, or their sizes and times."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return [revision, _commit(model, revision)]
+    stats = [(path.name, path.stat()) for pattern in _FILES for path in sorted(folder.glob(pattern))]
+    return [os.fspath(folder.resolve()), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
+
+
+def _commit(model: str, revision: str | None) -> str | None:
+    """The commit that was downloaded; asks no server."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        file = try_to_load_from_cache(model, "config.json", revision=revision)
+    except HFValidationError:  # no name on the Hub: an engine of the user's own
+        return None
+    return Path(file).parent.name if isinstance(file, str) else None
+
+
+def _device(engine: str, chosen: Any) -> str | None:
+    """What the engine runs on: the default dtype, and the last bits of a score, depend on it."""
+    if engine == "vllm":
+        from vllm.platforms import current_platform
+
+        return f"{current_platform.device_type} {current_platform.get_device_name()}"
+    if engine == "transformers":
+        import torch
+
+        device = torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return None
