@@ -50,7 +50,7 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
 def test_the_demo_reranks_through_all_three_doors() -> None:
     done = subprocess.run([sys.executable, ROOT / "examples" / "demo.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "its ranking means nothing" in done.stdout
+    assert "its ranking means nothing" in " ".join(done.stdout.split())  # rich breaks lines where the screen ends
     assert "The three doors agree." in done.stdout
     for door in ("Haystack", "LlamaIndex", "LangChain"):
         assert door in done.stdout

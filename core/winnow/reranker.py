@@ -15,6 +15,7 @@ from winnow.checkpoint import Checkpoint, bind_template
 from winnow.config import RerankerConfig
 from winnow.engines.choose import create_engine
 from winnow.engines.requests import Requests, Turn
+from winnow.engines.settings import resolve
 from winnow.engines.shared import Lease, Started, Work
 from winnow.errors import DocumentError
 from winnow.images import ImageLoader
@@ -82,7 +83,7 @@ class Reranker(RerankerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "_lease", Lease(self.engine_key, partial(create_engine, self)))
+        object.__setattr__(self, "_lease", Lease(self.engine_key, partial(create_engine, self, resolve(self))))
         cache = None if self.score_cache is None else ScoreCache(self.score_cache, self)
         object.__setattr__(self, "_cache", cache)
 

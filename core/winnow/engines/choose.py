@@ -7,21 +7,25 @@ from dataclasses import replace
 from winnow.checkpoint import Checkpoint, open_checkpoint
 from winnow.config import RerankerConfig
 from winnow.engines.base import Engine, FakeEngine, check_keywords
-from winnow.engines.settings import resolve, url_in_environment, warn_about_variables
+from winnow.engines.settings import EngineSettings, resolve, url_in_environment, warn_about_variables
 from winnow.errors import MissingExtraError
 
 logger = logging.getLogger(__name__)
 
 
-def create_engine(config: RerankerConfig) -> Engine:
+def create_engine(config: RerankerConfig, settings: EngineSettings | None = None) -> Engine:
     """Make, but do not start, the engine that a configuration and the environment ask for.
+
+    Args:
+        config: What the user gave.
+        settings: What it and the environment came to when it was made; read anew by default.
 
     Raises:
         ConfigurationError: A setting is unknown, of another engine, or wrong, here or in the environment.
         ModelError: The model cannot be used.
         MissingExtraError: The engine's packages are not installed.
     """
-    settings = resolve(config)
+    settings = settings or resolve(config)
     if not isinstance(settings.engine, str):
         return settings.engine
     if settings.engine == "fake":

@@ -125,7 +125,7 @@ SETTINGS: Mapping[str, Setting] = {
         # The model's files.
         Setting("revision", _ALL, _TEXT),
         Setting("trust_remote_code", _ALL, _FLAG),
-        Setting("hf_token", ("vllm", "server"), _TEXT, secret=True),
+        Setting("hf_token", _ALL, _TEXT, secret=True),
         Setting("hf_overrides", _ALL, _MAPPING),
         Setting("mm_processor_kwargs", ("vllm", "transformers"), _MAPPING),
         # Numbers and memory.
@@ -169,6 +169,11 @@ RERANKER_SETTINGS: Mapping[str, Setting] = {
 """Arguments of a reranker, and not of `engine_kwargs`, that the environment sets as well."""
 
 _NOT_OF_AN_ENGINE = {"model", *RERANKER_SETTINGS}
+
+
+def settings_of(engine: str) -> list[str]:
+    """Names of the settings that an engine takes."""
+    return [name for name, setting in SETTINGS.items() if engine in setting.engines]
 
 
 def check_values(engine_kwargs: Mapping[str, Any], max_length: int | None) -> int | None:

@@ -148,7 +148,8 @@ def warn_about_variables(environment: Mapping[str, str] | None = None) -> None:
         environment: The environment; by default that of the process.
     """
     known = [setting.variable for setting in (*RERANKER_SETTINGS.values(), *SETTINGS.values())]
-    names = (name for name in (os.environ if environment is None else environment) if name.startswith(PREFIX))
+    variables = os.environ if environment is None else environment
+    names = (name for name in variables if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}TEST_"))
     for name in sorted(set(names).difference(known, _warned_about)):
         _warned_about.add(name)
         near = difflib.get_close_matches(name.removeprefix(PREFIX), [one.removeprefix(PREFIX) for one in known], n=1)

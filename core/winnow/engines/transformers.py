@@ -8,6 +8,7 @@ from typing import Any
 
 from winnow.checkpoint import Checkpoint
 from winnow.engines.base import EngineScore, check_keywords
+from winnow.engines.known_settings import settings_of
 from winnow.errors import EngineLoadError, MissingExtraError
 from winnow.prompts import Prompt
 from winnow.weights import check_weights
@@ -39,17 +40,7 @@ class TransformersEngine:
             import torch
         except ImportError as error:
             raise MissingExtraError("torch", "transformers") from error
-        known = [
-            "device",
-            "dtype",
-            "batch_tokens",
-            "attn_implementation",
-            "revision",
-            "trust_remote_code",
-            "hf_overrides",
-            "mm_processor_kwargs",
-        ]
-        check_keywords("engine_kwargs", engine_kwargs, known)
+        check_keywords("engine_kwargs", engine_kwargs, settings_of("transformers"))
         self.checkpoint = checkpoint
         self._device = torch.device(engine_kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._dtype = engine_kwargs.get("dtype") or ("float32" if self._device.type == "cpu" else "auto")
@@ -59,6 +50,8 @@ class TransformersEngine:
             for name in ("attn_implementation", "revision", "trust_remote_code")
             if name in engine_kwargs
         }
+        if engine_kwargs.get("hf_token"):
+            self._load_kwargs["token"] = engine_kwargs["hf_token"]
         self._model: Any = None
         self._image_processor: Any = None
         self._thread: ThreadPoolExecutor | None = None
