@@ -30,13 +30,13 @@ QUERIES, DOCUMENTS, ROUNDS = 16, 32, 5
 
 
 def workload(round_number: int) -> list[tuple[str, list[str]]]:
-    """Queries and documents of natural length that no earlier round has seen."""
+    """Queries and passages that no earlier round has seen."""
     passages = [passage["text"] for passage in read_passages()]
     return [
         (
             f"Round {round_number}: question {query} about {passages[query % len(passages)][:40]}",
             [
-                f"{round_number}.{query}.{number} {passages[number % 18]} {passages[(query + number) % 18]}"
+                f"{round_number}.{query}.{number} {passages[(query + number) % len(passages)]}"
                 for number in range(DOCUMENTS)
             ],
         )

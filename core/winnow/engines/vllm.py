@@ -78,7 +78,8 @@ class VllmEngine:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        check_weights(self.checkpoint.model)
+        if self._engine_args.load_format != "dummy":  # random weights, for benchmarks: there is no file
+            check_weights(self.checkpoint.model)
         self._processes_before = {process.pid for process in multiprocessing.active_children()}
         self._log = VllmLog(record=not _LOGGING_IS_SET_UP)
         try:
@@ -99,18 +100,19 @@ class VllmEngine:
         from vllm import PoolingParams
         from vllm.inputs import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
+        from vllm.v1.engine.exceptions import EngineGenerateError
 
         params = PoolingParams(task="classify", use_activation=False)
         if prompt.second_type_from is not None:
             params.extra_kwargs = {"compressed_token_type_ids": _compressed_types(prompt)}
+        inputs: Any = tokens_input(prompt.ids)
+        if prompt.images and self.checkpoint.vision is not None:
+            inputs = {
+                "prompt_token_ids": self.checkpoint.vision.collapsed(prompt.ids),
+                "multi_modal_data": {"image": [image.pixels for image in prompt.images]},
+            }
         request = f"winnow-{next(self._request_numbers)}"
         try:
-            inputs: Any = tokens_input(prompt.ids)
-            if prompt.images and self.checkpoint.vision is not None:
-                inputs = {
-                    "prompt_token_ids": self.checkpoint.vision.collapsed(prompt.ids),
-                    "multi_modal_data": {"image": [image.pixels for image in prompt.images]},
-                }
             async for output in self._llm.encode(inputs, params, request, priority=priority):
                 if output.finished:
                     logit = self.checkpoint.recipe.calibrated(output.outputs.data.float().item())
@@ -119,6 +121,11 @@ class VllmEngine:
             self._death = self._death or self._log.reason()  # asked once, though all who wait are told
             raise EngineDeadError(
                 f"The vLLM engine of {self.checkpoint.model} died. The next call starts it again.{self._death}"
+            ) from error
+        except EngineGenerateError as error:
+            reason = error.__cause__ or error
+            raise EngineError(
+                f"vLLM refused a prompt of {self.checkpoint.model}: {type(reason).__name__}: {reason}"
             ) from error
         raise EngineError(f"vLLM returned no score for request {request}.")
 
