@@ -1,5 +1,6 @@
-"""Pictures, and the judge of a tiny Qwen3-VL reranker: what the model card's own code computes for a pair."""
+"""Pictures, how a tiny Qwen3-VL sees them, and its judge: what the model card's own code computes for a pair."""
 
+import asyncio
 import io
 import math
 from functools import cache
@@ -10,7 +11,11 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
+from tiny_families import qwen_like
 from winnow import Document
+from winnow.images import ImageLoader
+from winnow.tokenization import PromptTokenizer
+from winnow.vision import PromptImage, Vision
 
 # QwenLM/Qwen3-VL-Embedding, src/models/qwen3_vl_reranker.py.
 FACTOR = 32
@@ -22,6 +27,15 @@ SYSTEM = (
     'answer can only be "yes" or "no".'
 )
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+
+TOKENIZER = PromptTokenizer(qwen_like())
+VISION = Vision(
+    side=FACTOR,
+    min_pixels=MIN_PIXELS,
+    max_pixels=MAX_PIXELS,
+    placeholder=IMAGE,
+    token_id=TOKENIZER.control_tokens["<|image_pad|>"],
+)
 
 
 def picture(width: int, height: int, color: Any = "white", text: str = "", mode: str = "RGB") -> Image.Image:
@@ -39,6 +53,11 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
+
+
+def load(image: Any, root: Path | None = None, *, remote: bool = False) -> PromptImage:
+    """The image of document 7, as it goes into a prompt."""
+    return asyncio.run(ImageLoader(root, allow_remote=remote).load(VISION, image, "Document 7", 7))
 
 
 def smart_resize(height: int, width: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from llama_index.core.schema import ImageNode, MediaResource, Node, NodeWithScor
 from haystack_integrations.components.rankers.winnow import WinnowRanker
 from tiny_families import build_qwen3_vl
 from tiny_vision import INSTRUCTION, MAX_PIXELS, MIN_PIXELS, by_hand, encoded, model_card_inputs, picture
-from winnow import ConfigurationError, Document, DocumentError, Reranker
+from winnow import ConfigurationError, Document, DocumentError, EngineError, Reranker
 from winnow.checkpoint import open_checkpoint
 from winnow.engines.server import ServerEngine, serve_command
 from winnow.prompts import Prompt
@@ -190,6 +190,18 @@ def test_max_pixels_makes_images_smaller_in_both_engines(model: Path) -> None:
     for wrong in ({"max_pixel": 5}, {"max_pixels": 5}, {"min_pixels": 8192, "max_pixels": 4096}):
         with pytest.raises(ConfigurationError, match="min_pixels"):
             Reranker(str(model), engine="transformers", engine_kwargs={"mm_processor_kwargs": wrong}).start()
+
+
+def test_vllm_without_room_for_images_reads_and_says_why_it_does_not_see(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vllm")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    none = {"limit_mm_per_prompt": {"image": 0, "video": 0}}
+    with Reranker(str(model), engine="vllm", engine_kwargs=none) as reranker:
+        assert logits(reranker, QUERY, ["Rice."]) == pytest.approx([by_hand(model, QUERY, "Rice.")], abs=1e-4)
+        with pytest.raises(EngineError, match=r"vLLM refused a prompt of .*text-only"):
+            reranker.rank(QUERY, [Document(image=MAP)])
 
 
 def test_models_that_read_refuse_images_of_queries_too(tiny_model: str) -> None:
