@@ -247,7 +247,7 @@ def test_transformers_gives_what_the_model_card_computes(family: Path) -> None:
 
 def test_vllm_gives_what_transformers_gives(family: Path) -> None:
     if "vl-reranker" in family.name and importlib.util.find_spec("torchvision") is None:
-        pytest.skip("vLLM imports Qwen3-VL only with torchvision, which has no build beside vLLM's CPU build here")
+        pytest.skip("vLLM imports Qwen3-VL only with torchvision: `make test` installs it, see tests/cpu")
     if family.name == "mxbai-rerank-base-v1":
         pytest.skip("vLLM has no DeBERTa")
     found, expected = (ranked(family, engine) for engine in ("vllm", "transformers"))
