@@ -252,7 +252,7 @@ def test_a_slow_store_does_not_keep_others_waiting() -> None:
 
     engine = FakeEngine()
     with Reranker("fake", engine=engine, score_cache=10) as slow, Reranker("fake", engine=engine) as quick:
-        cache = slow._cache
+        cache = slow._calls.cache
         assert isinstance(cache, ScoreCache)
         cache._store = Slow(10)
 
