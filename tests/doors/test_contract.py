@@ -155,6 +155,11 @@ def subject(door: Door, request: pytest.FixtureRequest) -> Iterator[Subject]:
     made.close()
 
 
+def engines() -> int:
+    """Engines that run in this process: each has a thread."""
+    return sum(thread.name == "winnow-engine" for thread in threading.enumerate())
+
+
 def core(query: str = QUERY, texts: Sequence[str] = TEXTS, **options: Any) -> Ranked:
     """What the core says of the same texts."""
     with Reranker("fake", engine="fake", raw_scores=options.pop("raw_scores", False)) as reranker:
@@ -203,10 +208,10 @@ def test_top_zero_is_an_error(subject: Subject) -> None:
 def test_no_documents_give_none_and_touch_no_engine(subject: Subject) -> None:
     engine = FakeEngine()
     options = {"engine": engine} if subject.door is DOORS["haystack"] else {}
-    threads = threading.active_count()
+    running = engines()
     assert subject.rank(subject.make("no such model", **{"engine": "vllm", **options}), []) == []
     assert engine.started == 0
-    assert threading.active_count() == threads
+    assert engines() == running
 
 
 def test_a_blank_query_is_an_error(subject: Subject) -> None:
@@ -315,9 +320,6 @@ def test_closed_and_used_again(subject: Subject) -> None:
 
 
 def test_the_three_doors_share_one_engine_and_its_scores_on_real_vllm(vllm_model: str, passages: list[str]) -> None:
-    def engines() -> int:
-        return sum(thread.name == "winnow-engine" for thread in threading.enumerate())
-
     running = engines()
     results: dict[str, Ranked] = {}
     for name, door in DOORS.items():
