@@ -1,7 +1,6 @@
 """What the tests of the LangChain door share."""
 
 import asyncio
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,10 +37,6 @@ def ids(documents: Sequence[Document]) -> list[int]:
 
 def scores(documents: Sequence[Document]) -> list[float]:
     return [document.metadata["relevance_score"] for document in documents]
-
-
-def engine_threads() -> int:
-    return sum(thread.name == "winnow-engine" for thread in threading.enumerate())
 
 
 def call_sync(reranker: WinnowRerank, *args: Any, **kwargs: Any) -> list[Document]:

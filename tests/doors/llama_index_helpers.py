@@ -4,7 +4,6 @@ PYTEST_DONT_REWRITE: imported before it is a plugin, which pytest would warn of;
 """
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -45,10 +44,6 @@ def text_nodes(texts: Sequence[str] = TEXTS) -> list[TextNode]:
 
 def ids(nodes: Sequence[NodeWithScore]) -> list[int]:
     return [int(hit.node.node_id) for hit in nodes]
-
-
-def engine_threads() -> int:
-    return sum(thread.name == "winnow-engine" for thread in threading.enumerate())
 
 
 def call_sync(reranker: WinnowRerank, *args: Any, **kwargs: Any) -> list[NodeWithScore]:

@@ -2,13 +2,13 @@
 
 import asyncio
 import copy
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from engine_threads import engine_threads
 from haystack import Document as HaystackDocument
 from langchain_core.documents import Document as LangChainDocument
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
@@ -155,11 +155,6 @@ def subject(door: Door, request: pytest.FixtureRequest) -> Iterator[Subject]:
     made.close()
 
 
-def engines() -> int:
-    """Engines that run in this process: each has a thread."""
-    return sum(thread.name == "winnow-engine" for thread in threading.enumerate())
-
-
 def core(query: str = QUERY, texts: Sequence[str] = TEXTS, **options: Any) -> Ranked:
     """What the core says of the same texts."""
     with Reranker("fake", engine="fake", raw_scores=options.pop("raw_scores", False)) as reranker:
@@ -208,10 +203,10 @@ def test_top_zero_is_an_error(subject: Subject) -> None:
 def test_no_documents_give_none_and_touch_no_engine(subject: Subject) -> None:
     engine = FakeEngine()
     options = {"engine": engine} if subject.door is DOORS["haystack"] else {}
-    running = engines()
+    running = engine_threads()
     assert subject.rank(subject.make("no such model", **{"engine": "vllm", **options}), []) == []
     assert engine.started == 0
-    assert engines() == running
+    assert engine_threads() == running
 
 
 def test_a_blank_query_is_an_error(subject: Subject) -> None:
@@ -320,7 +315,7 @@ def test_closed_and_used_again(subject: Subject) -> None:
 
 
 def test_the_three_doors_share_one_engine_and_its_scores_on_real_vllm(vllm_model: str, passages: list[str]) -> None:
-    running = engines()
+    running = engine_threads()
     results: dict[str, Ranked] = {}
     for name, door in DOORS.items():
         for how in ("sync", "async"):
@@ -328,7 +323,7 @@ def test_the_three_doors_share_one_engine_and_its_scores_on_real_vllm(vllm_model
             made = subject.make(vllm_model, engine="vllm", instruction=INSTRUCTION)
             results[f"{name} {how}"] = subject.rank(made, passages)
             subject.close()
-    assert engines() == running  # they all used the engine of the fixture
+    assert engine_threads() == running  # they all used the engine of the fixture
     with Reranker(vllm_model, engine="transformers") as reference:
         expected = [(hit.index, hit.score) for hit in reference.rank(QUERY, passages, instruction=INSTRUCTION)]
     for ranked in results.values():

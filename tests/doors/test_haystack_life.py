@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_threads import engine_threads
 from haystack import Pipeline, tracing
 from haystack.core.errors import SerializationError
 from haystack.core.serialization import component_from_dict, component_to_dict
@@ -56,11 +57,11 @@ INPUTS = {"ranker": {"query": QUERY, "documents": documents()}}
 
 def test_making_one_starts_nothing() -> None:
     engine = Watched()
-    threads = threading.active_count()
+    running = engine_threads()
     ranker = fake(engine=engine)
     ranker.close()
     asyncio.run(ranker.close_async())
-    assert (engine.started, engine.closed, threading.active_count()) == (0, 0, threads)
+    assert (engine.started, engine.closed, engine_threads()) == (0, 0, running)
 
 
 def test_warm_up_loads_once() -> None:

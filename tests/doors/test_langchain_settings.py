@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_kit import BEST_FIRST, QUERY, TEXTS, Call, engine_threads, every_call, fake, ids, make_documents, scores
+from engine_threads import engine_threads
+from langchain_kit import BEST_FIRST, QUERY, TEXTS, Call, every_call, fake, ids, make_documents, scores
 from pydantic import SecretStr, ValidationError
 
 from winnow import FakeEngine, ModelError, ModelRecipe, Reranker, RerankerConfig

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_threads import engine_threads
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.rerank import ReRankStartEvent
@@ -22,7 +23,7 @@ from llama_index.core.schema import (
     MetadataMode,
     TextNode,
 )
-from llama_index_helpers import BEST_FIRST, QUERY, TEXTS, Call, engine_threads, fake, ids, scored, text_nodes
+from llama_index_helpers import BEST_FIRST, QUERY, TEXTS, Call, fake, ids, scored, text_nodes
 
 from winnow import ModelRecipe, Reranker, RerankerConfig
 from winnow_llama_index import WinnowRerank
