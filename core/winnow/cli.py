@@ -158,13 +158,10 @@ def doctor(
         query=QUERY if query is None else query,
         document=DOCUMENT if document is None else document,
     )
-    serve = None if found.problems else _serve_command(model, recipe)
     if json_output:
-        print(json.dumps({**found.as_dict(), "serve": serve}, ensure_ascii=False, indent=2))  # noqa: T201
+        print(json.dumps(found.as_dict(), ensure_ascii=False, indent=2))  # noqa: T201
     else:
         print_report(found)
-        if serve:
-            print(f'\nA vLLM server of it, for engine="server":\n{serve}')  # noqa: T201
     if found.problems:
         raise typer.Exit(1)
 
@@ -202,16 +199,6 @@ def convert(
     print(f"{done.folder}: score head with {done.formula}, {done.bytes / 1e6:.1f} MB")  # noqa: T201
     if done.difference is not None:
         print(f"largest difference of a logit in float32: {done.difference:.1e}")  # noqa: T201
-
-
-def _serve_command(model: str, recipe: str | None) -> str | None:
-    """The command that starts a vLLM server of a model, or None if its prompts cannot go over HTTP."""
-    from winnow.checkpoint import open_checkpoint
-    from winnow.engines.server import serve_command
-
-    checkpoint = open_checkpoint(model, recipe=recipe)
-    needs_token_types = checkpoint.template is None and checkpoint.tokenizer.token_types
-    return None if needs_token_types else serve_command(checkpoint)
 
 
 def _fail(message: str) -> NoReturn:

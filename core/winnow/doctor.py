@@ -55,6 +55,7 @@ class Diagnosis:
         ids: Token ids of the prompt, cut to `max_length`.
         tokens: How many of `ids` each part takes. A token that two parts share counts where it ends.
         max_query_tokens: What a query may take, beside the template and this instruction.
+        serve: The command that starts a vLLM server of the model; None if its prompts cannot go over HTTP.
     """
 
     model: str
@@ -70,6 +71,7 @@ class Diagnosis:
     ids: list[int] = field(default_factory=list)
     tokens: dict[PartName, int] = field(default_factory=dict)
     max_query_tokens: int = 0
+    serve: str | None = None
 
     @property
     def verdict(self) -> str:
@@ -94,6 +96,7 @@ class Diagnosis:
             "ids": self.ids,
             "tokens": {**self.tokens, "total": len(self.ids)},
             "limits": {"max_length": self.max_length, "max_query_tokens": self.max_query_tokens},
+            "serve": self.serve,
         }
 
 
@@ -116,6 +119,8 @@ def examine(
         query: Query of the pair that is shown.
         document: Its document.
     """
+    from winnow.engines.server import serve_command  # here, as it brings an HTTP client
+
     found = Diagnosis(model=model)
     with _logged_warnings(found.warnings):
         try:
@@ -128,6 +133,9 @@ def examine(
             found.template = chosen.origin if chosen else "none: the tokenizer's own encoding of pairs"
             segments = bind_template(checkpoint, chosen, None, with_instruction=bool(instruction))
             _examine_prompt(found, checkpoint, segments, instruction or "", query, document)
+            needs_token_types = checkpoint.template is None and checkpoint.tokenizer.token_types
+            if not found.problems and not needs_token_types:
+                found.serve = serve_command(checkpoint)
         except WinnowError as error:
             found.problems.append(str(error))
     return found

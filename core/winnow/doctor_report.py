@@ -45,6 +45,8 @@ def print_report(found: Diagnosis, console: Console | None = None) -> None:
     for problem in found.problems:
         line("problem", problem, "red")
     line("verdict", found.verdict, "red" if found.problems else "yellow" if found.warnings else "green")
+    if found.serve:
+        console.print(Text(f'\nA vLLM server of it, for engine="server":\n{found.serve}'), soft_wrap=True)
 
 
 def _shown(piece: Piece) -> Text:
