@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from tqdm.auto import tqdm
@@ -15,6 +16,7 @@ from winnow.config import RerankerConfig
 from winnow.engines.requests import Requests, Turn
 from winnow.engines.shared import Started
 from winnow.errors import DocumentError
+from winnow.fallback import Fallback
 from winnow.images import ImageLoader
 from winnow.observability import observed
 from winnow.ordering import Judged, best_first, hits_of, positions_by_content, readable
@@ -23,7 +25,7 @@ from winnow.score_cache import ScoreCache
 from winnow.score_cache import score as score_prompts
 from winnow.templates import TemplateLike
 from winnow.types import Document, Ranking, RankStats
-from winnow.vision import PromptImage
+from winnow.vision import Shown
 
 T = TypeVar("T")
 
@@ -43,6 +45,8 @@ _SLICES_AT_ONCE = 3
 # Queries of a `rank_many` that are under way at once.
 _CALLS_AT_ONCE = 64
 
+_LATE = "The deadline passed."
+
 # Stats that are sums over a call's slices.
 _COSTS = ("prompt_tokens", "cached_tokens", "reused", "cache_hits")
 
@@ -58,6 +62,7 @@ class Call:
     score_threshold: float | None
     template: TemplateLike | None
     template_kwargs: Mapping[str, Any] | None
+    may_fall_back: bool = True
 
 
 class CallRunner:
@@ -65,18 +70,26 @@ class CallRunner:
 
     Args:
         config: The reranker's settings.
+        fallback: What ranks where the engine fails.
 
     Attributes:
         cache: Scores that are kept, if the reranker keeps any.
     """
 
-    def __init__(self, config: RerankerConfig):
+    def __init__(self, config: RerankerConfig, fallback: Fallback | None = None):
         self._config = config
-        self._builders: dict[Hashable, PromptBuilder] = {}
+        self._fallback = fallback
+        self._builders: dict[Hashable, tuple[Checkpoint, PromptBuilder]] = {}
         self.cache = None if config.score_cache is None else ScoreCache(config.score_cache, config)
 
     async def bind(self, started: Started) -> None:
         """Load the model, and bind the reranker's own template to it."""
+        if self._fallback is None:
+            await self._bind(started)
+        else:
+            await self._fallback.start(partial(self._bind, started))
+
+    async def _bind(self, started: Started) -> None:
         requests = await started()
         config = self._config
         await asyncio.to_thread(
@@ -92,11 +105,17 @@ class CallRunner:
         clock = asyncio.timeout(deadline)
         engine = self._config.engine if isinstance(self._config.engine, str) else self._config.engine.name
 
+        async def keep(number: int, ranked: Awaitable[Ranking]) -> None:
+            begin = time.perf_counter()
+            with observed(str(self._config.model), engine, clock) as report:
+                ranking = await ranked
+                stats = replace(ranking.stats, elapsed_ms=(time.perf_counter() - begin) * 1000)
+                rankings[number] = replace(ranking, stats=stats)
+                report(stats)
+
         async def rank(number: int, call: Call) -> None:
             try:
-                with observed(str(self._config.model), engine, clock) as report:
-                    rankings[number] = await self._run_one(call, started, bar)
-                    report(rankings[number].stats)
+                await keep(number, self._ranked(call, started, bar, clock))
             except DocumentError as error:
                 if number:
                     error.add_note(f"It is a document of request {number}.")
@@ -105,23 +124,43 @@ class CallRunner:
                 gate.release()
 
         with tqdm(total=0, desc="reranking", unit="pair", disable=not progress, delay=1) as bar:
-            async with clock, _all_or_none() as start:
-                number = 0
-                async for call in _pulled(calls):
-                    await gate.acquire()
-                    bar.total = (bar.total or 0) + len(call.documents)
-                    start(rank(number, call))
-                    number += 1
-        return [rankings[at] for at in range(number)]
+            try:
+                async with clock, _all_or_none() as start:
+                    number = 0
+                    async for call in _pulled(calls):
+                        await gate.acquire()
+                        bar.total = (bar.total or 0) + len(call.documents)
+                        start(rank(number, call))
+                        number += 1
+            except TimeoutError:
+                # Calls that had begun have a ranking by now. How many are left in an iterator nobody knows.
+                if self._fallback is None or not self._fallback.ranks_at_once or not isinstance(calls, Sequence):
+                    raise
+                for number, call in enumerate(calls):
+                    if number not in rankings:
+                        if not call.may_fall_back:
+                            raise
+                        await keep(number, self._fallback.instead(call, TimeoutError(_LATE)))
+        return [rankings[number] for number in range(len(rankings))]
+
+    async def _ranked(self, call: Call, started: Started, bar: "tqdm[Any]", clock: asyncio.Timeout) -> Ranking:
+        fallback = self._fallback if call.may_fall_back else None
+        if fallback is None:
+            return await self._run_one(call, started, bar)
+        try:
+            return await fallback.rank(lambda: self._run_one(call, started, bar), call)
+        except asyncio.CancelledError:
+            if clock.expired() and fallback.ranks_at_once:
+                return await fallback.instead(call, TimeoutError(_LATE))
+            raise
 
     async def _run_one(self, call: Call, started: Started, bar: "tqdm[Any]") -> Ranking:
-        begin = time.perf_counter()
         failed: dict[int, DocumentError] = {}
         positions = positions_by_content(call.documents, failed)
         judged: dict[Hashable, Judged] = {}
-        query_image: PromptImage | None = None
+        query_image: Shown | None = None
         loader = ImageLoader(self._config.root_path, allow_remote=self._config.allow_remote_images)
-        stats: dict[str, int] = dict.fromkeys(("unique", *_COSTS), 0)
+        stats: dict[str, Any] = dict.fromkeys(("unique", *_COSTS), 0)
         query_truncated = False
         gate = asyncio.Semaphore(_SLICES_AT_ONCE)
         turn = Turn()
@@ -152,8 +191,7 @@ class CallRunner:
         if positions:
             requests = await started()
             bar.unpause()  # loading is not reranking
-            if isinstance(call.query, Document) and call.query.image is not None:
-                query_image = await loader.load(requests.engine.checkpoint.vision, call.query.image, "The query")
+            query_image = await loader.of(requests.engine.checkpoint.vision, call.query, "The query")
             contents = list(positions)
             size = _SLICE if all(isinstance(content, str) for content in contents) else _SLICE_WITH_IMAGES
             async with _all_or_none() as start:
@@ -167,7 +205,6 @@ class CallRunner:
                 truncated=sum(hit.truncated for hit in hits),
                 failed=sum(hit.error is not None for hit in hits),
                 query_truncated=query_truncated,
-                elapsed_ms=(time.perf_counter() - begin) * 1000,
                 **stats,
             ),
         )
@@ -180,9 +217,9 @@ class CallRunner:
         self,
         checkpoint: Checkpoint,
         call: Call,
-        query_image: PromptImage | None,
+        query_image: Shown | None,
         positions: Sequence[int],
-        images: Sequence[PromptImage | None],
+        images: Sequence[Shown | None],
         failed: dict[int, DocumentError],
     ) -> list[DocumentPrompts]:
         instruction = (call.instruction or "").strip() and call.instruction
@@ -206,21 +243,21 @@ class CallRunner:
     ) -> PromptBuilder:
         """The prompt builder of a template; templates are bound to the model once."""
         key = (id(checkpoint), repr(template), repr(template_kwargs), with_instruction)
-        builder = self._builders.get(key)
-        if builder is None:
-            bound = bind_template(checkpoint, template, template_kwargs, with_instruction=with_instruction)
-            limits = Limits(
-                max_length=min(self._config.max_length or checkpoint.max_length, checkpoint.max_length),
-                max_query_tokens=self._config.max_query_tokens,
-                max_document_tokens=self._config.max_document_tokens,
-                on_overflow=self._config.on_overflow,
-                window_overlap=self._config.window_overlap,
-            )
-            builder = PromptBuilder(checkpoint.tokenizer, bound, limits, checkpoint.vision)
-            with _builders_lock:
-                self._builders[key] = builder
-                if len(self._builders) > _BUILDERS:  # the oldest goes: templates may come with each call
-                    del self._builders[next(iter(self._builders))]
+        if (kept := self._builders.get(key)) is not None:
+            return kept[1]
+        bound = bind_template(checkpoint, template, template_kwargs, with_instruction=with_instruction)
+        limits = Limits(
+            max_length=min(self._config.max_length or checkpoint.max_length, checkpoint.max_length),
+            max_query_tokens=self._config.max_query_tokens,
+            max_document_tokens=self._config.max_document_tokens,
+            on_overflow=self._config.on_overflow,
+            window_overlap=self._config.window_overlap,
+        )
+        builder = PromptBuilder(checkpoint.tokenizer, bound, limits, checkpoint.vision)
+        with _builders_lock:
+            self._builders[key] = (checkpoint, builder)  # with the checkpoint, whose id is then nobody else's
+            if len(self._builders) > _BUILDERS:  # the oldest goes: templates may come with each call
+                del self._builders[next(iter(self._builders))]
         return builder
 
 

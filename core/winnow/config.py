@@ -6,7 +6,7 @@ from os import PathLike
 from typing import Any, Literal, get_args
 
 from winnow.engines.base import Engine
-from winnow.engines.known_settings import ENGINES, check_values
+from winnow.engines.known_settings import ENGINES, FALLBACKS, check_values
 from winnow.engines.settings import resolve, url_in_environment
 from winnow.errors import ConfigurationError
 from winnow.prompts import Overflow
@@ -47,6 +47,9 @@ class RerankerConfig:
         allow_remote_images: Whether images may be fetched from http(s) addresses (never from private networks).
         score_cache: Keep scores from one call to the next: how many pairs in memory (those used last), or a folder to
             keep them in; None to keep none.
+        fallback: What ranks where the engine fails (an `EngineError`): the name of another engine for the same model,
+            another `Reranker`, or "retrieval order", which leaves the documents as they came, also when a deadline
+            passes. Such a ranking is `degraded`. None to raise.
 
     Raises:
         ConfigurationError: A value is out of range. What only the model can tell is raised when it loads.
@@ -72,6 +75,7 @@ class RerankerConfig:
     root_path: str | PathLike[str] | None = None
     allow_remote_images: bool = False
     score_cache: int | str | PathLike[str] | None = None
+    fallback: "str | RerankerConfig | None" = None
 
     def __post_init__(self) -> None:
         for name in ("max_length", "max_query_tokens", "max_document_tokens"):
@@ -88,6 +92,8 @@ class RerankerConfig:
             "window_score": ("max", "mean", "first"),
             "on_error": ("raise", "skip"),
         }
+        if isinstance(self.fallback, str):
+            choices["fallback"] = tuple(name for name in FALLBACKS if name != self.engine)
         if isinstance(self.engine, str):
             choices["engine"] = ENGINES
             if self.engine != "fake":

@@ -10,7 +10,8 @@ All have the labels `model` and `engine`, as the reranker was given them.
 | `winnow_reused_prompts_total` | prompts not sent, because another caller had the same one under way |
 | `winnow_cache_hits_total` | prompts not sent, because the score cache knew their score |
 | `winnow_truncated_documents_total` | documents that the model did not see whole |
-| `winnow_failed_documents_total` | documents skipped with `on_error="skip"` |
+| `winnow_failed_documents_total` | documents that have an `error`, and no score |
+| `winnow_fallbacks_total` | rankings that a fallback made, by `fallback`: an engine's name or "retrieval order" |
 | `winnow_errors_total` | rankings that ended with an error, by `type`: the error's class |
 | `winnow_rank_duration_seconds` | histogram: seconds a ranking took, whether or not it succeeded |
 | `winnow_rankings_in_flight` | gauge: rankings under way |
@@ -34,7 +35,7 @@ _COUNTERS = (
     ("reused", "winnow_reused_prompts", "Prompts that another caller had under way"),
     ("cache_hits", "winnow_cache_hits", "Prompts whose score was in the score cache"),
     ("truncated", "winnow_truncated_documents", "Documents that the model did not see whole"),
-    ("failed", "winnow_failed_documents", "Documents skipped with on_error='skip'"),
+    ("failed", "winnow_failed_documents", "Documents that have an error, and no score"),
 )
 # From a handful of pairs on a warm GPU to a first call that loads the model.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -54,6 +55,9 @@ class Metrics:
         self._counters = {field: Counter(name, text, _LABELS, registry=registry) for field, name, text in _COUNTERS}
         self._errors = Counter(
             "winnow_errors", "Rankings that ended with an error", (*_LABELS, "type"), registry=registry
+        )
+        self._fallbacks = Counter(
+            "winnow_fallbacks", "Rankings that a fallback made", (*_LABELS, "fallback"), registry=registry
         )
         self._seconds = Histogram(
             "winnow_rank_duration_seconds", "Seconds a ranking took", _LABELS, registry=registry, buckets=_SECONDS
@@ -81,12 +85,14 @@ class Metrics:
         if stats is not None:
             for field, counter in self._counters.items():
                 counter.labels(model, engine).inc(getattr(stats, field))
+            if stats.fallback is not None:
+                self._fallbacks.labels(model, engine, stats.fallback).inc()
         if error is not None:
             self._errors.labels(model, engine, error).inc()
 
     def unregister(self) -> None:
         """Take them out of the registry."""
-        for metric in (*self._counters.values(), self._errors, self._seconds, self._in_flight):
+        for metric in (*self._counters.values(), self._errors, self._fallbacks, self._seconds, self._in_flight):
             self.registry.unregister(metric)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -11,13 +11,17 @@ from winnow.config import RerankerConfig
 from winnow.engines.choose import create_engine
 from winnow.engines.settings import resolve
 from winnow.engines.shared import Lease, Work
-from winnow.ordering import in_input_order, readable, text_of
+from winnow.fallback import Fallback, settings_of_fallback
+from winnow.ordering import in_input_order, readable, shows, text_of
 from winnow.templates import TemplateLike
 from winnow.types import Document, Ranking
 
 T = TypeVar("T")
 
 RankRequest = tuple[Query, Documents] | tuple[Query, Documents, str | None]
+
+# Made anew from the settings, in a copy.
+_MADE = ("_lease", "_calls", "_stand_in")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,11 +37,17 @@ class Reranker(RerankerConfig):
 
     _lease: Lease = field(init=False, repr=False)
     _calls: CallRunner = field(init=False, repr=False)
+    _stand_in: "Reranker | None" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "_lease", Lease(self.engine_key, partial(create_engine, self, resolve(self))))
-        object.__setattr__(self, "_calls", CallRunner(self))
+        settings = settings_of_fallback(self)
+        stand_in = None if settings is None else Reranker(**settings)
+        rank_instead = None if stand_in is None else stand_in._rank_instead
+        fallback = None if self.fallback is None else Fallback(self, rank_instead)
+        object.__setattr__(self, "_stand_in", stand_in)
+        object.__setattr__(self, "_calls", CallRunner(self, fallback))
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 
@@ -57,8 +67,8 @@ class Reranker(RerankerConfig):
         """Order documents by relevance to the query, best first; ties keep the input's order.
 
         Args:
-            query: What is searched for: a text, or a `Document` with an image, for models that see.
-            documents: Texts, or `Document`s with images. None and blank ones are not scored and rank last.
+            query: What is searched for: a text, or a `Document` with an image or a video, for models that see.
+            documents: Texts, or `Document`s with images or videos. None and blank ones are not scored and rank last.
             top_k: How many to return; None for all.
             instruction: What counts as relevant, instead of the reranker's; "" for the template's default.
             score_threshold: Least score to return (inclusive), applied before `top_k`.
@@ -74,7 +84,7 @@ class Reranker(RerankerConfig):
             ValueError: The query is blank, or `top_k` is below 1.
             DocumentError: A document cannot be scored, and `on_error` is "raise".
             ConfigurationError: The model or the template cannot be used.
-            EngineError: The engine failed.
+            EngineError: The engine failed, and there is no `fallback`.
             TimeoutError: The deadline passed.
         """
         call = self._call(query, documents, top_k, instruction, score_threshold, template, template_kwargs)
@@ -98,12 +108,17 @@ class Reranker(RerankerConfig):
         return (await self._await(partial(self._calls.run, [call], progress, deadline)))[0]
 
     def score(self, query: Query, documents: Documents, *, instruction: str | None = None) -> list[float]:
-        """Scores of the documents in input order; arguments and errors as in `rank`."""
-        return in_input_order(self.rank(query, documents, instruction=instruction))
+        """Scores of the documents in input order; arguments and errors as in `rank`.
+
+        It does without `fallback`: bare numbers cannot say where they are from.
+        """
+        call = replace(self._call(query, documents, None, instruction, None), may_fall_back=False)
+        return in_input_order(self._wait(partial(self._calls.run, [call], False, None))[0])
 
     async def ascore(self, query: Query, documents: Documents, *, instruction: str | None = None) -> list[float]:
         """`score` for event loops."""
-        return in_input_order(await self.arank(query, documents, instruction=instruction))
+        call = replace(self._call(query, documents, None, instruction, None), may_fall_back=False)
+        return in_input_order((await self._await(partial(self._calls.run, [call], False, None)))[0])
 
     def rank_many(
         self,
@@ -163,6 +178,8 @@ class Reranker(RerankerConfig):
         self._lease.close()
         if self._calls.cache is not None:
             self._calls.cache.retry()
+        if self._stand_in is not None:
+            self._stand_in.close()
 
     async def aclose(self) -> None:
         """`close` for event loops."""
@@ -181,7 +198,7 @@ class Reranker(RerankerConfig):
         await self.aclose()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lease", "_calls")}
+        return {name: value for name, value in self.__dict__.items() if name not in _MADE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -195,11 +212,17 @@ class Reranker(RerankerConfig):
             return future.result()
         except KeyboardInterrupt:
             future.cancel()
-            self._lease.interrupt()
+            for reranker in (self, self._stand_in):
+                if reranker is not None:
+                    reranker._lease.interrupt()
             raise
 
     async def _await(self, work: Work[T]) -> T:
         return await asyncio.wrap_future(self._lease.submit(work))
+
+    async def _rank_instead(self, call: Call) -> Ranking:
+        """Rank a call of the reranker whose fallback this is."""
+        return (await self._await(partial(self._calls.run, [call], False, None)))[0]
 
     def _checked(
         self, requests: Iterable[RankRequest], top_k: int | None, score_threshold: float | None
@@ -223,8 +246,7 @@ class Reranker(RerankerConfig):
     ) -> Call:
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be > 0, but got {top_k}")
-        image = query.image if isinstance(query, Document) else None
-        if not isinstance(text_of(query), str | None) or not (readable(query) or image is not None):
+        if not isinstance(text_of(query), str | None) or not (readable(query) or shows(query)):
             raise ValueError(f"query must be a text that is not blank, but got {query!r}")
         if isinstance(documents, str | bytes):
             raise TypeError("documents must be several texts, but got a single one: put it into a list")

@@ -32,7 +32,8 @@ def describe(span: "Span", stats: RankStats | None, failure: BaseException | Non
     from opentelemetry.trace import Status, StatusCode
 
     if stats is not None:
-        span.set_attributes({f"winnow.{field}": value for field, value in asdict(stats).items()})
+        found = {field: value for field, value in asdict(stats).items() if value is not None}
+        span.set_attributes({f"winnow.{field}": value for field, value in found.items()})
     if failure is not None and name is not None:
         span.record_exception(failure)
         span.set_attribute("error.type", name)

@@ -13,10 +13,17 @@ class Document:
         text: Its text, or None.
         image: Its image, for models that see: a local path (below `root_path`), an http(s) address
             (with `allow_remote_images`), a data URI, the bytes of an image file, or a `PIL.Image.Image`.
+        video: Its video, for models that see, instead of an image: a video file, given in one of these ways, or a list
+            of its frames, two a second, each given as an image is.
     """
 
     text: str | None = None
     image: Any = None
+    video: Any = None
+
+
+RETRIEVAL_ORDER = "retrieval order"
+"""The fallback that leaves documents in the order in which they came, without scores."""
 
 
 def finite(score: float) -> float:
@@ -40,7 +47,7 @@ class RankedDocument:
         document_tokens: How many tokens of the document the model saw.
         windows: In how many pieces the document was scored; 1 unless `on_overflow="window"` split it, 0 if not scored.
         best_window: Which piece, from 0, had the highest logit.
-        error: Why the document was not scored, with `on_error="skip"`; else None.
+        error: Why the document was not scored, with `on_error="skip"` or `fallback="retrieval order"`; else None.
     """
 
     index: int
@@ -63,13 +70,15 @@ class RankStats:
         unique: Different documents that were scored, by the engine or from the score cache; blank and failed ones are
             not.
         truncated: Documents that were not seen whole.
-        failed: Documents skipped with `on_error="skip"`.
+        failed: Documents that have an `error`.
         prompt_tokens: Tokens of all prompts but those in the score cache, template included.
         cached_tokens: Of these, tokens that the engine's prefix cache already held.
         reused: Prompts that were not sent, because another caller had the same one under way.
         cache_hits: Prompts that were not sent, because their score was in the score cache.
         query_truncated: True if part of the query was not seen by the model.
         elapsed_ms: Wall time of the call in milliseconds, a first load of the engine included.
+        fallback: What ranked instead of the engine, which failed: an engine's name, or "retrieval order". Else None.
+        error: Why the engine did not rank; None if it did.
     """
 
     documents: int = 0
@@ -82,6 +91,8 @@ class RankStats:
     cache_hits: int = 0
     query_truncated: bool = False
     elapsed_ms: float = 0.0
+    fallback: str | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +108,11 @@ class Ranking(Sequence[RankedDocument]):
 
     hits: tuple[RankedDocument, ...] = ()
     stats: RankStats = RankStats()
+
+    @property
+    def degraded(self) -> bool:
+        """Whether a fallback ranked the documents: `stats.fallback` says which, `stats.error` why."""
+        return self.stats.fallback is not None
 
     @overload
     def __getitem__(self, index: int) -> RankedDocument: ...

@@ -13,7 +13,7 @@ from langchain_core.runnables import ensure_config
 from pydantic import Field
 
 import winnow
-from winnow.types import finite
+from winnow.types import RETRIEVAL_ORDER, finite
 from winnow_langchain.settings import WinnowSettings
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,10 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
 
     embedding_separator: str = "\n"
     """What stands between these metadata and the text."""
+
+    fallback: str | None = Field(default=None, frozen=True)
+    """What ranks where the engine fails: the name of another engine, or "retrieval order", which leaves the documents
+    as they came and says why in `metadata["rerank_error"]`. None to raise."""
 
     image_key: str | None = "image"
     """Where in the metadata a document's image is: a data URI, an address, or a standard content block. None to read
@@ -198,7 +202,8 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
     def _reranked(self, documents: Sequence[Document], ranking: winnow.Ranking) -> list[Document]:
         if ranking.stats.failed:
             logger.warning("%d of %d documents could not be reranked.", ranking.stats.failed, len(documents))
-        return [_with_score(documents[hit.index], hit) for hit in ranking]
+        scored = ranking.stats.fallback != RETRIEVAL_ORDER
+        return [_with_score(documents[hit.index], hit, scored) for hit in ranking]
 
 
 def _callbacks(callbacks: Callbacks | None) -> Callbacks | None:
@@ -222,9 +227,10 @@ def _check_documents(documents: Sequence[Document]) -> list[Document]:
     return found
 
 
-def _with_score(document: Document, hit: winnow.RankedDocument) -> Document:
+def _with_score(document: Document, hit: winnow.RankedDocument, scored: bool) -> Document:
     metadata = deepcopy(document.metadata)
-    metadata["relevance_score"] = finite(hit.score)
+    if scored:
+        metadata["relevance_score"] = finite(hit.score)
     metadata.pop("rerank_error", None)
     if hit.error is not None:
         metadata["rerank_error"] = hit.error

@@ -26,7 +26,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 from winnow import Document, DocumentError, ModelRecipe, RankedDocument, Ranking, Reranker, RerankerConfig
-from winnow.types import finite
+from winnow.types import RETRIEVAL_ORDER, finite
 from winnow_llama_index.nodes import document_of, with_hidden_metadata
 
 dispatcher = get_dispatcher(__name__)
@@ -145,6 +145,13 @@ class WinnowRerank(BaseNodePostprocessor):
         description="Keep scores from one query to the next: how many pairs in memory, or a folder to keep them in.",
     )
 
+    fallback: str | None = Field(
+        default=None,
+        frozen=True,
+        description='What ranks where the engine fails: the name of another engine, or "retrieval order", which leaves '
+        "the nodes and their scores as they came and says why in their metadata, as rerank_error. None to raise.",
+    )
+
     _reranker: Reranker | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
@@ -251,7 +258,8 @@ class WinnowRerank(BaseNodePostprocessor):
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
 
             def finish(ranking: Ranking) -> list[NodeWithScore]:
-                reranked = [self._scored(nodes[hit.index], hit) for hit in ranking]
+                scored = ranking.stats.fallback != RETRIEVAL_ORDER
+                reranked = [self._reranked(nodes[hit.index], hit, scored) for hit in ranking]
                 if ranking.stats.failed:
                     logger.warning("%d of %d nodes could not be reranked.", ranking.stats.failed, len(nodes))
                 event.on_end(payload={EventPayload.NODES: reranked})
@@ -265,14 +273,14 @@ class WinnowRerank(BaseNodePostprocessor):
                     error.add_note(f"It is the node with the id {nodes[error.index].node.node_id}.")
                 raise
 
-    def _scored(self, found: NodeWithScore, hit: RankedDocument) -> NodeWithScore:
+    def _reranked(self, found: NodeWithScore, hit: RankedDocument, scored: bool) -> NodeWithScore:
         added: dict[str, Any] = {}
         if self.keep_retrieval_score:
             added["retrieval_score"] = found.score
         if hit.error is not None or "rerank_error" in found.node.metadata:  # the latter from another call
             added["rerank_error"] = hit.error
         node = with_hidden_metadata(found.node, added)
-        return found.model_copy(update={"node": node, "score": finite(hit.score)})
+        return found.model_copy(update={"node": node, "score": finite(hit.score) if scored else found.score})
 
 
 def _checked_query(nodes: Sequence[NodeWithScore], query_bundle: QueryBundle | None) -> str:

@@ -14,7 +14,7 @@ from langchain_core.documents import Document as LangChainDocument
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 
 from haystack_integrations.components.rankers.winnow import WinnowRanker
-from winnow import DocumentError, FakeEngine, ModelError, Reranker, TemplateError
+from winnow import DocumentError, EngineLoadError, FakeEngine, ModelError, Reranker, TemplateError
 from winnow_langchain import WinnowRerank as LangChainRerank
 from winnow_llama_index import WinnowRerank as LlamaIndexRerank
 
@@ -312,6 +312,29 @@ def test_closed_and_used_again(subject: Subject) -> None:
     made.close()
     made.close()
     assert subject.rank(made) == before
+
+
+def test_where_the_engine_fails_the_fallback_ranks(
+    subject: Subject, tiny_model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("httpx")
+    dead: dict[str, Any] = {"engine": "server", "url": "http://127.0.0.1:9", "engine_kwargs": {"max_retries": 0}}
+    items = subject.items(metadata=[{"at": at, "relevance_score": at / 10} for at in range(len(TEXTS))])
+    with pytest.raises(EngineLoadError, match=r"127\.0\.0\.1:9"):
+        subject.call(subject.make(tiny_model, **dead), QUERY, items)
+    assert subject.rank(subject.make(tiny_model, fallback="fake", **dead)) == core()
+    caplog.clear()
+    made = subject.make(tiny_model, fallback="retrieval order", top=4, score_threshold=0.9, **dead)
+    found = subject.call(made, QUERY, items)
+    assert subject.read(found) == subject.read(items)[:4]  # order and scores are the retriever's
+    assert "fallback='retrieval order' ranks 6 documents" in caplog.text
+    if subject.door is DOORS["haystack"]:
+        meta = made.run(query=QUERY, documents=items)["meta"]
+        assert meta["fallback"] == "retrieval order"
+        reasons = [meta["error"], *meta["failed"].values()]
+    else:
+        reasons = [subject.door.read(new)[2]["rerank_error"] for new in found]
+    assert all("127.0.0.1:9" in reason for reason in reasons)
 
 
 def test_the_three_doors_share_one_engine_and_its_scores_on_real_vllm(vllm_model: str, passages: list[str]) -> None:

@@ -245,6 +245,9 @@ def test_settings_of_another_type() -> None:
     with pytest.raises(TypeError, match="api_key must be a Secret") as error:
         fake(api_key="hush-hush")
     assert "hush" not in str(error.value)
+    with pytest.raises(TypeError, match="token must be a Secret") as error:
+        fake(token="hush-hush")
+    assert "hush" not in str(error.value)
     with pytest.raises(TypeError, match="unexpected keyword argument 'topk'"):
         fake(topk=3)
 

@@ -26,6 +26,7 @@ from haystack_help import BEST_FIRST, QUERY, documents, fake, ids
 
 from haystack_integrations.components.rankers.winnow import WinnowRanker
 from winnow import FakeEngine, ModelRecipe, Reranker, RerankerConfig
+from winnow.engines.choose import create_engine
 
 TYPE = "haystack_integrations.components.rankers.winnow.ranker.WinnowRanker"
 
@@ -210,9 +211,73 @@ def test_secrets_are_never_written() -> None:
     assert "hush" not in repr(server)
     with pytest.raises(ValueError, match="Cannot serialize token-based secret"):
         server.to_dict()
-    with pytest.raises(ValueError, match="HF_TOKEN") as error:
+    with pytest.raises(ValueError, match="Cannot serialize token-based secret"):
+        fake(token=Secret.from_token("hush")).to_dict()
+    with pytest.raises(ValueError, match=r"give token=Secret\.from_env_var\('HF_TOKEN'\)") as error:
         fake(engine_kwargs={"hf_token": "hush"}).to_dict()
     assert "hush" not in str(error.value)
+
+
+ENGINES: list[dict[str, Any]] = [
+    {"engine": "auto"},
+    {"engine": "vllm"},
+    {"engine": "transformers"},
+    {"engine": "server", "url": "http://localhost:1"},
+]
+
+
+@pytest.fixture
+def no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_API_TOKEN", "HF_TOKEN", "WINNOW_HF_TOKEN", "WINNOW_ENGINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_tokens")
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine["engine"])
+def test_the_hub_is_asked_with_the_token(
+    engine: dict[str, Any], tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine["engine"] == "vllm":
+        pytest.importorskip("vllm")
+    asked: list[str | None] = []
+
+    def download(name: str, *, token: str | None, **_: Any) -> str:
+        asked.append(token)
+        return tiny_model
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setenv("HF_API_TOKEN", "hf_environment")
+    for given in ({}, {"token": Secret.from_token("hf_given")}, {"engine_kwargs": {"hf_token": "hf_kwargs"}}):
+        ranker = WinnowRanker("me/private-Qwen3-Reranker", **engine, **given)
+        create_engine(ranker._ready())
+        assert "hf_" not in str(ranker.engine_kwargs) or "engine_kwargs" in given
+    assert asked == ["hf_environment", "hf_given", "hf_kwargs"]
+
+
+@pytest.mark.usefixtures("no_tokens")
+def test_a_token_that_the_hub_finds_by_itself_or_nobody_needs_makes_no_other_engine(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = Reranker("me/private", engine="transformers")
+    assert WinnowRanker("me/private", engine="transformers")._ready().engine_key == core.engine_key
+    monkeypatch.setenv("HF_TOKEN", "hf_environment")
+    assert WinnowRanker("me/private", engine="transformers")._ready().engine_key == core.engine_key
+    token = Secret.from_token("hf_other")
+    one, two = (WinnowRanker("me/private", engine="transformers", token=token)._ready() for _ in range(2))
+    assert one.engine_key == two.engine_key != core.engine_key
+    folder = WinnowRanker(tiny_model, engine="transformers", token=token)._ready()
+    assert folder.engine_key == Reranker(tiny_model, engine="transformers").engine_key
+    missing = Secret.from_env_var("NO_SUCH_TOKEN")
+    for ranker in (
+        fake(token=missing),
+        fake(engine=FakeEngine(), token=missing),
+        WinnowRanker(tiny_model, token=missing),
+    ):
+        assert "hf_token" not in ranker._ready().engine_kwargs
+    with pytest.raises(ValueError, match="NO_SUCH_TOKEN"):
+        WinnowRanker("me/private", token=missing).warm_up()
+    monkeypatch.setenv("WINNOW_ENGINE", "fake")
+    assert ids(WinnowRanker("me/private", token=token).run(QUERY, documents())) == BEST_FIRST
 
 
 def test_telemetry_holds_the_model_and_nothing_else() -> None:
@@ -330,9 +395,11 @@ EVERYTHING: dict[str, Any] = {
     "engine_kwargs": {"revision": "main"},
     "url": ["http://localhost:1", "http://localhost:2"],
     "api_key": Secret.from_env_var(["MY_KEY", "OTHER_KEY"]),
+    "token": Secret.from_env_var("MY_TOKEN"),
     "root_path": "images",
     "allow_remote_images": True,
     "score_cache": 1000,
+    "fallback": "retrieval order",
 }
 
 

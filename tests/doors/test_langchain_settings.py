@@ -32,6 +32,9 @@ def test_every_setting_of_the_core_is_there_with_its_default(kind: Any) -> None:
     for field in dataclasses.fields(RerankerConfig):
         if field.name in ("model", "api_key"):
             continue
+        if field.name == "fallback" and kind is WinnowCrossEncoder:  # its bare numbers could not say where they are from
+            assert field.name not in kind.model_fields
+            continue
         expected = {} if field.default is dataclasses.MISSING else field.default
         assert kind.model_fields[field.name].get_default(call_default_factory=True) == expected, field.name
     assert [name for name, field in kind.model_fields.items() if not field.description] == []

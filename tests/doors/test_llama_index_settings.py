@@ -101,6 +101,7 @@ EVERYTHING: dict[str, Any] = {
     "root_path": "images",
     "allow_remote_images": True,
     "score_cache": 1000,
+    "fallback": "retrieval order",
 }
 
 ROUND_TRIPS: dict[str, Callable[[WinnowRerank], WinnowRerank]] = {

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from winnow.errors import ConfigurationError
+from winnow.types import RETRIEVAL_ORDER
 
 ENGINES = ("auto", "vllm", "server", "transformers", "fake")
+FALLBACKS = (*ENGINES[1:], RETRIEVAL_ORDER)
 PREFIX = "WINNOW_"
 
 
@@ -127,7 +129,7 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("trust_remote_code", _ALL, _FLAG),
         Setting("hf_token", _ALL, _TEXT, secret=True),
         Setting("hf_overrides", _ALL, _MAPPING),
-        Setting("mm_processor_kwargs", ("vllm", "transformers"), _MAPPING),
+        Setting("mm_processor_kwargs", _ALL, _MAPPING),
         # Numbers and memory.
         Setting("dtype", ("vllm", "transformers"), _DTYPE),
         Setting("quantization", _VLLM, _TEXT),

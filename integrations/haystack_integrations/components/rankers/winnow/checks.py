@@ -34,11 +34,11 @@ def checked_fields(names: Sequence[str] | None) -> list[str]:
     return list(names or ())
 
 
-def checked_key(key: Secret | None) -> Secret | None:
-    """`api_key`, if it is a secret: a text would be written into saved pipelines."""
-    if key is not None and not isinstance(key, Secret):
-        raise TypeError("api_key must be a Secret: use Secret.from_env_var or Secret.from_token")
-    return key
+def checked_secret(name: str, secret: Secret | None) -> Secret | None:
+    """`api_key` or `token`, if it is a secret: a text would be written into saved pipelines."""
+    if secret is not None and not isinstance(secret, Secret):
+        raise TypeError(f"{name} must be a Secret: use Secret.from_env_var or Secret.from_token")
+    return secret
 
 
 def basic(value: Any) -> Any:

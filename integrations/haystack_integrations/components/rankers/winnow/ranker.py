@@ -1,11 +1,13 @@
 """The Haystack door: documents in, documents out, best first."""
 
 import inspect
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from haystack import Document, component, default_from_dict, default_to_dict, logging
@@ -17,13 +19,14 @@ from haystack_integrations.components.rankers.winnow.checks import (
     basic,
     check_documents,
     checked_fields,
-    checked_key,
+    checked_secret,
     checked_threshold,
     checked_top_k,
 )
 from haystack_integrations.components.rankers.winnow.documents import DocumentReader, without_duplicates
 from winnow import DocumentError, Engine, ModelRecipe, RankedDocument, Ranking, Reranker, RerankerConfig
-from winnow.types import finite
+from winnow.engines.settings import resolve
+from winnow.types import RETRIEVAL_ORDER, finite
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +87,16 @@ class WinnowRanker:
             `TransformersEngine` or `ServerEngine`.
         url: Address of a vLLM server, or several that serve the same model, for `engine="server"`.
         api_key: Key of these servers; read when it is first needed, and for no other engine.
+        token: Access token of the Hugging Face Hub, for private and gated models; read when the model loads.
         root_path: Folder that images in `meta["file_path"]` are read from; without it they are refused.
         allow_remote_images: Whether `meta["file_path"]` may be an http(s) address.
         score_cache: Keep scores from one run to the next: how many pairs in memory, or a folder to keep them in.
+        fallback: What ranks where the engine fails: the name of another engine, or "retrieval order", which leaves the
+            documents and their scores as they came. `meta["fallback"]` then says so. None to raise.
 
     Raises:
         ValueError: An argument is out of range. What only the model can tell is raised when it loads.
-        TypeError: `top_k` is not an integer, `meta_fields_to_embed` no list, or `api_key` no `Secret`.
+        TypeError: `top_k` is not an integer, `meta_fields_to_embed` no list, or `api_key` or `token` no `Secret`.
     """
 
     def __init__(
@@ -119,9 +125,11 @@ class WinnowRanker:
         engine_kwargs: Mapping[str, Any] | None = None,
         url: str | Sequence[str] | None = None,
         api_key: Secret | None = Secret.from_env_var("WINNOW_API_KEY", strict=False),  # noqa: B008
+        token: Secret | None = Secret.from_env_var(["HF_API_TOKEN", "HF_TOKEN"], strict=False),  # noqa: B008
         root_path: str | os.PathLike[str] | None = None,
         allow_remote_images: bool = False,
         score_cache: int | str | os.PathLike[str] | None = None,
+        fallback: str | None = None,
     ):
         self.model = os.fspath(model)
         self.top_k = checked_top_k(top_k)
@@ -145,10 +153,12 @@ class WinnowRanker:
         self.engine = engine
         self.engine_kwargs = basic(engine_kwargs or {})
         self.url = basic(url)
-        self.api_key = checked_key(api_key)
+        self.api_key = checked_secret("api_key", api_key)
+        self.token = checked_secret("token", token)
         self.root_path = basic(root_path)
         self.allow_remote_images = allow_remote_images
         self.score_cache = basic(score_cache)
+        self.fallback = fallback
         RerankerConfig(**self._settings())  # refuses what is out of range
         self._reranker: Reranker | None = None
 
@@ -180,8 +190,25 @@ class WinnowRanker:
         with _making:
             if self._reranker is None:
                 key = self.api_key.resolve_value() if self.api_key is not None and self.engine == "server" else None
-                self._reranker = Reranker(**self._settings(), api_key=key)
+                settings = self._settings()
+                if token := self._hub_token():
+                    settings["engine_kwargs"] = {**self.engine_kwargs, "hf_token": token}
+                self._reranker = Reranker(**settings, api_key=key)
             return self._reranker
+
+    def _hub_token(self) -> str | None:
+        """`token`, where the model comes from the Hub, whose library would not find the same in HF_TOKEN by itself.
+
+        An engine with a token of its own is not shared with those that were given none.
+        """
+        given = self.engine_kwargs.get("hf_token") is not None
+        if self.token is None or given or Path(self.model).expanduser().is_dir():
+            return None
+        engine = resolve(RerankerConfig(**self._settings())).engine
+        if not isinstance(engine, str) or engine == "fake":
+            return None
+        token = self.token.resolve_value()
+        return token if token and token.strip() and token != os.environ.get("HF_TOKEN") else None
 
     # --- serialization ------------------------------------------------------------------------------------------------
 
@@ -193,8 +220,8 @@ class WinnowRanker:
         """
         if isinstance(self.engine_kwargs.get("hf_token"), str):
             raise ValueError(
-                "engine_kwargs['hf_token'] is a secret and cannot be serialized: leave it out and set the environment "
-                "variable HF_TOKEN"
+                "engine_kwargs['hf_token'] is a secret and cannot be serialized: give "
+                "token=Secret.from_env_var('HF_TOKEN') instead"
             )
         parameters = {name: getattr(self, name) for name in _PARAMETERS}
         if isinstance(self.recipe, ModelRecipe):
@@ -247,7 +274,8 @@ class WinnowRanker:
         Returns:
             `documents`, copies with the new score, best first; and `meta`: the `model`, the `usage` in tokens, how many
             `documents` were ranked and how many different ones scored (`unique`), the ids of those `truncated`, what
-            `failed` and why (id to message, with `on_error="skip"`), and `elapsed_ms`.
+            `failed` and why (id to message, with `on_error="skip"`), and `elapsed_ms`; `fallback`, None or what
+            ranked instead of the engine, and `error`, why.
 
         Raises:
             ValueError: The query is blank, `top_k` is below 1, or `score_threshold` not finite.
@@ -325,7 +353,7 @@ class WinnowRanker:
             def output(ranking: Ranking) -> dict[str, Any]:
                 result = self._output(call, ranking)
                 stats = replace(ranking.stats, documents=result["meta"]["documents"])
-                span.set_tags({f"winnow.{name}": value for name, value in asdict(stats).items()})
+                span.set_tags({f"winnow.{name}": value for name, value in asdict(stats).items() if value is not None})
                 if stats.failed:
                     logger.warning(
                         "{failed} of {documents} documents could not be ranked; meta['failed'] says why.",
@@ -343,10 +371,13 @@ class WinnowRanker:
 
     def _output(self, call: _Call, ranking: Ranking) -> dict[str, Any]:
         hits = [(hit, document) for hit in ranking if (document := call.documents[hit.index]) is not None]
-        scored = [(_score(hit, call.scale_score), document) for hit, document in hits]
-        if call.score_threshold is not None:
-            scored = [(score, document) for score, document in scored if score >= call.score_threshold]
         stats = ranking.stats
+        if stats.fallback == RETRIEVAL_ORDER:
+            best = [document for _, document in hits]
+        else:
+            scored = [replace(document, score=_score(hit, call.scale_score)) for hit, document in hits]
+            least = -math.inf if call.score_threshold is None else call.score_threshold
+            best = [document for document in scored if document.score is not None and document.score >= least]
         meta = {
             "model": self.model,
             "usage": {
@@ -359,8 +390,10 @@ class WinnowRanker:
             "truncated": [document.id for hit, document in hits if hit.truncated],
             "failed": {document.id: hit.error for hit, document in hits if hit.error is not None},
             "elapsed_ms": stats.elapsed_ms,
+            "fallback": stats.fallback,
+            "error": stats.error,
         }
-        return {"documents": [replace(document, score=score) for score, document in scored[: call.top_k]], "meta": meta}
+        return {"documents": best[: call.top_k], "meta": meta}
 
 
 _SETTINGS = frozenset(field.name for field in fields(RerankerConfig)) - {"api_key"}

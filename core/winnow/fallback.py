@@ -1,0 +1,125 @@
+"""What ranks instead of an engine that failed: another engine, or nobody, and the documents stay as they came."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+from winnow.config import RerankerConfig
+from winnow.engines.known_settings import settings_of
+from winnow.errors import EngineError, EngineLoadError
+from winnow.ordering import hits_of
+from winnow.types import RETRIEVAL_ORDER, Ranking, RankStats
+
+if TYPE_CHECKING:
+    from winnow.calls import Call
+
+logger = logging.getLogger(__name__)
+
+# An engine that did not start is tried again after this time, by one call; the others do not wait for it.
+_RETRY_SECONDS = 30.0
+
+
+class Fallback:
+    """The fallback of one reranker.
+
+    Args:
+        config: The reranker's settings.
+        rank: Ranks a call; None for the retrieval order.
+    """
+
+    def __init__(self, config: RerankerConfig, rank: "Callable[[Call], Awaitable[Ranking]] | None"):
+        self._config = config
+        self._name = _name_of(config.fallback)
+        self._rank = rank
+        self._failure: EngineLoadError | None = None
+        self._retry_at = 0.0
+
+    async def start(self, engine: Callable[[], Awaitable[None]]) -> None:
+        """Start the engine; where it does not start, the calls will have the fallback."""
+        try:
+            await engine()
+        except EngineLoadError as error:
+            self._hold_off(error)
+            logger.warning("fallback=%r will rank: %s", self._name, error)
+
+    async def rank(self, engine: Callable[[], Awaitable[Ranking]], call: "Call") -> Ranking:
+        """The engine's ranking of a call, or the fallback's where the engine fails.
+
+        Raises:
+            EngineError: The fallback failed, too.
+        """
+        if self._failure is not None:
+            if time.monotonic() < self._retry_at:
+                return await self.instead(call, self._failure)
+            self._hold_off(self._failure)
+        try:
+            ranking = await engine()
+        except EngineError as error:
+            if isinstance(error, EngineLoadError):
+                self._hold_off(error)
+            return await self.instead(call, error)
+        self._failure = None
+        return ranking
+
+    async def instead(self, call: "Call", failure: Exception) -> Ranking:
+        """The fallback's ranking.
+
+        Args:
+            call: The call.
+            failure: Why the engine does not rank it.
+        """
+        logger.warning("fallback=%r ranks %d documents: %s", self._name, len(call.documents), failure)
+        why = str(failure)
+        if self._rank is None:
+            return self._as_they_came(call, why)
+        if isinstance(other := self._config.fallback, RerankerConfig):  # its model need not understand our template
+            instruction = other.instruction if call.instruction is None else call.instruction
+            call = replace(
+                call, instruction=instruction, template=other.template, template_kwargs=other.template_kwargs
+            )
+        try:
+            ranking = await self._rank(call)
+        except EngineError as error:
+            error.add_note(f"This is the fallback {self._name!r}, which was asked because of: {why}")
+            raise
+        return replace(ranking, stats=replace(ranking.stats, fallback=ranking.stats.fallback or self._name, error=why))
+
+    @property
+    def ranks_at_once(self) -> bool:
+        """Whether it needs no time, so that it can rank what a deadline cut off."""
+        return self._rank is None
+
+    def _as_they_came(self, call: "Call", why: str) -> Ranking:
+        hits = hits_of(self._config, call.documents, {}, {}, {})
+        return Ranking(
+            tuple(replace(hit, error=why) for hit in hits[: call.top_k]),
+            RankStats(documents=len(hits), failed=len(hits), fallback=RETRIEVAL_ORDER, error=why),
+        )
+
+    def _hold_off(self, failure: EngineLoadError) -> None:
+        self._failure = failure
+        self._retry_at = time.monotonic() + _RETRY_SECONDS
+
+
+def settings_of_fallback(config: RerankerConfig) -> dict[str, Any] | None:
+    """Arguments of the reranker that ranks where this one's engine fails; None if none does.
+
+    An engine that was given by name has the same model and prompts, and those of the engine's settings that it takes.
+    """
+    other = config.fallback
+    if other is None or other == RETRIEVAL_ORDER:
+        return None
+    base = config if isinstance(other, str) else other
+    settings = {field.name: getattr(base, field.name) for field in fields(RerankerConfig)}
+    if isinstance(other, str):
+        kwargs = {name: value for name, value in config.engine_kwargs.items() if name in settings_of(other)}
+        settings |= {"engine": other, "url": None, "api_key": None, "engine_kwargs": kwargs, "fallback": None}
+    return settings | {"raw_scores": config.raw_scores}
+
+
+def _name_of(fallback: str | RerankerConfig | None) -> str:
+    if not isinstance(fallback, RerankerConfig):
+        return str(fallback)
+    return fallback.engine if isinstance(fallback.engine, str) else fallback.engine.name
