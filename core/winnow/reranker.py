@@ -14,7 +14,7 @@ from winnow.engines.shared import Lease, Work
 from winnow.fallback import Fallback, settings_of_fallback
 from winnow.ordering import in_input_order, readable, shows, text_of
 from winnow.templates import TemplateLike
-from winnow.types import Document, Ranking
+from winnow.types import Ranking
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ class Reranker(RerankerConfig):
             DocumentError: A document cannot be scored, and `on_error` is "raise".
             ConfigurationError: The model or the template cannot be used.
             EngineError: The engine failed, and there is no `fallback`.
-            TimeoutError: The deadline passed.
+            TimeoutError: The deadline passed, and `fallback` is not "retrieval order".
         """
         call = self._call(query, documents, top_k, instruction, score_threshold, template, template_kwargs)
         return self._wait(partial(self._calls.run, [call], progress, deadline))[0]
@@ -161,7 +161,10 @@ class Reranker(RerankerConfig):
     # --- life ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Load the model now instead of with the first call."""
+        """Load the model now instead of with the first call.
+
+        With a `fallback`, an engine that does not start is a warning in the log.
+        """
         self._wait(self._calls.bind)
         return self
 
