@@ -10,6 +10,8 @@ from hypothesis import settings
 from tiny_model import build_tiny_reranker, read_passages
 from winnow import Reranker
 
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # tests call nobody
+
 # In CI the same examples every time: a new counter-example is found at the desk, not in somebody else's change.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):

@@ -165,17 +165,49 @@ def test_a_cross_encoder_over_a_causal_model(qwen: Path, tmp_path: Path) -> None
     assert found.tolist() == pytest.approx(saved.predict(pairs, activation_fn=torch.nn.Sigmoid()).tolist(), abs=1e-4)
 
 
-def test_a_name_on_the_hub(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = "5fa94080caafeaa45a15d11f969d7978e087a3db"
-    cached = tmp_path / "hub" / "models--Qwen--Qwen3-Reranker-Tiny"
-    shutil.copytree(qwen, cached / "snapshots" / commit)
-    (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cached.parent))
+COMMITS = {"main": "5fa94080caafeaa45a15d11f969d7978e087a3db", "v1": "c5eb7cb6bd1a1a5e2a5d9a4e3c8d06b1a40f6fd1"}
+
+
+@pytest.fixture(scope="module")
+def hub(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Hub's cache with one model in two revisions, `main` and the tag `v1`."""
+    cache = tmp_path_factory.mktemp("hub")
+    cached = cache / "models--Qwen--Qwen3-Reranker-Tiny"
+    (cached / "refs").mkdir(parents=True)
+    for name, commit in COMMITS.items():
+        (cached / "refs" / name).write_text(commit)
+    shutil.copytree(qwen, cached / "snapshots" / COMMITS["main"])
+    build_tiny_reranker(cached / "snapshots" / COMMITS["v1"], seed=1)
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("options", "commit"),
+    [
+        ([], COMMITS["main"]),
+        (["--revision", "v1", "--verify"], COMMITS["v1"]),
+        (["--revision", COMMITS["v1"], "--labels", "no,yes"], COMMITS["v1"]),
+    ],
+    ids=["the-default", "a-tag", "a-commit"],
+)
+def test_a_name_on_the_hub(
+    options: list[str], commit: str, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    convert("Qwen/Qwen3-Reranker-Tiny", tmp_path / "out")
+    name = "Qwen/Qwen3-Reranker-Tiny"
+    done = CliRunner().invoke(app, ["convert", name, str(tmp_path / "out"), *options])
+    assert done.exit_code == 0, done.output
+    missing = CliRunner().invoke(app, ["convert", name, str(tmp_path / "missing"), "--revision", "v9"])
     monkeypatch.undo()
-    assert logits(tmp_path / "out") == pytest.approx(logits(qwen), abs=1e-5)
+    assert missing.exit_code == 1
+    assert "did not give its revision 'v9'" in missing.stderr
+    assert not (tmp_path / "missing").exists()
+    snapshots = hub / "models--Qwen--Qwen3-Reranker-Tiny" / "snapshots"
+    scores = {each: logits(snapshots / each, recipe="qwen3-reranker") for each in COMMITS.values()}
+    found = logits(tmp_path / "out")
+    assert found == pytest.approx(scores.pop(commit), abs=1e-5)
+    assert found != pytest.approx(scores.popitem()[1], abs=1e-2)
 
 
 # --- what is written --------------------------------------------------------------------------------------------------

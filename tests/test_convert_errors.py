@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import winnow.convert as module
+import winnow.converted_files as files
 from test_convert import sharded
 from tiny_families import patch_config
 from tiny_model import build_tiny_reranker
@@ -32,7 +33,7 @@ def test_an_interrupted_conversion_leaves_nothing(
 ) -> None:
     folder = sharded(tmp_path / "qwen3-reranker-untied")
     copied = []
-    original = module.copy_shard
+    original = files.copy_shard
 
     def stop_at_the_third(source: Path, target: Path, **options: Any) -> int:
         copied.append(target)
@@ -41,7 +42,7 @@ def test_an_interrupted_conversion_leaves_nothing(
             raise error
         return original(source, target, **options)
 
-    monkeypatch.setattr(module, "copy_shard", stop_at_the_third)
+    monkeypatch.setattr(files, "copy_shard", stop_at_the_third)
     with pytest.raises(error):
         convert(folder, tmp_path / "out")
     assert len(copied) == 3
@@ -61,7 +62,7 @@ def test_the_output_is_never_overwritten(qwen: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_noticed_first(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(ValueError, match=r"new/out needs 0.6 MB, and 0.0 MB are free there. Make room"):
         convert(qwen, tmp_path / "new" / "out")
     assert not list(tmp_path.iterdir())

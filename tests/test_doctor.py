@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner, Result
 
 from model_folders import HEAD, model_folder
@@ -135,3 +136,30 @@ def test_counts_add_up_for_every_kind_of_tokenizer(
     assert found.tokens["query"] >= 6
     assert found.tokens["document"] >= 6
     assert (found.tokens["instruction"] > 0) == (template is not None)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.WordPiece({"[UNK]": 0, "[SEP]": 1, "a": 2, "SEP": 3}, unk_token="[UNK]"),
+        models.WordLevel({"[UNK]": 0, "[SEP]": 1, "a": 2}, unk_token="[UNK]"),
+        models.BPE({"[UNK]": 0, "[SEP]": 1, "a": 2}, [], unk_token="[UNK]"),
+        models.Unigram([("[UNK]", 0.0), ("[SEP]", 0.0), ("a", -1.0)], 0, byte_fallback=False),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_an_unknown_character_is_no_forgery(model: Any, named: bool, tiny_model: str, tmp_path: Path) -> None:
+    """`[` is in no vocabulary here, so a document that holds `[SEP]` gets `[UNK]`, whether or not a config names it."""
+    folder = model_folder(tmp_path / "head", tiny_model, config=HEAD)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(["[UNK]", "[SEP]"])
+    tokenizer.save(str(tmp_path / "head" / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **({"unk_token": "[UNK]"} if named else {})}
+    (tmp_path / "head" / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    found = examine(
+        folder, recipe=ModelRecipe(family="head"), template="a {{ query }}[SEP]{{ document }}", query="a", document="a"
+    )
+    assert found.problems == []
+    assert "[SEP]" in [piece.text for piece in found.pieces if piece.control]

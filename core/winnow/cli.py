@@ -174,6 +174,7 @@ def convert(
     labels: Annotated[str | None, typer.Option(help='"no,yes" or "yes"; by default those of the family.')] = None,
     recipe: Annotated[str | None, typer.Option(help="The model's family, where its name does not tell.")] = None,
     template: Annotated[str | None, typer.Option(help="A score template: a built-in's name, or a Jinja file.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Score pairs with both, and fail if they differ.")] = False,
 ) -> None:
     """Write a causal reranker as a sequence-classification checkpoint, which loads anywhere without settings.
@@ -191,6 +192,7 @@ def convert(
             labels=labels.split(",") if labels else None,
             recipe=recipe,
             template=template,
+            revision=revision,
             verify=verify,
             progress=True,
         )

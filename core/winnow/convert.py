@@ -9,49 +9,25 @@ The names are those of vLLM's conversion at load time (`models/adapters.py`). Th
 transformers' `AutoModelForSequenceClassification`, in sentence-transformers' `CrossEncoder`, in vLLM and in Winnow.
 """
 
-import json
-import logging
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-from tqdm.auto import tqdm
-
 from winnow.checkpoint import Checkpoint, open_checkpoint, template_for
 from winnow.compare import TOLERANCE, largest_difference
+from winnow.converted_files import check_disk, whole_or_nothing, write_config, write_tokenizer, write_weights
 from winnow.converted_prompts import check_prompts, pad_token_for, write_templates
 from winnow.errors import ConfigurationError, MissingExtraError, ModelError
 from winnow.model_folder import folder_of, read_json
 from winnow.recipes import ModelRecipe, recipe_for
-from winnow.score_head import Layout, layout_of, score_head
-from winnow.shards import INDEX, Shards, copy_shard, find_shards
+from winnow.score_head import layout_of, score_head
+from winnow.shards import INDEX, find_shards
 from winnow.templates import TemplateLike
-
-logger = logging.getLogger(__name__)
 
 Method = Literal["from_2_way_softmax", "no_post_processing"]
 METHODS: dict[str, int] = {"from_2_way_softmax": 2, "no_post_processing": 1}
 
-# What of a model's folder goes with the weights. config.json, the index and templates are written anew.
-_COPIED = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece*.model",
-    "LICENSE*",
-    "NOTICE*",
-)
-# Fields of config.json that speak of the causal model: another template, its own code, and conversion at load time.
-_DROPPED_FIELDS = ("score_template", "auto_map", "classifier_from_token", "method", "is_original_qwen3_reranker")
 # Fields with which models change their logits after the output embedding, which a score head cannot do.
 _LOGIT_FIELDS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
@@ -122,16 +98,16 @@ def convert(
     if score_template is None:
         raise ModelError(f"{model} has no labels: it is not a causal model that a score head can be made of.")
     shards = find_shards(_with_weights(model, revision), model)
-    _check_disk(out, shards)
+    check_disk(out, shards)
     layout = layout_of(shards, model)
     head = score_head(shards, layout, checkpoint)
     difference = None
-    with _whole_or_nothing(out) as part:
+    with whole_or_nothing(out) as part:
         pad = pad_token_for(checkpoint, score_template)
-        _write_tokenizer(shards.folder, part, pad)
-        _write_config(part, checkpoint, layout, checkpoint.tokenizer.token_id(pad))
+        write_tokenizer(shards.folder, part, pad)
+        write_config(part, checkpoint, layout, checkpoint.tokenizer.token_id(pad))
         write_templates(part, checkpoint, score_template)
-        size = _write_weights(part, shards, layout, head, progress)
+        size = write_weights(part, shards, layout, head, progress)
         check_prompts(part, checkpoint, score_template)
         if verify:
             difference = largest_difference(str(shards.folder), str(part), checkpoint, score_template)
@@ -142,9 +118,6 @@ def convert(
                     "embedding?"
                 )
     return Conversion(folder=out, formula=checkpoint.recipe.formula, bytes=size, difference=difference)
-
-
-# --- what is converted ------------------------------------------------------------------------------------------------
 
 
 def _open(
@@ -223,81 +196,3 @@ def _with_weights(model: str, revision: str | None) -> Path:
             "there already is not downloaded twice."
         ) from error
     return folder
-
-
-# --- what is written --------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _whole_or_nothing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name at the end, or is removed if anything goes wrong, Ctrl-C included."""
-    part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        part.replace(out)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise ConfigurationError(f"{out} cannot be written: {error}") from error
-        raise
-
-
-def _check_disk(out: Path, shards: Shards) -> None:
-    existing = next(parent for parent in out.parents if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < shards.bytes:
-        raise ConfigurationError(
-            f"{out} needs {shards.bytes / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free there. Make room, or name "
-            "another folder."
-        )
-
-
-def _write_weights(part: Path, shards: Shards, layout: Layout, head: npt.NDArray[np.float32], progress: bool) -> int:
-    size = 0
-    weight_map = {name: file for name, file in shards.file_of.items() if name not in layout.dropped}
-    weight_map["score.weight"] = shards.file_of[layout.heads[0]]
-    with tqdm(total=shards.bytes, desc="converting", unit="B", unit_scale=True, disable=not progress, delay=1) as bar:
-        for file in shards.files:
-            added = {"score.weight": head} if file == weight_map["score.weight"] else {}
-            size += copy_shard(
-                shards.folder / file, part / file, without=layout.dropped, added=added, progress=bar.update
-            )
-    if shards.indexed:
-        _write_json(part / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))})
-    return size
-
-
-def _write_config(part: Path, checkpoint: Checkpoint, layout: Layout, pad: int | None) -> None:
-    config = {name: value for name, value in checkpoint.config.items() if name not in _DROPPED_FIELDS}
-    label = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "num_labels": 1}
-    _write_json(
-        part / "config.json",
-        {
-            **config,
-            **label,
-            "architectures": [layout.classifier],
-            "pad_token_id": pad,
-            # `recipe_for` reads it: the folder may have any name. Labels and temperature are in the head.
-            "winnow_family": checkpoint.recipe.family,
-        },
-    )
-
-
-def _write_tokenizer(folder: Path, part: Path, pad: str) -> None:
-    for pattern in _COPIED:
-        for file in folder.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, part / file.name)
-    path = folder / "tokenizer_config.json"
-    config = read_json(path, str(folder)) if path.is_file() else {}
-    config.pop("chat_template", None)
-    if not config.get("pad_token"):  # it may be null
-        config["pad_token"] = pad
-    # A causal model and absolute positions, if it has them, are not changed by what comes after the prompt.
-    config["padding_side"] = "right"
-    _write_json(part / path.name, config)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

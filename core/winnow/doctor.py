@@ -247,8 +247,7 @@ def _forged(
 ) -> list[str]:
     """Control tokens that a document can put into the prompt."""
     # What a tokenizer without byte tokens writes for any odd character is no forgery.
-    unknown = tokenizer.control_tokens.get(tokenizer.special_tokens.get("unk_token", ""))
-    control = set(tokenizer.control_tokens.values()) - {unknown}
+    control = set(tokenizer.control_tokens.values()) - {tokenizer.unknown}
     names = list(tokenizer.control_tokens)
     typed = [document, *(f"{name} {document}" for name in names)]
     expected, *counts = (

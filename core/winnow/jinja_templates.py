@@ -1,11 +1,6 @@
-"""Render Jinja score templates exactly as transformers renders them, within bounds. The only file that knows Jinja.
-
-A template is rendered with markers in place of the contents, and what comes out is split at the markers. Rendering it
-again with awkward contents proves that it places them as they are, so that it need not be rendered for every document.
-"""
+"""Render Jinja score templates exactly as transformers renders them, within bounds. The only file that knows Jinja."""
 
 import json
-import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -22,10 +17,7 @@ from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from winnow.errors import TemplateError
-from winnow.segments import FIELDS, Content, FieldName, Segment
-
-JinjaError = jinja2.TemplateError
-"""What Jinja raises, also out of transformers' `apply_chat_template`."""
+from winnow.segments import FIELDS, FieldName
 
 # What a rendering is given besides the caller's `template_kwargs`.
 RESERVED_NAMES = frozenset(
@@ -34,13 +26,9 @@ RESERVED_NAMES = frozenset(
 
 _RENDER_SECONDS = 2.0
 _LARGEST_PRODUCT = 1_000_000  # characters, items or bits that a template may make with * or **
-_MARKERS: dict[FieldName, str] = {name: f"\u2983winnow {name} 7f3Kq0\u2984" for name in FIELDS}
-# What the second rendering puts around the markers: whitespace shows a trim, the rest escaping, case folding and cuts.
-_PADDING = " \n\t"
-_AWKWARD = "Aß <b>&amp;</b> \"q\" 'x' \\n {{ y }}  two\r\n\n\n\u00a0e\u0301\ufb01\u200b\U0001f600 " + "long " * 500
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """How the messages are written down.
 
     Attributes:
@@ -54,99 +42,17 @@ class _Layout(NamedTuple):
     roles: tuple[str, str] = ("query", "document")
 
 
-def segments_of(
-    source: str,
-    origin: str,
-    with_instruction: bool,
-    variables: Mapping[str, Any],
-    *,
-    system_first: bool = False,
-    roles: tuple[str, str] = ("query", "document"),
-) -> tuple[Segment, ...]:
-    """Split what a template renders into its own text and the contents.
-
-    Args:
-        source: The template.
-        origin: Where it comes from, for messages.
-        with_instruction: Whether there is an instruction.
-        variables: Variables besides the contents.
-        system_first: Whether the instruction's message comes first if the template takes it both first and last.
-        roles: Roles of the first two messages.
+def rendered(
+    source: str, origin: str, values: Mapping[FieldName, str], variables: Mapping[str, Any], layout: Layout
+) -> str:
+    """`render`, with errors that say where the template is from and which line failed.
 
     Raises:
-        TemplateError: The template is broken, reaches for what the sandbox forbids, runs too long, or changes the
-            contents.
+        TemplateError: The template is broken, reaches for what the sandbox forbids, or runs too long.
     """
-    names = FIELDS if with_instruction else FIELDS[:2]
-    markers = {name: _MARKERS[name] for name in names}
-    layout, probe = _probe(source, origin, markers, variables, _Layout(system_first=system_first, roles=roles))
-    padded = _rendered(
-        source, origin, {name: _PADDING + text + _PADDING for name, text in markers.items()}, variables, layout
-    )
-
-    parts: list[Segment] = []
-    pattern = "|".join(re.escape(marker) for marker in markers.values())
-    by_marker = {marker: name for name, marker in markers.items()}
-    at = 0
-    for piece in re.split(f"({pattern})", probe):
-        if piece not in by_marker:
-            if piece:
-                parts.append(piece)
-            at += len(piece)
-            continue
-        whole = _PADDING + piece + _PADDING
-        strip = not padded.startswith(whole, at)
-        parts.append(Content(by_marker[piece], strip))
-        at += len(piece if strip else whole)
-
-    segments = tuple(parts)
-    for value in (_PADDING + "{}" + _PADDING, _AWKWARD + "{}"):
-        values = {name: value.replace("{}", marker) for name, marker in markers.items()}
-        expected = "".join(part.of(values[part.field]) if isinstance(part, Content) else str(part) for part in segments)
-        if _rendered(source, origin, values, variables, layout) != expected:
-            raise TemplateError(
-                f"The template from {origin} changes the query, document or instruction (a filter such as upper, "
-                "truncate or tojson, or a condition on their text). Winnow needs them placed as they are: "
-                "prepare the text before you pass it in, and bound it with max_query_tokens or max_document_tokens."
-            )
-    return segments
-
-
-def _probe(
-    source: str, origin: str, markers: Mapping[FieldName, str], variables: Mapping[str, Any], preferred: _Layout
-) -> tuple[_Layout, str]:
-    """The first layout of the messages in which most markers are placed, and what it renders."""
-    layouts = [preferred]
-    if "messages" in _undeclared(source):
-        first = preferred.system_first
-        orders = (first, not first) if "instruction" in markers else (first,)
-        layouts = [_Layout(structured, order, preferred.roles) for structured in (False, True) for order in orders]
-    best: tuple[tuple[bool, int], _Layout, str] | None = None
-    failure: TemplateError | None = None
-    for layout in layouts:
-        try:
-            text = _rendered(source, origin, markers, variables, layout)
-        except TemplateError as error:
-            failure = failure or error
-            continue
-        placed = [name for name, marker in markers.items() if marker in text]
-        worth = ({"query", "document"} <= set(placed), len(placed))
-        if best is None or worth > best[0]:
-            best = (worth, layout, text)
-        if len(placed) == len(markers):
-            break
-    if best is None:
-        raise failure or TemplateError(f"The template from {origin} does not render.")
-    return best[1:]
-
-
-def _rendered(
-    source: str, origin: str, values: Mapping[FieldName, str], variables: Mapping[str, Any], layout: _Layout
-) -> str:
-    """`render`, with errors that say where the template is from and which line failed."""
     what = f"The template from {origin}"
     try:
-        return _render(source, values, variables, layout)
+        return render(source, values, variables, layout)
     except TimeoutError:
         raise TemplateError(f"{what} ran for more than {_RENDER_SECONDS:g} s: does it loop forever?") from None
     except jinja2.TemplateSyntaxError as error:
@@ -159,22 +65,26 @@ def _rendered(
         raise TemplateError(f"{what} failed to render{where}: {type(error).__name__}: {error}") from error
 
 
-def render(source: str, values: Mapping[FieldName, str], variables: Mapping[str, Any] | None = None) -> str:
+def render(
+    source: str,
+    values: Mapping[FieldName, str],
+    variables: Mapping[str, Any] | None = None,
+    layout: Layout | None = None,
+) -> str:
     """Render a Jinja score template the way transformers' `apply_chat_template` does.
 
     Args:
         source: The template.
         values: Text of each field; an instruction that is absent is not defined in the template.
         variables: More variables.
+        layout: How the messages are written down; by default that of `Layout()`.
 
     Raises:
         jinja2.TemplateError: The template is broken or did what the sandbox forbids.
         TimeoutError: It ran too long.
     """
-    return _render(source, values, variables or {}, _Layout())
+    layout = layout or Layout()
 
-
-def _render(source: str, values: Mapping[FieldName, str], variables: Mapping[str, Any], layout: _Layout) -> str:
     def message(role: str, text: str) -> dict[str, Any]:
         return {"role": role, "content": [{"type": "text", "text": text}] if layout.structured else text}
 
@@ -191,13 +101,13 @@ def _render(source: str, values: Mapping[FieldName, str], variables: Mapping[str
                 "tools": None,
                 "documents": None,
                 "add_generation_prompt": False,
-                **variables,
+                **(variables or {}),
                 **given,
             }
         )
 
 
-def _undeclared(source: str) -> set[str]:
+def undeclared(source: str) -> set[str]:
     """Variables that a template reads; none if it has a syntax error, which rendering will report."""
     try:
         return jinja2.meta.find_undeclared_variables(_environment().parse(source))

@@ -35,10 +35,11 @@ def folder_of(model: str, revision: str | None, token: str | None = None) -> Pat
     except HFValidationError as error:
         raise ModelError(f"{model!r} is neither a folder nor a name on the Hugging Face Hub: {error}") from error
     except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        wanted = "it" if revision is None else f"its revision {revision!r}"
         raise ModelError(
-            f"{model!r} is not a local folder, and the Hugging Face Hub did not give it ({type(error).__name__}). "
-            "Check the spelling; a gated or private model needs hf_token or HF_TOKEN; without a network, give the path "
-            "of a folder."
+            f"{model!r} is not a local folder, and the Hugging Face Hub did not give {wanted} ({type(error).__name__})."
+            " Check the spelling; a gated or private model needs hf_token or HF_TOKEN; without a network, give the "
+            "path of a folder."
         ) from error
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from winnow import jinja_templates
+from winnow import template_segments
 from winnow.errors import TemplateError
 from winnow.model_folder import CrossEncoderFiles, read_json
 from winnow.segments import Segment, fields_of
@@ -68,7 +68,7 @@ def is_score_template(source: str, special_tokens: Mapping[str, str] | None = No
     if segments is None:
         return False
     try:
-        as_chat = jinja_templates.segments_of(
+        as_chat = template_segments.segments_of(
             source, "a chat template", False, dict(special_tokens or {}), roles=("user", "assistant")
         )
     except TemplateError:

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from winnow import format_strings, jinja_templates
+from winnow import format_strings, template_segments
 from winnow.cutting import checked
 from winnow.errors import DocumentError, TemplateError
 from winnow.jinja_templates import RESERVED_NAMES
@@ -66,7 +66,7 @@ class ScoreTemplate:
         if isinstance(self.source, str):
             shield = _Shield(control_tokens)
             variables = {**(special_tokens or {}), **self.variables, **shield.cover(given)}
-            rendered = jinja_templates.segments_of(
+            rendered = template_segments.segments_of(
                 self.source,
                 self.origin,
                 with_instruction or self.instruction is not None,

@@ -93,6 +93,9 @@ class WinnowSettings(BaseModel):
     score_cache: StrictInt | str | None = Field(default=None, frozen=True)
     """Keep scores from one call to the next: how many pairs in memory, or a folder to keep them in."""
 
+    max_restarts: int = Field(default=1, ge=0, frozen=True)
+    """How often in a row an engine that died is started again."""
+
     _reranker: Reranker = PrivateAttr()
 
     @field_validator("model", "template", "root_path", "score_cache", mode="before")

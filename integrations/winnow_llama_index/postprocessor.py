@@ -152,6 +152,10 @@ class WinnowRerank(BaseNodePostprocessor):
         "the nodes and their scores as they came and says why in their metadata, as rerank_error. None to raise.",
     )
 
+    max_restarts: int = Field(
+        default=1, ge=0, frozen=True, description="How often in a row an engine that died is started again."
+    )
+
     _reranker: Reranker | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")

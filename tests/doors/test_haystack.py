@@ -136,6 +136,8 @@ def test_no_documents_touch_no_engine(run: Run) -> None:
         "truncated": [],
         "failed": {},
         "elapsed_ms": 0.0,
+        "fallback": None,
+        "error": None,
     }
     assert engine.started == 0
 

@@ -60,6 +60,7 @@ def test_settings_reach_the_reranker(kind: Any) -> None:
         "root_path": "/pictures",
         "allow_remote_images": True,
         "score_cache": 1000,
+        "max_restarts": 3,
     }
     reranker = kind(**settings)._reranker
     assert {name: getattr(reranker, name) for name in settings} == settings

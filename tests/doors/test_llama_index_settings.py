@@ -102,6 +102,7 @@ EVERYTHING: dict[str, Any] = {
     "allow_remote_images": True,
     "score_cache": 1000,
     "fallback": "retrieval order",
+    "max_restarts": 3,
 }
 
 ROUND_TRIPS: dict[str, Callable[[WinnowRerank], WinnowRerank]] = {

@@ -1,20 +1,18 @@
 """The Haystack door: documents in, documents out, best first."""
 
 import inspect
-import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from haystack import Document, component, default_from_dict, default_to_dict, logging
-from haystack.tracing.tracer import tracer
+from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.utils import Secret
 
 import winnow
+from haystack_integrations.components.rankers.winnow.calls import Call
 from haystack_integrations.components.rankers.winnow.checks import (
     basic,
     check_documents,
@@ -24,26 +22,11 @@ from haystack_integrations.components.rankers.winnow.checks import (
     checked_top_k,
 )
 from haystack_integrations.components.rankers.winnow.documents import DocumentReader, without_duplicates
-from winnow import DocumentError, Engine, ModelRecipe, RankedDocument, Ranking, Reranker, RerankerConfig
+from winnow import Engine, ModelRecipe, Ranking, Reranker, RerankerConfig
 from winnow.engines.settings import resolve
-from winnow.types import RETRIEVAL_ORDER, finite
-
-logger = logging.getLogger(__name__)
 
 # Held for the moment it takes to make a Reranker (loading is not part of it). Not one a ranker: locks cannot be copied.
 _making = threading.Lock()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Call:
-    """One run, checked. `documents` has None where the input had a duplicate, so that positions stay the input's."""
-
-    query: str
-    instruction: str | None
-    documents: list[Document | None]
-    top_k: int | None
-    score_threshold: float | None
-    scale_score: bool
 
 
 @component
@@ -93,6 +76,7 @@ class WinnowRanker:
         score_cache: Keep scores from one run to the next: how many pairs in memory, or a folder to keep them in.
         fallback: What ranks where the engine fails: the name of another engine, or "retrieval order", which leaves the
             documents and their scores as they came. `meta["fallback"]` then says so. None to raise.
+        max_restarts: How often in a row an engine that died is started again.
 
     Raises:
         ValueError: An argument is out of range. What only the model can tell is raised when it loads.
@@ -130,6 +114,7 @@ class WinnowRanker:
         allow_remote_images: bool = False,
         score_cache: int | str | os.PathLike[str] | None = None,
         fallback: str | None = None,
+        max_restarts: int = 1,
     ):
         self.model = os.fspath(model)
         self.top_k = checked_top_k(top_k)
@@ -159,6 +144,7 @@ class WinnowRanker:
         self.allow_remote_images = allow_remote_images
         self.score_cache = basic(score_cache)
         self.fallback = fallback
+        self.max_restarts = max_restarts
         RerankerConfig(**self._settings())  # refuses what is out of range
         self._reranker: Reranker | None = None
 
@@ -287,8 +273,8 @@ class WinnowRanker:
         """
         call = self._call(query, documents, top_k, score_threshold, scale_score, instruction)
         if not documents:
-            return self._output(call, Ranking())
-        with self._scoring(call) as output:
+            return call.output(Ranking())
+        with call.traced() as output:
             return output(self._ready().rank(call.query, self._inputs(call), instruction=call.instruction))
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
@@ -304,8 +290,8 @@ class WinnowRanker:
         """`run` for event loops; arguments, returns and errors are the same."""
         call = self._call(query, documents, top_k, score_threshold, scale_score, instruction)
         if not documents:
-            return self._output(call, Ranking())
-        with self._scoring(call) as output:
+            return call.output(Ranking())
+        with call.traced() as output:
             return output(await self._ready().arank(call.query, self._inputs(call), instruction=call.instruction))
 
     def _call(
@@ -316,13 +302,15 @@ class WinnowRanker:
         score_threshold: float | None,
         scale_score: bool | None,
         instruction: str | None,
-    ) -> _Call:
+    ) -> Call:
         top_k = checked_top_k(top_k)
         score_threshold = checked_threshold(score_threshold)
         check_documents(documents)
         if documents and (not isinstance(query, str) or not query.strip()):
             raise ValueError(f"query must be a text that is not blank, but got {query!r}")
-        return _Call(
+        return Call(
+            model=self.model,
+            engine=self.engine if isinstance(self.engine, str) else self.engine.name,
             query=f"{self.query_prefix}{query}",
             instruction=self.instruction if instruction is None else instruction,
             documents=without_duplicates(documents),
@@ -331,7 +319,7 @@ class WinnowRanker:
             scale_score=self.scale_score if scale_score is None else scale_score,
         )
 
-    def _inputs(self, call: _Call) -> list[str | winnow.Document | None]:
+    def _inputs(self, call: Call) -> list[str | winnow.Document | None]:
         reader = DocumentReader(
             prefix=self.document_prefix,
             meta_fields=self.meta_fields_to_embed,
@@ -340,65 +328,6 @@ class WinnowRanker:
         )
         return [None if document is None else reader.read(document) for document in call.documents]
 
-    @contextmanager
-    def _scoring(self, call: _Call) -> Iterator[Callable[[Ranking], dict[str, Any]]]:
-        """A span around the scoring. Yields what turns the ranking into the output."""
-        engine = self.engine if isinstance(self.engine, str) else self.engine.name
-        tags = {"winnow.model": self.model, "winnow.engine": engine}
-        parent = tracer.current_span()
-        with tracer.trace("winnow.rank", tags=tags, parent_span=parent) as span:
-            span.set_content_tag("winnow.query", call.query)
-            span.set_content_tag("winnow.instruction", call.instruction)
-
-            def output(ranking: Ranking) -> dict[str, Any]:
-                result = self._output(call, ranking)
-                stats = replace(ranking.stats, documents=result["meta"]["documents"])
-                span.set_tags({f"winnow.{name}": value for name, value in asdict(stats).items() if value is not None})
-                if stats.failed:
-                    logger.warning(
-                        "{failed} of {documents} documents could not be ranked; meta['failed'] says why.",
-                        failed=stats.failed,
-                        documents=stats.documents,
-                    )
-                return result
-
-            try:
-                yield output
-            except DocumentError as error:
-                if error.index is None or (document := call.documents[error.index]) is None:
-                    raise
-                raise DocumentError(f"{error} Its id is {document.id!r}.", error.index) from error
-
-    def _output(self, call: _Call, ranking: Ranking) -> dict[str, Any]:
-        hits = [(hit, document) for hit in ranking if (document := call.documents[hit.index]) is not None]
-        stats = ranking.stats
-        if stats.fallback == RETRIEVAL_ORDER:
-            best = [document for _, document in hits]
-        else:
-            scored = [replace(document, score=_score(hit, call.scale_score)) for hit, document in hits]
-            least = -math.inf if call.score_threshold is None else call.score_threshold
-            best = [document for document in scored if document.score is not None and document.score >= least]
-        meta = {
-            "model": self.model,
-            "usage": {
-                "prompt_tokens": stats.prompt_tokens,
-                "total_tokens": stats.prompt_tokens,
-                "cached_tokens": stats.cached_tokens,
-            },
-            "documents": len(hits),
-            "unique": stats.unique,
-            "truncated": [document.id for hit, document in hits if hit.truncated],
-            "failed": {document.id: hit.error for hit, document in hits if hit.error is not None},
-            "elapsed_ms": stats.elapsed_ms,
-            "fallback": stats.fallback,
-            "error": stats.error,
-        }
-        return {"documents": best[: call.top_k], "meta": meta}
-
 
 _SETTINGS = frozenset(field.name for field in fields(RerankerConfig)) - {"api_key"}
 _PARAMETERS = tuple(name for name in inspect.signature(WinnowRanker.__init__).parameters if name != "self")
-
-
-def _score(hit: RankedDocument, scale: bool) -> float:
-    return hit.score if scale else finite(hit.logit)

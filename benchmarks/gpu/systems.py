@@ -1,0 +1,189 @@
+"""Who scores: Winnow, bare AsyncLLM, `LLM.score` in two ways, and transformers in float32 as the reference."""
+
+import asyncio
+import contextlib
+import inspect
+import math
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from gpu.measuring import Card
+from gpu.workload import MAX_LENGTH, Outcome, Prompts, Work
+from winnow import Reranker
+from winnow.templates import built_in
+
+OVERRIDES = {
+    "architectures": ["Qwen3ForSequenceClassification"],
+    "classifier_from_token": ["no", "yes"],
+    "is_original_qwen3_reranker": True,
+}
+
+
+def engine_settings(card: Card) -> dict[str, Any]:
+    """What all engines are given alike; on a CPU, what vLLM's CPU build needs."""
+    settings: dict[str, Any] = {"dtype": "bfloat16", "use_tqdm_on_load": False}
+    if card.is_gpu:
+        return settings | {"gpu_memory_utilization": 0.5}  # room for an engine that is still going away
+    return settings | {
+        "enforce_eager": True,
+        "block_size": 32,
+        "gpu_memory_utilization": 0.3,
+        "kv_cache_memory_bytes": 1 << 30,
+    }
+
+
+@contextlib.contextmanager
+def winnow_engine(model: str, settings: dict[str, Any]) -> Iterator[Callable[[Work], Outcome]]:
+    """Winnow, one thread a query."""
+    with Reranker(model, engine="vllm", max_length=MAX_LENGTH, raw_scores=True, engine_kwargs=settings) as reranker:
+        reranker.start()
+
+        def run(work: Work) -> Outcome:
+            with ThreadPoolExecutor(len(work)) as threads:
+                rankings = list(threads.map(lambda call: reranker.rank(*call), work))
+            return Outcome(
+                [[hit.score for hit in sorted(ranking, key=lambda hit: hit.index)] for ranking in rankings],
+                sum(ranking.stats.prompt_tokens for ranking in rankings),
+                sum(ranking.stats.cached_tokens for ranking in rankings),
+            )
+
+        yield run
+
+
+@contextlib.contextmanager
+def bare_engine(
+    model: str, settings: dict[str, Any], prompts: Prompts, effective: dict[str, Any]
+) -> Iterator[Callable[[Work], Outcome]]:
+    """AsyncLLM with ready ids, all at once: what is left when nothing stands before vLLM.
+
+    Puts the settings that vLLM chose into `effective`.
+    """
+    from vllm import PoolingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.inputs import tokens_input
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    arguments = AsyncEngineArgs(
+        model=model,
+        runner="pooling",
+        max_model_len=MAX_LENGTH,
+        hf_overrides=OVERRIDES,
+        disable_log_stats=True,
+        **settings,
+    )
+    numbers = iter(range(10**9))
+    with asyncio.Runner() as runner:
+
+        async def load() -> Any:
+            return AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+
+        engine = runner.run(load())
+        chosen = engine.vllm_config
+        effective |= {
+            name: getattr(chosen.scheduler_config, name, None)
+            for name in ("max_num_batched_tokens", "max_num_seqs", "async_scheduling", "enable_chunked_prefill")
+        }
+        effective |= {
+            "block_size": chosen.cache_config.block_size,
+            "enable_prefix_caching": chosen.cache_config.enable_prefix_caching,
+            "enforce_eager": chosen.model_config.enforce_eager,
+            "cudagraph_mode": str(getattr(chosen.compilation_config, "cudagraph_mode", None)),
+        }
+
+        async def one(ids: list[int]) -> tuple[float, int]:
+            params = PoolingParams(task="classify", use_activation=False)
+            async for output in engine.encode(tokens_input(ids), params, f"bare-{next(numbers)}"):
+                if output.finished:
+                    return output.outputs.data.float().item(), output.num_cached_tokens or 0
+            raise RuntimeError("vLLM returned no score")
+
+        async def everything(ids: list[list[list[int]]]) -> list[list[tuple[float, int]]]:
+            return await asyncio.gather(*(asyncio.gather(*map(one, query)) for query in ids))
+
+        def run(work: Work) -> Outcome:
+            found = runner.run(everything(prompts(work)))
+            return Outcome(
+                [[logit for logit, _ in query] for query in found],
+                cached=sum(cached for query in found for _, cached in query),
+            )
+
+        try:
+            yield run
+        finally:
+            engine.shutdown()
+
+
+@contextlib.contextmanager
+def llm_engine(model: str, settings: dict[str, Any], ids_seen: list[list[int]]) -> Iterator[Any]:
+    """`LLM.score` behind a lock, as the common rerankers of frameworks call it; and on all pairs at once.
+
+    Yields both. `ids_seen` gets the ids of the pairs scored at once, where this vLLM tells them.
+    """
+    from vllm import LLM
+
+    if "chat_template" not in inspect.signature(LLM.score).parameters:
+        raise RuntimeError("LLM.score of this vLLM takes no chat_template, so it cannot score this model right")
+    llm = LLM(model=model, runner="pooling", max_model_len=MAX_LENGTH, hf_overrides=OVERRIDES, **settings)
+    template = str(built_in("qwen3_reranker").source)
+    score: Callable[..., Any] = partial(llm.score, chat_template=template, use_tqdm=False)
+    lock = threading.Lock()
+
+    def logit(output: Any) -> float:
+        """The logit of a probability; these are in the middle, where float32 keeps it."""
+        p = output.outputs.score
+        return math.log(p / (1 - p))
+
+    def cost(outputs: list[Any]) -> tuple[int, int]:
+        return (
+            sum(len(getattr(output, "prompt_token_ids", None) or ()) for output in outputs),
+            sum(getattr(output, "num_cached_tokens", None) or 0 for output in outputs),
+        )
+
+    def query_behind_the_lock(query: str, documents: list[str]) -> tuple[list[float], list[Any]]:
+        order = sorted(range(len(documents)), key=lambda at: len(documents[at]))
+        by_position: dict[int, Any] = {}
+        for start in range(0, len(order), 64):
+            batch = order[start : start + 64]
+            with lock:
+                outputs = score(query, [documents[at] for at in batch])
+            by_position |= zip(batch, outputs, strict=True)
+        outputs = [by_position[at] for at in range(len(documents))]
+        return [logit(output) for output in outputs], outputs
+
+    def locked(work: Work) -> Outcome:
+        with ThreadPoolExecutor(len(work)) as threads:
+            found = list(threads.map(lambda call: query_behind_the_lock(*call), work))
+        return Outcome([logits for logits, _ in found], *cost([output for _, some in found for output in some]))
+
+    def at_once(work: Work) -> Outcome:
+        queries = [query for query, documents in work for _ in documents]
+        outputs = score(queries, [document for _, documents in work for document in documents])
+        ids_seen[:] = [list(getattr(output, "prompt_token_ids", None) or ()) for output in outputs]
+        logits = iter([logit(output) for output in outputs])
+        return Outcome([[next(logits) for _ in documents] for _, documents in work], *cost(outputs))
+
+    try:
+        yield locked, at_once
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def float32_logits(model: str, prompts: list[list[int]]) -> list[float]:
+    """Logit of yes minus logit of no from transformers in float32, one prompt at a time. Runs in its own process."""
+    import torch
+    from transformers import AutoTokenizer, Qwen3ForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = False
+    network = Qwen3ForCausalLM.from_pretrained(model, dtype=torch.float32).to(device).eval()
+    no, yes = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids(["no", "yes"])
+    labels = network.lm_head.weight[yes] - network.lm_head.weight[no]
+    with torch.inference_mode():
+        return [
+            float(network.model(torch.tensor([ids], device=device)).last_hidden_state[0, -1] @ labels)
+            for ids in prompts
+        ]
