@@ -7,6 +7,7 @@ import io
 import os
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from PIL import Image
 from tiny_vision import FACTOR, MAX_PIXELS, MIN_PIXELS, VISION, encoded, load, picture, smart_resize
 from winnow import DocumentError
 from winnow.images import ImageLoader, image_identity
-from winnow.vision import Vision
 
 MAP = picture(320, 200, "lightblue", "Beijing")
 PNG = encoded(MAP)
@@ -193,7 +193,7 @@ def test_sizes_are_those_of_qwen_vl_utils(width: int, height: int) -> None:
 
 def test_a_size_is_its_own_size() -> None:
     """Otherwise vLLM and transformers would resize again, and count other tokens."""
-    small = Vision(side=FACTOR, min_pixels=4096, max_pixels=65536, placeholder="", token_id=0)
+    small = replace(VISION, min_pixels=4096, max_pixels=65536)
     for vision in (VISION, small):
         for width in (*range(1, 200, 7), 333, 1000, 3333):
             for height in (1, 5, 16, 31, 48, 100, 640, 2000):

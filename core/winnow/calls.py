@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from winnow.checkpoint import Checkpoint, bind_template
 from winnow.config import RerankerConfig
+from winnow.engines.life import Started
 from winnow.engines.requests import Requests, Turn
-from winnow.engines.shared import Started
 from winnow.errors import DocumentError
 from winnow.fallback import Fallback
 from winnow.images import ImageLoader

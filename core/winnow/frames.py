@@ -9,7 +9,7 @@ from winnow.errors import DocumentError, TemplateError
 from winnow.limits import Limits
 from winnow.segments import Content, PlainText, Segment
 from winnow.tokenization import PromptTokenizer
-from winnow.vision import PromptImage, Vision
+from winnow.vision import PromptVideo, Shown, Vision
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class Frame:
     The document is tokenised as `before + document + after`, less the control tokens at the two ends, and stands
     between `head` and `tail`.
 
-    Each image is one token here; the room that is left takes account of the others.
+    Each image, or video, is one token here; the room that is left takes account of the others.
 
     Attributes:
         head: Ids that no document changes.
@@ -34,9 +34,9 @@ class Frame:
         room: Most tokens of `before + document + after`.
         typed: Whether what stands behind `head` has token type 1.
         query_truncated: Whether the query was cut.
-        image: The document's image, whose placeholder is the end of `before`.
+        image: The document's image or video, whose placeholder is the end of `before`.
         smallest: Tokens of `before + after` with this image.
-        images_before: The query's image, as often as it stands before the document.
+        images_before: The query's image or video, as often as it stands before the document.
         images_after: The same for behind the document.
     """
 
@@ -50,14 +50,14 @@ class Frame:
     room: int = 0
     typed: bool = False
     query_truncated: bool = False
-    image: PromptImage | None = None
+    image: Shown | None = None
     smallest: int = 0
-    images_before: tuple[PromptImage, ...] = ()
-    images_after: tuple[PromptImage, ...] = ()
+    images_before: tuple[Shown, ...] = ()
+    images_after: tuple[Shown, ...] = ()
 
     @property
-    def images(self) -> tuple[PromptImage, ...]:
-        """All images of the prompt, in order."""
+    def images(self) -> tuple[Shown, ...]:
+        """All images and videos of the prompt, in order."""
         own = () if self.image is None else (self.image,)
         return self.images_before + own + self.images_after
 
@@ -101,7 +101,7 @@ class FrameBuilder:
     ):
         self._tokenizer = tokenizer
         self._limits = limits
-        self._placeholder = "" if vision is None else tokenizer.literal(vision.placeholder)
+        self._vision = vision
         self._before: list[str | Content] = []
         self._after: list[str | Content] = []
         self._paired = segments is None
@@ -119,7 +119,7 @@ class FrameBuilder:
         if self._paired:
             self.strip_document = False
 
-    def frame(self, query: str, instruction: str, image: PromptImage | None = None) -> Frame:
+    def frame(self, query: str, instruction: str, image: Shown | None = None) -> Frame:
         """The frame of a query, whose text is cut if it takes more than its share.
 
         Raises:
@@ -156,10 +156,10 @@ class FrameBuilder:
             return replace(frame, query_truncated=True)
         return frame
 
-    def with_image(self, frame: Frame, image: PromptImage) -> Frame:
-        """The frame for a document with an image, which stands before its text."""
+    def with_image(self, frame: Frame, image: Shown) -> Frame:
+        """The frame for a document with an image or a video, which stands before its text."""
         with_image = replace(
-            frame, before=frame.before + self._placeholder, room=frame.room - (image.tokens - 1), image=image
+            frame, before=frame.before + self._placeholder(image), room=frame.room - (image.tokens - 1), image=image
         )
         return replace(with_image, smallest=len(with_image.encode(self._tokenizer, [""])[0]))
 
@@ -169,7 +169,7 @@ class FrameBuilder:
         cure = "raise max_length or max_document_tokens, or leave the query less with max_query_tokens"
         return _too_large(frame.image, frame.image.tokens + frame.room - frame.smallest, cure)
 
-    def budget(self, instruction: str, image: PromptImage | None = None) -> tuple[int, int]:
+    def budget(self, instruction: str, image: Shown | None = None) -> tuple[int, int]:
         """Tokens that template, instruction and the query's image take, and tokens that the query's text may take.
 
         Raises:
@@ -193,14 +193,19 @@ class FrameBuilder:
             raise DocumentError(f"The query has {_too_large(image, cap - (seen - image.tokens), cure)}")
         return used + seen, cap - seen
 
-    def _whole(self, query: str, instruction: str, image: PromptImage | None = None) -> Frame:
+    def _placeholder(self, image: Shown | None) -> str:
+        if image is None or self._vision is None:
+            return ""
+        return self._tokenizer.literal(self._vision.placeholder_of(image))
+
+    def _whole(self, query: str, instruction: str, image: Shown | None = None) -> Frame:
         tokenizer = self._tokenizer
         if self._paired:
             layout = tokenizer.pair_layout
             head = [*layout.before, *tokenizer.encode(query), *layout.between]
             return self._with_room(Frame(head=head, tail=layout.after, typed=tokenizer.token_types))
         texts = {"query": query, "instruction": instruction}
-        shown = {"query": "" if image is None else self._placeholder, "instruction": ""}
+        shown = {"query": self._placeholder(image), "instruction": ""}
         sides = (self._before, self._after)
         head_text, tail_text = (
             "".join(part if isinstance(part, str) else shown[part.field] + part.of(texts[part.field]) for part in side)
@@ -224,7 +229,7 @@ class FrameBuilder:
                 after=after,
                 drop_first=drop_first,
                 drop_last=bool(terminator),
-                tail=[*tail, *end],
+                tail=[*tail, *end, *tokenizer.last],
                 images_before=images[0],
                 images_after=images[1],
             )
@@ -264,10 +269,14 @@ class FrameBuilder:
         return [], head, False
 
 
-def _too_large(image: PromptImage, room: int, cure: str) -> str:
-    wide, high = image.pixels.size
+def _too_large(image: Shown, room: int, cure: str) -> str:
+    if isinstance(image, PromptVideo):
+        frames, high, wide, _ = image.frames.shape
+        kind, size = "a video", f"{frames} frames of {wide} x {high} pixels, as the model takes them"
+    else:
+        kind, size = "an image", "{} x {} pixels, as the model takes it".format(*image.pixels.size)
     return (
-        f"an image of {image.tokens} tokens ({wide} x {high} pixels, as the model takes it), and there is room for "
-        f"{max(room, 0)}; images are never cut. Set engine_kwargs={{'mm_processor_kwargs': {{'max_pixels': ...}}}}, to "
-        f"which all images are then reduced; {cure}."
+        f"{kind} of {image.tokens} tokens ({size}), and there is room for {max(room, 0)}; {kind.split()[1]}s are never "
+        "cut. Set engine_kwargs={'mm_processor_kwargs': {'max_pixels': ...}}, to which all images and frames are then "
+        f"reduced; {cure}."
     )

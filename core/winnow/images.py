@@ -1,4 +1,4 @@
-"""Images of documents and queries: from a path, bytes, a data URI, an address or Pillow, to what goes into a prompt.
+"""Images and videos of documents: from a path, bytes, a data URI, an address or Pillow, to what goes into a prompt.
 
 What comes from outside is not trusted: paths stay below `root_path`, addresses below `remote_images`, files and pixels
 below limits, and only common formats of photographs and screenshots are decoded.
@@ -7,11 +7,12 @@ below limits, and only common formats of photographs and screenshots are decoded
 import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import io
 import os
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
@@ -19,7 +20,8 @@ from urllib.parse import unquote_to_bytes
 from winnow.errors import DocumentError, MissingExtraError
 from winnow.remote_images import MAX_BYTES, ImageError, fetch
 from winnow.types import Document
-from winnow.vision import PromptImage, Vision
+from winnow.videos import NO_VIDEOS, decoded, sampled, times_of_list
+from winnow.vision import PromptImage, PromptVideo, Shown, Vision
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +33,7 @@ _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 
 class ImageLoader:
-    """Loads the images of one reranker.
+    """Loads the images and videos of one reranker.
 
     Args:
         root_path: Folder that local paths are read from, and relative ones start at; None to refuse paths.
@@ -48,8 +50,8 @@ class ImageLoader:
         documents: Sequence[str | Document | None],
         positions: Sequence[int],
         failed: dict[int, DocumentError],
-    ) -> list[PromptImage | None]:
-        """The images of documents, all at once; None for a document without one.
+    ) -> list[Shown | None]:
+        """The images and videos of documents, all at once; None for a document without one.
 
         Args:
             vision: How the model sees; None if it only reads.
@@ -58,19 +60,29 @@ class ImageLoader:
             failed: Gets the errors of documents, by position.
 
         Raises:
-            MissingExtraError: Pillow is not installed.
+            MissingExtraError: Pillow, or PyAV, is not installed.
         """
 
-        async def load(document: str | Document | None, at: int) -> PromptImage | None:
-            if not isinstance(document, Document) or document.image is None:
-                return None
+        async def load(document: str | Document | None, at: int) -> Shown | None:
             try:
-                return await self.load(vision, document.image, f"Document {at}", at)
+                return await self.of(vision, document, f"Document {at}", at)
             except DocumentError as error:
                 failed[at] = error
                 return None
 
         return await asyncio.gather(*map(load, documents, positions))
+
+    async def of(
+        self, vision: Vision | None, document: str | Document | None, what: str, index: int | None = None
+    ) -> Shown | None:
+        """The image or the video of a document or a query, if it has one; arguments and errors are those of `load`."""
+        if not isinstance(document, Document):
+            return None
+        if document.image is not None and document.video is not None:
+            raise DocumentError(f"{what} has an image and a video: make two of it, with one each.", index)
+        if document.video is not None:
+            return await self.load_video(vision, document.video, what, index)
+        return None if document.image is None else await self.load(vision, document.image, what, index)
 
     async def load(self, vision: Vision | None, image: Any, what: str, index: int | None = None) -> PromptImage:
         """An image as it goes into a prompt.
@@ -86,54 +98,85 @@ class ImageLoader:
                 do.
             MissingExtraError: Pillow is not installed.
         """
-        if vision is None:
-            raise DocumentError(f"{what} has an image, but the model only reads text.", index)
-        try:
-            import PIL.Image  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("pillow", "images") from error
-        try:
-            if _is_address(image):
-                if not self._allow_remote:
-                    raise ImageError("it is a web address, and these are only fetched with allow_remote_images=True")
-                image = await fetch(image.strip())
-            return await asyncio.to_thread(self._prepared, vision, image)
-        except ImageError as error:
-            raise DocumentError(f"{what} has an image that cannot be used: {error}.", index) from error
+        with _refusing("an image", vision, what, index) as seeing:
+            return await asyncio.to_thread(self._prepared, seeing, await self._fetched(image))
+
+    async def load_video(self, vision: Vision | None, video: Any, what: str, index: int | None = None) -> PromptVideo:
+        """A video as it goes into a prompt; arguments and errors are those of `load`, of a video."""
+        with _refusing("a video", vision, what, index) as seeing:
+            if seeing.video_id < 0:
+                raise ImageError("the model takes images, but no videos")
+            if seeing.as_text:
+                raise ImageError(NO_VIDEOS)
+            if not isinstance(video, list | tuple):
+                return await asyncio.to_thread(self._from_file, seeing, await self._fetched(video))
+            chosen = sampled(range(len(video)))
+            frames = await asyncio.gather(*(self._fetched(video[at]) for at in chosen))
+            return await asyncio.to_thread(self._from_list, seeing, chosen, frames)
+
+    async def _fetched(self, given: Any) -> Any:
+        """What the web address holds, if `given` is one."""
+        if not _is_address(given):
+            return given
+        if not self._allow_remote:
+            raise ImageError("it is a web address, and these are only fetched with allow_remote_images=True")
+        return await fetch(given.strip())
 
     def _prepared(self, vision: Vision, image: Any) -> PromptImage:
+        return vision.prepared(self._opened(image))
+
+    def _from_list(self, vision: Vision, chosen: Sequence[int], images: Sequence[Any]) -> PromptVideo:
+        frames = []
+        for at, image in zip(chosen, images, strict=True):
+            try:
+                frames.append(vision.prepared_frame(self._opened(image), len(chosen)))
+            except (ImageError, ValueError, OSError) as error:
+                raise ImageError(f"of frame {at}, {error}") from error
+        return vision.prepared_video(frames, times_of_list(len(frames)))
+
+    def _from_file(self, vision: Vision, video: Any) -> PromptVideo:
+        data = self._bytes(video)
+        if data is None:
+            raise ImageError(
+                f"it is of type {type(video).__name__}; give a path, an http(s) address, a data URI, the bytes of a "
+                "video file, or a list of frames, each of them an image"
+            )
+        return vision.prepared_video(*decoded(data, vision.frame_size))
+
+    def _opened(self, image: Any) -> "Image":
+        """An image in RGB."""
         from PIL import Image
 
-        if isinstance(image, bytes | bytearray | memoryview):
-            opened = _decoded(bytes(image))
-        elif isinstance(image, Image.Image):
-            opened = image
-        elif isinstance(image, str) and image.lstrip()[:5].lower() == "data:":
-            opened = _decoded(_of_data_uri(image.strip()))
-        elif isinstance(image, str | os.PathLike):
-            opened = _decoded(self._read(os.fspath(image)))
-        else:
+        if isinstance(image, Image.Image):
+            return _as_rgb(image)
+        data = self._bytes(image)
+        if data is None:
             raise ImageError(
                 f"it is of type {type(image).__name__}; give a path, an http(s) address, a data URI, the bytes of an "
                 "image file, or a PIL.Image.Image"
             )
-        try:
-            return vision.prepared(_as_rgb(opened))
-        except (ValueError, OSError) as error:  # a strip; or an image of Pillow whose file is gone or damaged
-            raise ImageError(str(error)) from error
+        return _as_rgb(_decoded(data))
+
+    def _bytes(self, given: Any) -> bytes | None:
+        """The bytes of a file that is given as they are, as a data URI or by its path; None if it is none of these."""
+        if isinstance(given, bytes | bytearray | memoryview):
+            return bytes(given)
+        if isinstance(given, str) and given.lstrip()[:5].lower() == "data:":
+            return _of_data_uri(given.strip())
+        return self._read(os.fspath(given)) if isinstance(given, str | os.PathLike) else None
 
     def _read(self, path: str | bytes) -> bytes:
         """The bytes of a file below the root, to which no link and no `..` leads."""
         name = os.fsdecode(path)
         if self._root is None:
             raise ImageError(
-                f"{name!r} is a local path, and these are only read below root_path: set it to the folder of the images"
+                f"{name!r} is a local path, and these are only read below root_path: set it to their folder"
             )
         if "\0" in name or "://" in name:
             raise ImageError(f"{name!r} is neither a local path nor an http(s) address")
         root = self._root.resolve()
         outside = ImageError(
-            f"the path {name!r} does not lie below root_path ({self._root}), where alone images are read; '..' and "
+            f"the path {name!r} does not lie below root_path ({self._root}), where alone files are read; '..' and "
             "symbolic links are not followed"
         )
         wanted = Path(name)
@@ -159,8 +202,25 @@ class ImageLoader:
         return data
 
 
+@contextlib.contextmanager
+def _refusing(kind: str, vision: Vision | None, what: str, index: int | None) -> Iterator[Vision]:
+    """Yields how the model sees, and names the document where its image or video is refused."""
+    if vision is None:
+        raise DocumentError(f"{what} has {kind}, but the model only reads text.", index)
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("pillow", "images") from error
+    try:
+        yield vision
+    except (ImageError, ValueError, OSError) as error:  # a strip; or an image of Pillow whose file is gone or damaged
+        raise DocumentError(f"{what} has {kind} that cannot be used: {error}.", index) from error
+
+
 def image_identity(image: Any) -> Hashable:
-    """What tells an image that was not loaded yet from others: its address, its bytes, or which object it is."""
+    """What tells an image or a video that was not loaded yet from others: its address, bytes, frames, or object."""
+    if isinstance(image, list | tuple):
+        return tuple(map(image_identity, image))
     if isinstance(image, bytes | bytearray | memoryview):
         return hashlib.blake2b(image, digest_size=16).digest()
     return os.fspath(image) if isinstance(image, str | os.PathLike) else id(image)

@@ -30,7 +30,7 @@ class Judged:
 def positions_by_content(
     documents: Sequence[str | Document | None], failed: dict[int, DocumentError]
 ) -> dict[Hashable, list[int]]:
-    """Where each different document stands, blank ones left out: the same text with the same image is scored once.
+    """Where each different document stands, blank ones left out: the same text and image or video are scored once.
 
     Args:
         documents: What the caller gave.
@@ -41,8 +41,9 @@ def positions_by_content(
         text = text_of(document)
         if text is not None and not isinstance(text, str):
             failed[at] = DocumentError(f"Document {at} is of type {type(text).__name__}, not a text.", at)
-        elif isinstance(document, Document) and document.image is not None:
-            positions.setdefault((readable(document), image_identity(document.image)), []).append(at)
+        elif isinstance(document, Document) and shows(document):
+            seen = tuple(map(image_identity, (document.image, document.video)))
+            positions.setdefault((readable(document), *seen), []).append(at)
         elif readable(document):
             positions.setdefault(text, []).append(at)
     return positions
@@ -113,6 +114,11 @@ _LOGIT_OF_WINDOWS: dict[str, Callable[[Sequence[float]], float]] = {"max": max, 
 def text_of(document: str | Document | None) -> str | None:
     """The text of a document or a query as the caller gave it."""
     return document.text if isinstance(document, Document) else document
+
+
+def shows(document: str | Document | None) -> bool:
+    """Whether a document or a query has an image or a video."""
+    return isinstance(document, Document) and not (document.image is None and document.video is None)
 
 
 def readable(document: str | Document | None) -> str:

@@ -16,7 +16,7 @@ from winnow.limits import Limits as Limits
 from winnow.limits import Overflow as Overflow
 from winnow.segments import Segment
 from winnow.tokenization import PromptTokenizer
-from winnow.vision import PromptImage, Vision
+from winnow.vision import PromptImage, PromptVideo, Shown, Vision
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +27,19 @@ class Prompt:
         ids: Token ids, control tokens and template included.
         second_type_from: Position of the first token of token type 1, for models that have token types; else None.
         images: Its images, in order. Each has as many tokens in `ids` as the model has for it.
+        videos: Its videos, in order, likewise.
     """
 
     ids: list[int]
     second_type_from: int | None = None
     images: tuple[PromptImage, ...] = ()
+    videos: tuple[PromptVideo, ...] = ()
 
     @property
     def key(self) -> bytes:
         """What tells it from other prompts."""
         ids = array("q", [-1 if self.second_type_from is None else self.second_type_from, *self.ids])
-        return b"".join([ids.tobytes(), *(image.key for image in self.images)])
+        return b"".join([ids.tobytes(), *(one.key for one in self.images), *(one.key for one in self.videos)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +90,8 @@ class PromptBuilder:
         documents: Sequence[str],
         instruction: str | None = None,
         *,
-        query_image: PromptImage | None = None,
-        images: Sequence[PromptImage | None] | None = None,
+        query_image: Shown | None = None,
+        images: Sequence[Shown | None] | None = None,
         positions: Sequence[int] | None = None,
         errors: dict[int, DocumentError] | None = None,
     ) -> list[DocumentPrompts]:
@@ -99,11 +101,11 @@ class PromptBuilder:
         free.
 
         Args:
-            query: The query's text; not blank unless it has an image.
+            query: The query's text; not blank unless it has an image or a video.
             documents: The documents' texts.
             instruction: The instruction, if the template was bound with one.
-            query_image: An image that stands before the query's text.
-            images: Images that stand before the documents' texts. They are never cut, and in every window.
+            query_image: An image or a video that stands before the query's text.
+            images: Images and videos that stand before the documents' texts. They are never cut, and in every window.
             positions: What messages call the documents; 0, 1, 2, … by default.
             errors: Where to put the errors of documents, by position; such a document gets no prompts. Without it the
                 first one is raised.
@@ -151,6 +153,10 @@ class PromptBuilder:
                     "it, or set on_overflow to 'truncate' or 'window'."
                 )
                 built.append(refuse(DocumentError(message, name)))
+        for at, (name, text) in enumerate(zip(names, texts, strict=True)):
+            if not all(map(self._arrives, built[at].prompts)):
+                why = self._changed(name, document=text, query=query, instruction=instruction or "")
+                built[at] = refuse(DocumentError(why, name))
         return built
 
     def prompt(self, query: str, document: str, instruction: str | None = None) -> Prompt:
@@ -223,8 +229,27 @@ class PromptBuilder:
             query_truncated=frame.query_truncated,
         )
 
+    def _arrives(self, prompt: Prompt) -> bool:
+        """Whether a prompt that travels as text has the same ids at the other end."""
+        vision = self._vision
+        if vision is None or not vision.as_text or not prompt.images:
+            return True
+        return self._tokenizer.text_of(vision.collapsed(prompt.ids, prompt.videos)) is not None
+
+    def _changed(self, name: int, **texts: str) -> str:
+        """What an error says of a prompt that does not arrive."""
+        control = self._tokenizer.control_tokens
+        spelled = (f"{token!r} in the {what}" for what, text in texts.items() for token in control if token in text)
+        return (
+            f"Document {name} cannot be scored: it or the query has an image, such prompts travel to a vLLM server as "
+            f"text, and {next(spelled, 'its text')} would be read as other tokens there. Take it out, or use "
+            "engine='vllm'."
+        )
+
     def _prompt(self, frame: Frame, ids: list[int]) -> Prompt:
-        ids, images = frame.head + ids + frame.tail, frame.images
-        if images and self._vision is not None:
-            ids = self._vision.expanded(ids, images)
-        return Prompt(ids, len(frame.head) if frame.typed else None, images)
+        ids, shown = frame.head + ids + frame.tail, frame.images
+        if shown and self._vision is not None:
+            ids = self._vision.expanded(ids, shown)
+        images = tuple(one for one in shown if isinstance(one, PromptImage))
+        videos = tuple(one for one in shown if isinstance(one, PromptVideo))
+        return Prompt(ids, len(frame.head) if frame.typed else None, images, videos)

@@ -31,8 +31,9 @@ logger = logging.getLogger(__name__)
 # misses too often is slow, one that hits too often is wrong.
 _NOT_IN_SCORES = frozenset(
     {
-        *("gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs", "max_num_batched_tokens"),
-        *("enable_prefix_caching", "disable_log_stats", "use_tqdm_on_load", "download_dir", "hf_token"),
+        *("gpu_memory_utilization", "kv_cache_memory_bytes", "enable_sleep_mode", "max_num_seqs"),
+        *("max_num_batched_tokens", "enable_prefix_caching", "disable_log_stats", "use_tqdm_on_load"),
+        *("download_dir", "hf_token"),
         *("batch_tokens", "timeout", "max_retries", "chunk_size", "concurrency"),
     }
 )

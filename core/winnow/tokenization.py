@@ -41,19 +41,27 @@ class PromptTokenizer:
         tokenizer: The model's own tokenizer. It is copied, not changed.
         special_tokens: Its named special tokens, such as `bos_token`, for templates that write them.
         token_types: Whether the model tells the two texts of a pair apart by token types.
+        last: Ids that stand after a template's prompt, whatever it ends with.
 
     Attributes:
         control_tokens: Ids of the control tokens by their text: every added token that is not made of whitespace alone.
             (Gemma-like tokenizers keep runs of spaces and newlines as added tokens; these are text.)
         begin: Ids that the tokenizer puts before a text, such as BOS.
         end: Ids that it puts after a text.
+        unknown: Id that its model writes for what the vocabulary lacks; None if it knows none.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, special_tokens: dict[str, str] | None = None, *, token_types: bool = False
+        self,
+        tokenizer: Tokenizer,
+        special_tokens: dict[str, str] | None = None,
+        *,
+        token_types: bool = False,
+        last: Sequence[int] = (),
     ):
         self.special_tokens = special_tokens or {}
         self.token_types = token_types
+        self.last = list(last)
         self._original = Tokenizer.from_str(tokenizer.to_str())
         self._original.no_padding()
         self._original.no_truncation()
@@ -61,6 +69,8 @@ class PromptTokenizer:
         added = state["added_tokens"]
         control = [token for token in added if token["content"].strip(" \t\r\n\v\f▁")]
         self.control_tokens: dict[str, int] = {token["content"]: int(token["id"]) for token in control}
+        model = state["model"]  # unigram has an id, the others a text
+        self.unknown: int | None = model.get("unk_id", self.control_tokens.get(model.get("unk_token")))
         # Lower-case letters and digits survive every normaliser; the random part keeps contents from guessing a name.
         nonce = secrets.token_hex(6)
         self._secret = {text: f"wnw{nonce}x{index}x" for text, index in self.control_tokens.items()}
@@ -147,6 +157,14 @@ class PromptTokenizer:
             between=encoding.ids[query[-1] + 1 : document[0]],
             after=encoding.ids[document[-1] + 1 :],
         )
+
+    def text_of(self, ids: Sequence[int]) -> str | None:
+        """The text that the model's own tokenizer turns into `ids`; None if it would turn it into others.
+
+        It would where a content spells a control token.
+        """
+        text = self.decode(ids)
+        return text if self._original.encode(text, add_special_tokens=False).ids == list(ids) else None
 
     # --- literals of a template ---------------------------------------------------------------------------------------
 

@@ -1,10 +1,10 @@
-"""How a model sees: the size in which it takes an image, and how many tokens that is. Needs no Pillow by itself."""
+"""How a model sees: the size in which it takes an image or a video, and its tokens. Needs no Pillow by itself."""
 
 import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,25 @@ from winnow.recipes import ModelRecipe
 from winnow.tokenization import PromptTokenizer
 
 # Values of `model_type` in config.json.
-_MODEL_TYPES = ("qwen3_vl",)
+_MODEL_TYPES = ("qwen2_vl", "qwen3_vl")
+# What config.json leaves out where it is transformers' default (models/qwen2_vl/configuration_qwen2_vl.py).
+_DEFAULTS: dict[str, dict[str, int]] = {"qwen2_vl": {"patch_size": 14, "spatial_merge_size": 2}}
+# Tokens of vision, whose ids config.json leaves out likewise.
+_TOKENS = {
+    "vision_start": "<|vision_start|>",
+    "image": "<|image_pad|>",
+    "vision_end": "<|vision_end|>",
+    "video": "<|video_pad|>",
+}
 # Longest side over shortest (qwen_vl_utils, vision_process.py, MAX_RATIO; also transformers' smart_resize).
 _MAX_RATIO = 200
+# Tokens of two frames, least and most (qwen_vl_utils, vision_process.py, VIDEO_MIN_TOKEN_NUM, VIDEO_MAX_TOKEN_NUM).
+_PAIR_TOKENS = (128, 768)
+# Squares of a frame before the video is resized, each of four tokens (IMAGE_MIN_TOKEN_NUM, IMAGE_MAX_TOKEN_NUM there).
+_FRAME_TOKENS = (4, 16384)
+# Most tokens of a video's frames, and most frames (model card, MAX_TOTAL_PIXELS and MAX_FRAMES).
+_VIDEO_TOKENS = 10 * 768
+MAX_FRAMES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +50,32 @@ class PromptImage:
     key: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class PromptVideo:
+    """A video in a prompt: its frames in the size in which the model takes them.
+
+    Attributes:
+        frames: A NumPy array of uint8 and shape [frames, height, width, 3]; the frames are even in number.
+        times: When each frame is shown, in seconds from the beginning.
+        ids: The tokens that stand for it in the prompt. Each two frames are one picture to the model: their time, and
+            their tokens between two marks.
+        key: What tells it from other videos: 16 bytes made from the frames.
+    """
+
+    frames: Any = field(compare=False, repr=False)
+    times: tuple[float, ...]
+    ids: tuple[int, ...] = field(repr=False)
+    key: bytes
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens stand for it in the prompt."""
+        return len(self.ids)
+
+
+Shown = PromptImage | PromptVideo
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vision:
     """How a model sees.
@@ -44,6 +86,11 @@ class Vision:
         max_pixels: Larger images are reduced to this many pixels.
         placeholder: The template's text for an image: the mark before it, one token for the image, the mark after it.
         token_id: Id of that token, which stands in the prompt as often as the image has tokens.
+        marks: Ids of the marks before and after it.
+        video_id: Id of the token of a video; -1 if the model takes none.
+        tokenizer: The model's tokenizer.
+        as_text: Whether prompts with images travel as text, which the other side tokenises. Contents must then spell no
+            control token.
     """
 
     side: int
@@ -51,6 +98,10 @@ class Vision:
     max_pixels: int
     placeholder: str
     token_id: int
+    marks: tuple[int, int]
+    video_id: int
+    tokenizer: PromptTokenizer = field(compare=False, repr=False)
+    as_text: bool = False
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height in which the model takes an image, in pixels; both are multiples of `side`.
@@ -95,19 +146,91 @@ class Vision:
         digest.update(pixels.tobytes())
         return PromptImage(pixels, wide * high // self.side**2, digest.digest())
 
-    def expanded(self, ids: Sequence[int], images: Sequence[PromptImage]) -> list[int]:
-        """`ids` with as many tokens for each image as it has, as transformers wants them."""
-        counts = (image.tokens for image in images)
-        pieces = ([index] * next(counts, 1) if index == self.token_id else [index] for index in ids)
-        return list(itertools.chain.from_iterable(pieces))
+    @property
+    def video_pixels(self) -> int:
+        """Most pixels of all frames of a video."""
+        return min(2 * _VIDEO_TOKENS * self.side**2, MAX_FRAMES * self.max_pixels)
 
-    def collapsed(self, ids: Sequence[int]) -> list[int]:
-        """`ids` with one token for each image, as vLLM wants them."""
-        return [
+    def frame_size(self, width: int, height: int, frames: int) -> tuple[int, int]:
+        """Width and height in which the model takes each frame of a video, in pixels.
+
+        As in `fetch_video` of qwen_vl_utils with the model card's `total_pixels`. That code leaves them out for files,
+        whose prompts are then longer than the model allows.
+
+        Raises:
+            ValueError: It is too long a strip.
+        """
+        least, most = (tokens * self.side**2 for tokens in _PAIR_TOKENS)
+        most = min(most, self.video_pixels // frames, self.max_pixels)
+        return replace(self, min_pixels=least if least < most else self.min_pixels, max_pixels=most).size(width, height)
+
+    def prepared_frame(self, image: Any, frames: int) -> Any:
+        """One of the frames of a list, in the size in which the model takes it.
+
+        As in `fetch_video` of qwen_vl_utils, which resizes the frames of a list twice: each by itself, then the video.
+
+        Args:
+            image: A `PIL.Image.Image`, RGB.
+            frames: How many there are.
+
+        Raises:
+            ValueError: It is too long a strip.
+        """
+        side = 2 * self.side
+        least, most = (tokens * side**2 for tokens in _FRAME_TOKENS)
+        image = image.resize(replace(self, side=side, min_pixels=least, max_pixels=most).size(*image.size))
+        return image.resize(self.frame_size(image.width, image.height, frames))
+
+    def prepared_video(self, frames: Sequence[Any], times: Sequence[float]) -> PromptVideo:
+        """A video as it goes into a prompt.
+
+        Args:
+            frames: `PIL.Image.Image`s, RGB, in the size in which the model takes them; an even number of them.
+            times: When each is shown, in seconds from the beginning.
+
+        Raises:
+            ValueError: The frames differ in size.
+        """
+        import numpy as np
+
+        sizes = dict.fromkeys(f"{frame.width} x {frame.height}" for frame in frames)
+        if len(sizes) > 1:
+            raise ValueError(
+                f"its frames differ in shape ({', '.join(sizes)} pixels, resized): give all of them in one"
+            )
+        wide, high = frames[0].size
+        pixels = np.stack([np.asarray(frame) for frame in frames])
+        ids: list[int] = []
+        for first, second in zip(times[::2], times[1::2], strict=True):
+            ids += self.tokenizer.encode(f"<{(first + second) / 2:.1f} seconds>")
+            ids += [self.marks[0], *[self.video_id] * (wide * high // self.side**2), self.marks[1]]
+        digest = hashlib.blake2b(f"{pixels.shape}".encode(), digest_size=16)
+        digest.update(pixels.tobytes())
+        return PromptVideo(pixels, tuple(times), tuple(ids), digest.digest())
+
+    def placeholder_of(self, shown: Shown) -> str:
+        """The template's text for an image, with its marks, or for a video, which brings its own."""
+        return self.placeholder if isinstance(shown, PromptImage) else self.tokenizer.token(self.video_id)
+
+    def expanded(self, ids: Sequence[int], shown: Sequence[Shown]) -> list[int]:
+        """`ids` with all tokens of each image and video instead of one, as transformers wants them."""
+        pieces = (one.ids if isinstance(one, PromptVideo) else [self.token_id] * one.tokens for one in shown)
+        own = (self.token_id, self.video_id)
+        return list(itertools.chain.from_iterable(next(pieces, [index]) if index in own else [index] for index in ids))
+
+    def collapsed(self, ids: Sequence[int], videos: Sequence[PromptVideo] = ()) -> list[int]:
+        """`ids` with one token for each image and video, as vLLM wants them."""
+        short = [
             index
             for index, before in zip(ids, [None, *ids[:-1]], strict=True)
             if index != self.token_id or before != self.token_id
         ]
+        at = 0
+        for video in videos:
+            at = short.index(self.video_id, at) - video.ids.index(self.video_id)
+            short[at : at + video.tokens] = [self.video_id]
+            at += 1
+        return short
 
 
 def vision_of(
@@ -141,9 +264,9 @@ def vision_of(
             "are resized"
         )
     try:
-        shape = config["vision_config"]
+        shape = {**_DEFAULTS.get(config["model_type"], {}), **config["vision_config"]}
         side = int(shape["patch_size"]) * int(shape["spatial_merge_size"])
-        marks = [int(config[f"{name}_token_id"]) for name in ("vision_start", "image", "vision_end")]
+        marks = [int(config.get(f"{name}_token_id", tokenizer.token_id(_TOKENS[name]))) for name in _TOKENS]
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"config.json of {model} does not say how the model sees: {error!r} is missing.") from error
     if recipe.pixels is None:
@@ -161,6 +284,9 @@ def vision_of(
         side=side,
         min_pixels=int(least),
         max_pixels=int(most),
-        placeholder="".join(map(tokenizer.token, marks)),
+        placeholder="".join(map(tokenizer.token, marks[:3])),
         token_id=marks[1],
+        marks=(marks[0], marks[2]),
+        video_id=marks[3] if config["model_type"] == "qwen3_vl" else -1,
+        tokenizer=tokenizer,
     )

@@ -9,24 +9,28 @@ from winnow import Document
 
 
 def document_of(node: BaseNode, mode: MetadataMode) -> str | Document:
-    """The text of a node behind the metadata that `mode` shows, together with its image if it has one.
+    """The text of a node behind the metadata that `mode` shows, together with its image or video if it has one.
 
     Not from `get_content_blocks`: for an `ImageNode` that drops the caption, and fetches web addresses on the spot.
     """
     text = node.get_content(metadata_mode=mode)  # not .text, which some kinds of nodes do not have
     image = _image_of(node)
-    if image is None:
+    video = _file_of(node.video_resource) if isinstance(node, Node) else None
+    if image is None and video is None:
         # An ImageNode that lost its image still writes its metadata: a file name is nothing to judge it by.
         return "" if isinstance(node, ImageNode) and not node.text.strip() else text
     # A Node without a text writes no metadata either, a TextNode or ImageNode does.
-    return Document(text=text or node.get_metadata_str(mode) or None, image=image)
+    return Document(text=text or node.get_metadata_str(mode) or None, image=image, video=video)
 
 
 def _image_of(node: BaseNode) -> str | None:
     """A data URI, a path or an address, in the order in which LlamaIndex itself looks for them."""
     if isinstance(node, ImageNode):
         return _data_uri(node.image, node.image_mimetype) or node.image_path or node.image_url or None
-    resource: MediaResource | None = node.image_resource if isinstance(node, Node) else None
+    return _file_of(node.image_resource) if isinstance(node, Node) else None
+
+
+def _file_of(resource: MediaResource | None) -> str | None:
     if resource is None:
         return None
     if resource.data:  # base64, also where bytes were given

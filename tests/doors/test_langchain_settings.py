@@ -32,7 +32,7 @@ def test_every_setting_of_the_core_is_there_with_its_default(kind: Any) -> None:
     for field in dataclasses.fields(RerankerConfig):
         if field.name in ("model", "api_key"):
             continue
-        if field.name == "fallback" and kind is WinnowCrossEncoder:  # its bare numbers could not say where they are from
+        if field.name == "fallback" and kind is WinnowCrossEncoder:  # its numbers could not say so
             assert field.name not in kind.model_fields
             continue
         expected = {} if field.default is dataclasses.MISSING else field.default

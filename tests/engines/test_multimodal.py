@@ -1,6 +1,5 @@
 """Images with texts, on a tiny Qwen3-VL: vLLM's logits are transformers' are the model card's, from every door."""
 
-import asyncio
 import base64
 import importlib.util
 from collections.abc import Iterator
@@ -18,9 +17,6 @@ from tiny_families import build_qwen3_vl
 from tiny_vision import INSTRUCTION, MAX_PIXELS, MIN_PIXELS, by_hand, encoded, model_card_inputs, picture
 from winnow import ConfigurationError, Document, DocumentError, EngineError, Reranker
 from winnow.checkpoint import open_checkpoint
-from winnow.engines.server import ServerEngine, serve_command
-from winnow.prompts import Prompt
-from winnow.vision import PromptImage
 from winnow_langchain import WinnowRerank as LangChainRerank
 from winnow_llama_index import WinnowRerank as LlamaIndexRerank
 
@@ -211,14 +207,6 @@ def test_models_that_read_refuse_images_of_queries_too(tiny_model: str) -> None:
         with pytest.raises(DocumentError, match=r"Document 1 has an image, but the model only reads text"):
             reranker.rank("x", ["a", Document("b", MAP)])
         assert reranker.rank(Document("x"), [Document("a")])[0].score > 0
-
-
-def test_servers_take_no_images(model: Path) -> None:
-    checkpoint = open_checkpoint(str(model))
-    engine = ServerEngine(checkpoint, "http://localhost:1", None, {})
-    with pytest.raises(ConfigurationError, match=r"no images beside token ids.*engine=\"vllm\""):
-        asyncio.run(engine.score([Prompt([1], images=(PromptImage(MAP, 60, b"0"),))]))
-    assert '"tie_word_embeddings": true' in serve_command(checkpoint)
 
 
 def test_the_sizes_are_those_of_the_reference_code(model: Path) -> None:

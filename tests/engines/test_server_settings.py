@@ -59,12 +59,20 @@ def test_a_key_that_no_header_carries_is_refused_and_not_shown(tiny_model: str, 
         ({"max_retries": -1}, "max_retries"),
         ({"chunk_size": 1.5}, "chunk_size"),
         ({"concurrency": "many"}, "concurrency"),
-        ({"max_model_len": 512}, "max_model_len"),
+        ({"concurrency": True}, "concurrency"),
+        ({"dtype": "float16"}, "no 'dtype'"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(tiny_model: str, wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         ServerEngine(open_checkpoint(tiny_model), "http://gpu", None, wrong)
+
+
+def test_the_length_has_two_names(tiny_model: str) -> None:
+    checkpoint = open_checkpoint(tiny_model)
+    assert ServerEngine(checkpoint, "http://gpu", None, {"max_model_len": 512})._max_length == 512
+    with pytest.raises(ConfigurationError, match=r"max_length=64 and engine_kwargs max_model_len=512"):
+        ServerEngine(checkpoint, "http://gpu", None, {"max_model_len": 512}, max_length=64)
 
 
 def test_the_serve_command_survives_a_shell(tiny_model: str) -> None:
@@ -80,7 +88,8 @@ def test_the_serve_command_survives_a_shell(tiny_model: str) -> None:
     assert words[words.index("--max-model-len") + 1] == "1024"
     assert "--trust-remote-code" not in words
     checkpoint = open_checkpoint(tiny_model)
-    own_code = replace(checkpoint, recipe=replace(checkpoint.recipe, local_code=True))
+    auto_map = {"AutoConfig": "configuration_own.OwnConfig"}
+    own_code = replace(checkpoint, recipe=replace(checkpoint.recipe, local_code=True), config={"auto_map": auto_map})
     assert "--trust-remote-code" in serve_command(own_code)
 
 
@@ -107,7 +116,7 @@ def test_a_start_that_waits_for_a_server_can_be_interrupted(tiny_model: str) -> 
     with ThreadPoolExecutor(1) as threads:
         begin = time.monotonic()
         call = threads.submit(reranker.score, "a", ["b"])
-        while reranker._lease._shared is None or getattr(reranker._lease._shared._loading, "_starting", None) is None:
+        while not proxy.lookups:
             time.sleep(0.01)
         reranker._lease.interrupt()
         with pytest.raises(EngineLoadError, match="interrupted"):

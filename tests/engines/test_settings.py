@@ -87,6 +87,22 @@ def test_two_names_of_the_length_must_agree(tiny_model: str) -> None:
 def test_a_setting_of_another_engine_says_whose_it_is(tiny_model: str) -> None:
     with pytest.raises(ConfigurationError, match=r"engine='transformers' takes no 'max_num_seqs'.*engine='vllm'"):
         create_engine(RerankerConfig(tiny_model, engine="transformers", engine_kwargs={"max_num_seqs": 4}))
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cudaa", r"device must be one that PyTorch .* can use, such as cpu or cuda:1, but got 'cudaa'"),
+        ("cuda:first", "but got 'cuda:first'"),
+        ("meta", "but got 'meta'"),
+        (True, "but got True"),
+        ("cuda:99", r"device='cuda:99' is not there: PyTorch .* finds \d+ of type 'cuda'"),
+        ("cpu:1", r"device='cpu:1' is not there: PyTorch .* finds 1 of type 'cpu'"),
+    ],
+)
+def test_a_device_that_is_not_there(device: Any, message: str, tiny_model: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        create_engine(RerankerConfig(tiny_model, engine="transformers", engine_kwargs={"device": device}))
     with pytest.raises(ConfigurationError, match="engine_kwargs has no 'delays'; did you mean 'delay'"):
         create_engine(RerankerConfig("fake", engine="fake", engine_kwargs={"delays": 1}))
 

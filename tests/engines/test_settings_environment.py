@@ -35,6 +35,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "gpu_memory_utilization": "0.5",
         "enable_prefix_caching": "0",
         "enforce_eager": "on",
+        "enable_sleep_mode": "yes",
         "runner": "pooling",
         "convert": "classify",
         "timeout": "2.5",
@@ -47,6 +48,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "gpu_memory_utilization": 0.5,
         "enable_prefix_caching": False,
         "enforce_eager": True,
+        "enable_sleep_mode": True,
         "timeout": 2.5,
     }
     environment = {setting.variable: texts.get(name, "12") for name, setting in SETTINGS.items()}
@@ -217,7 +219,7 @@ def test_the_environment_changes_what_vllm_computes(
         again = [reranker.rank("what is the capital of China?", passages) for _ in range(2)][1]
         assert again.stats.cached_tokens == 0
         assert [hit.score for hit in sorted(again, key=lambda hit: hit.index)] == pytest.approx(shared, abs=1e-5)
-        engine = reranker._lease._shared._running.engine  # type: ignore[union-attr]
+        engine = reranker._lease._shared.life._running.engine  # type: ignore[union-attr]
         found = engine._llm.vllm_config  # type: ignore[attr-defined]
         assert found.cache_config.kv_cache_memory_bytes == 1 << 26
         assert (found.scheduler_config.max_num_seqs, found.model_config.max_model_len) == (3, 256)

@@ -105,6 +105,7 @@ class FaultyProxy:
         no_pooling: Whether `/pooling` is missing.
         request_filter: Changes the body of each request for scores.
         delay: Seconds that each request for scores takes longer.
+        lookups: How often it was asked what it serves.
         posts: Time, number of prompts and path of each request for scores, in order.
         most_at_once: Most requests for scores that were in flight together.
     """
@@ -115,6 +116,7 @@ class FaultyProxy:
         self.no_pooling = False
         self.request_filter: Callable[[dict[str, object]], None] = lambda _: None
         self.delay = 0.0
+        self.lookups = 0
         self.posts: list[tuple[float, int, str]] = []
         self.most_at_once = 0
         self.port = free_port()
@@ -133,6 +135,7 @@ class FaultyProxy:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                proxy.lookups += 1
                 if proxy.broken is None:
                     answer = proxy.client.get(proxy.target + self.path, headers=self._headers())
                     self._send(Answer(answer.status_code, answer.text))
@@ -141,10 +144,11 @@ class FaultyProxy:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                probe = len(body["input"]) == 1 and len(body["input"][0]) < 8
+                prompts = body.get("input") or body["messages"]
+                probe = len(prompts) == 1 and len(prompts[0]) < 8 and "messages" not in body
                 if not probe:
                     with proxy._lock:
-                        proxy.posts.append((time.monotonic(), len(body["input"]), self.path))
+                        proxy.posts.append((time.monotonic(), len(prompts), self.path))
                         proxy._now += 1
                         proxy.most_at_once = max(proxy.most_at_once, proxy._now)
                 try:

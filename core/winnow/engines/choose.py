@@ -42,7 +42,6 @@ def create_engine(config: RerankerConfig, settings: EngineSettings | None = None
     if name == "server":
         from winnow.engines.server import ServerEngine
 
-        kwargs.pop("hf_token", None)  # it was for the small files, which are here by now
         return ServerEngine(checkpoint, settings.url, settings.api_key, kwargs, max_length=checkpoint.max_length)
     if name == "vllm":
         from winnow.engines.vllm import VllmEngine

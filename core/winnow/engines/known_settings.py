@@ -140,6 +140,7 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("max_num_batched_tokens", _VLLM, _whole(1)),
         Setting("max_num_seqs", _VLLM, _whole(1)),
         Setting("enable_prefix_caching", _VLLM, _FLAG),
+        Setting("enable_sleep_mode", _VLLM, _FLAG),
         Setting("enforce_eager", _VLLM, _FLAG),
         Setting("attention_backend", _VLLM, _TEXT),
         # What else vLLM knows makes no scores.

@@ -1,6 +1,7 @@
 """One vLLM server: what it is asked, what its answers mean, and whether it is worth asking.
 
-The requests and answers are those of vLLM 0.32 (`vllm/entrypoints/pooling`); `/pooling` and `/classify` take token ids.
+The requests and answers are those of vLLM 0.32 (`vllm/entrypoints/pooling`); `/pooling` and `/classify` take token ids,
+and chat messages.
 """
 
 import asyncio
@@ -11,14 +12,13 @@ import math
 import re
 import struct
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from winnow.engines.chat_request import ScoreRequest, ids_request
 from winnow.errors import EngineError
-from winnow.prompts import Prompt
 
 # Worth another try, there or elsewhere; so is every 5xx but 501, with which vLLM refuses what a model cannot do.
 _TRY_AGAIN = {408, 425, 429}
@@ -88,7 +88,7 @@ class Replica:
         self._model = model
         self._served_name = served_name
         self._max_length = max_length
-        self._probe = probe
+        self._probe = ids_request([probe])
         self._has_activation = has_activation
         self._secret = secret
         self._name = ""
@@ -104,24 +104,24 @@ class Replica:
         self._check_model(await self._ask("GET", "/v1/models"))
         self._path = "/pooling"
         try:
-            [raw] = await self._logits([self._probe], raw=True)
+            [raw] = await self._logits(self._probe, raw=True)
         except _NotThereError:  # a gateway may let only some paths through
             self._path = "/classify"
-            [raw] = await self._logits([self._probe], raw=True)
-        if self._has_activation and [raw] == await self._logits([self._probe], raw=False):
+            [raw] = await self._logits(self._probe, raw=True)
+        if self._has_activation and [raw] == await self._logits(self._probe, raw=False):
             raise EngineError(
                 f"{self.url} gives the same number with and without use_activation=false: it cannot return raw logits. "
                 "Winnow needs vLLM 0.26 or newer, and gateways must pass the field on."
             )
 
-    async def score(self, prompts: Sequence[Prompt]) -> list[float]:
-        """Raw logits of prompts, in order.
+    async def score(self, request: ScoreRequest) -> list[float]:
+        """Raw logits of a request's prompts, in order.
 
         Raises:
             ReplicaError: The server failed, was too busy or too slow, or gave an answer that is none.
-            EngineError: It refused the request.
+            EngineError: It refused the request, or read other prompts than were meant.
         """
-        return await self._logits([prompt.ids for prompt in prompts], raw=True)
+        return await self._logits(request, raw=True)
 
     def _check_model(self, answer: Any) -> None:
         try:
@@ -147,8 +147,8 @@ class Replica:
             )
         self._name = name
 
-    async def _logits(self, inputs: list[list[int]], *, raw: bool) -> list[float]:
-        body = {"model": self._name, "input": inputs, "use_activation": not raw, "add_special_tokens": False}
+    async def _logits(self, request: ScoreRequest, *, raw: bool) -> list[float]:
+        body = {"model": self._name, **request.body, "use_activation": not raw, "add_special_tokens": False}
         if self._path == "/pooling":
             # The bits of the fp32 logit, which also carry a NaN; JSON has none.
             body |= {"task": "classify", "encoding_format": "base64", "embed_dtype": "float32", "endianness": "little"}
@@ -156,13 +156,19 @@ class Replica:
         try:
             rows = sorted(answer["data"], key=lambda row: row["index"])
             logits = [self._one_number(row["data"] if self._path == "/pooling" else row["probs"]) for row in rows]
+            tokens = answer["usage"]["prompt_tokens"] if request.with_images else None
         except (KeyError, TypeError, ValueError, binascii.Error, struct.error) as error:
             raise ReplicaError(
                 f"{self.url}{self._path} does not answer as vLLM does ({type(error).__name__}: {error}): "
                 f"{str(answer)[:_SHOWN]}"
             ) from None
-        if [row["index"] for row in rows] != list(range(len(inputs))):
-            raise ReplicaError(f"{self.url}{self._path} returned {len(rows)} scores for {len(inputs)} prompts.")
+        if [row["index"] for row in rows] != list(range(request.prompts)):
+            raise ReplicaError(f"{self.url}{self._path} returned {len(rows)} scores for {request.prompts} prompts.")
+        if tokens != request.tokens:
+            raise EngineError(
+                f"{self.url} found {tokens} tokens in a prompt with images that has {request.tokens}: its chat "
+                "template adds to the prompt, or it resizes images."
+            )
         return logits
 
     def _one_number(self, data: str | list[float | None]) -> float:

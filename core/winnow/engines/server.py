@@ -9,6 +9,7 @@ import random
 import shlex
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -16,10 +17,13 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from winnow.checkpoint import Checkpoint
 from winnow.engines.base import EngineScore, check_keywords
+from winnow.engines.chat_request import ScoreRequest, chat_requests, ids_request, server_options
+from winnow.engines.known_settings import check_values, settings_of
 from winnow.engines.replica import Replica, ReplicaError
 from winnow.engines.replica_pool import ReplicaPool
 from winnow.errors import ConfigurationError, EngineError, EngineLoadError
 from winnow.prompts import Prompt
+from winnow.videos import NO_VIDEOS
 
 # vLLM closes connections that are idle for 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); we must close them first, or a request
 # now and then goes out on a connection that is just being closed.
@@ -30,6 +34,7 @@ _BACKOFF = wait_random_exponential(multiplier=0.5, max=10, min=0.25)
 _FAILOVER_SECONDS = 0.05
 # Keys of config.json that choose an activation.
 _ACTIVATION_SETTINGS = ("problem_type", "sentence_transformers", "sbert_ce_default_activation_function")
+_DEFAULTS: dict[str, Any] = {"timeout": 120.0, "max_retries": 4, "chunk_size": 32, "concurrency": 16}
 # Requests that a query's own server may be ahead of the least loaded one.
 _REQUESTS_AHEAD = 4
 
@@ -42,9 +47,9 @@ class ServerEngine:
         url: Address of a server, or of several that serve the same model.
         api_key: The servers' `--api-key`. It is sent in the Authorization header and shown nowhere.
         engine_kwargs: `timeout` (seconds for one request, 120 by default), `max_retries` (tries after the first of a
-            request that failed, 4; not for requests that a server refuses), `chunk_size` (prompts of a request, 32),
-            `concurrency` (requests in flight on each server, 16), `served_model_name` (the model's name on the servers,
-            if it is another one than here), and `revision`, `trust_remote_code` and `hf_overrides` as in vLLM.
+            request that failed, 4; not for requests that a server refuses), `chunk_size` (prompts of a request, 32; one
+            with images goes alone), `concurrency` (requests in flight on each server, 16), `served_model_name` (the
+            model's name on the servers, if it is another one than here), and what `checkpoint` was opened with.
         max_length: Most tokens of a prompt that will be sent; None for the model's limit.
 
     Raises:
@@ -62,16 +67,13 @@ class ServerEngine:
         *,
         max_length: int | None = None,
     ):
-        defaults: dict[str, float] = {"timeout": 120.0, "max_retries": 4, "chunk_size": 32, "concurrency": 16}
-        of_checkpoint = ["revision", "trust_remote_code", "hf_overrides"]
-        check_keywords("engine_kwargs", engine_kwargs, [*defaults, "served_model_name", *of_checkpoint])
-        for setting, least in (("timeout", 0.001), ("max_retries", 0), ("chunk_size", 1), ("concurrency", 1)):
-            value = engine_kwargs.get(setting, defaults[setting])
-            if not isinstance(value, int if isinstance(least, int) else int | float) or value < least:
-                raise ConfigurationError(f"engine_kwargs {setting} must be a number from {least}, but got {value!r}")
+        check_keywords("engine_kwargs", engine_kwargs, settings_of(self.name))
+        max_length = check_values(engine_kwargs, max_length)
+        if checkpoint.vision is not None:
+            checkpoint = replace(checkpoint, vision=replace(checkpoint.vision, as_text=True))
         self.checkpoint = checkpoint
         self._urls = _addresses(url)
-        self._settings = {**defaults, **engine_kwargs}
+        self._settings = _DEFAULTS | {name: value for name, value in engine_kwargs.items() if value is not None}
         self._max_length = min(max_length or checkpoint.max_length, checkpoint.max_length)
         self._api_key = _checked_key(api_key)
         self._chunk_size = int(self._settings["chunk_size"])
@@ -102,8 +104,7 @@ class ServerEngine:
             await asyncio.shield(self._starting)
         except EngineError as error:
             await self.aclose()
-            command = serve_command(self.checkpoint, self._max_length, self._settings.get("hf_overrides"))
-            raise EngineLoadError(f"{error}\nA server of this model is started with: {command}") from error
+            raise EngineLoadError(f"{error}\nA server of this model is started with: {self._command}") from error
         except asyncio.CancelledError:
             abandoned = self._starting.cancelled()
             self._starting.cancel()
@@ -112,6 +113,10 @@ class ServerEngine:
             if abandoned:
                 raise EngineLoadError("Asking the servers was interrupted.") from None
             raise
+
+    @property
+    def _command(self) -> str:
+        return serve_command(self.checkpoint, self._max_length, self._settings.get("hf_overrides"))
 
     def _replica(self, client: httpx.AsyncClient, url: str) -> Replica:
         return Replica(
@@ -130,7 +135,7 @@ class ServerEngine:
         """Score prompts, several a request; those of one query prefer one server. vLLM does not say what it had cached.
 
         Raises:
-            ConfigurationError: The prompts have token types or images, for which vLLM's HTTP interface has no field.
+            ConfigurationError: The prompts have token types or videos, for which vLLM's HTTP interface has no field.
             EngineError: A request was refused, or failed on all tries. The message names the server.
         """
         if any(prompt.second_type_from is not None for prompt in prompts):
@@ -138,37 +143,37 @@ class ServerEngine:
                 f"{self.checkpoint.model} needs token types (as BERT does), which vLLM takes in process but not over "
                 'HTTP: its scores would be wrong. Use engine="vllm" or engine="transformers".'
             )
-        if any(prompt.images for prompt in prompts):
-            raise ConfigurationError(
-                "vLLM's HTTP interface takes no images beside token ids, from which Winnow builds its prompts. Use "
-                'engine="vllm" or engine="transformers" for images.'
-            )
+        if any(prompt.videos for prompt in prompts):
+            raise ConfigurationError(NO_VIDEOS)
         if not prompts:
             return []
-        size, key = self._chunk_size, _key_of_prefix([prompt.ids for prompt in prompts])
-        tasks = [
-            asyncio.ensure_future(self._score_chunk(prompts[at : at + size], key))
-            for at in range(0, len(prompts), size)
-        ]
+        key = _key_of_prefix([prompt.ids for prompt in prompts])
+        reading = [at for at, prompt in enumerate(prompts) if not prompt.images]
+        seeing = [at for at, prompt in enumerate(prompts) if prompt.images]
+        chunks = [reading[at : at + self._chunk_size] for at in range(0, len(reading), self._chunk_size)]
+        requests = [ids_request([prompts[at].ids for at in chunk]) for chunk in chunks]
+        requests += await chat_requests(self.checkpoint, [prompts[at] for at in seeing])
+        tasks = [asyncio.ensure_future(self._send(request, key)) for request in requests]
         try:
             logits = await asyncio.gather(*tasks)
         finally:  # one failed, or the caller went: closing their connections makes vLLM drop the others' prompts
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        calibrated = self.checkpoint.recipe.calibrated
-        return [EngineScore(calibrated(logit)) for logit in itertools.chain.from_iterable(logits)]
+        calibrated = self.checkpoint.recipe.calibrated_by_vllm
+        scores = dict(zip([*reading, *seeing], itertools.chain.from_iterable(logits), strict=True))
+        return [EngineScore(calibrated(scores[at])) for at in range(len(prompts))]
 
-    async def _score_chunk(self, prompts: Sequence[Prompt], key: bytes) -> list[float]:
+    async def _send(self, request: ScoreRequest, key: bytes) -> list[float]:
         pool = self._pool
         assert pool is not None, "start() comes first"  # noqa: S101
         failed: Replica | None = None
 
         async def try_once() -> list[float]:
             nonlocal failed
-            async with pool.lend(key, len(prompts), avoid=failed) as replica:
+            async with pool.lend(key, request.prompts, avoid=failed) as replica:
                 failed = replica
-                return await replica.score(prompts)
+                return await replica.score(request)
 
         def wait(state: RetryCallState) -> float:
             if state.attempt_number < len(pool.replicas) and pool.has_other(failed):
@@ -182,7 +187,11 @@ class ServerEngine:
         try:
             return await retrying(try_once)
         except ReplicaError as fault:
-            raise EngineError(f"{len(prompts)} prompts got no score in {tries} tries. {fault}") from fault
+            raise EngineError(f"{request.prompts} prompts got no score in {tries} tries. {fault}") from fault
+        except EngineError as error:
+            if not request.with_images:
+                raise
+            raise EngineError(f"{error}\nA server that takes images is started with: {self._command}") from error
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -215,7 +224,9 @@ def serve_command(
     if overrides:
         words += ["--hf-overrides", json.dumps(overrides, ensure_ascii=False)]
     words += ["--max-model-len", str(max_length or checkpoint.max_length)]
-    if checkpoint.recipe.local_code:
+    if checkpoint.vision is not None:
+        words += server_options(checkpoint.vision)
+    if checkpoint.recipe.local_code and "AutoConfig" in checkpoint.config.get("auto_map", ()):
         words.append("--trust-remote-code")
     return shlex.join(words)
 

@@ -9,7 +9,7 @@ from typing import Any
 from winnow.checkpoint import Checkpoint
 from winnow.engines.base import EngineScore, check_keywords
 from winnow.engines.known_settings import settings_of
-from winnow.errors import EngineLoadError, MissingExtraError
+from winnow.errors import ConfigurationError, EngineLoadError, MissingExtraError
 from winnow.prompts import Prompt
 from winnow.weights import check_weights
 
@@ -30,6 +30,7 @@ class TransformersEngine:
             which images are resized).
 
     Raises:
+        ConfigurationError: A setting is unknown, or PyTorch finds no such device here.
         MissingExtraError: PyTorch is not installed.
     """
 
@@ -37,12 +38,12 @@ class TransformersEngine:
 
     def __init__(self, checkpoint: Checkpoint, engine_kwargs: Mapping[str, Any]):
         try:
-            import torch
+            import torch  # noqa: F401
         except ImportError as error:
             raise MissingExtraError("torch", "transformers") from error
         check_keywords("engine_kwargs", engine_kwargs, settings_of("transformers"))
         self.checkpoint = checkpoint
-        self._device = torch.device(engine_kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = _device(engine_kwargs.get("device"))
         self._dtype = engine_kwargs.get("dtype") or ("float32" if self._device.type == "cpu" else "auto")
         self._batch_tokens = engine_kwargs.get("batch_tokens", _BATCH_TOKENS)
         self._load_kwargs = {
@@ -53,7 +54,7 @@ class TransformersEngine:
         if engine_kwargs.get("hf_token"):
             self._load_kwargs["token"] = engine_kwargs["hf_token"]
         self._model: Any = None
-        self._image_processor: Any = None
+        self._processors: dict[str, Any] = {}
         self._thread: ThreadPoolExecutor | None = None
 
     async def start(self) -> None:
@@ -136,8 +137,8 @@ class TransformersEngine:
             if prompt.second_type_from is not None:
                 types[row, prompt.second_type_from : len(prompt.ids)] = 1
         inputs = {"input_ids": ids, "attention_mask": mask}
-        if images := [image.pixels for prompt in prompts for image in prompt.images]:
-            inputs |= self._see(images, ids, mask)
+        if any(prompt.images or prompt.videos for prompt in prompts):
+            inputs |= self._see(prompts, ids, mask)
         elif causal:
             inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         elif any(prompt.second_type_from is not None for prompt in prompts):
@@ -150,33 +151,76 @@ class TransformersEngine:
             labels = logits[:, list(self.checkpoint.label_ids)]
             return list(map(float, (labels[:, -1] - labels[:, 0] if labels.shape[1] == 2 else labels[:, 0]).tolist()))
 
-    def _see(self, images: Sequence[Any], ids: Any, mask: Any) -> dict[str, Any]:
-        """The model's inputs for images; it makes their positions itself, in two dimensions."""
+    def _see(self, prompts: Sequence[Prompt], ids: Any, mask: Any) -> dict[str, Any]:
+        """The model's inputs for images and videos; it makes their positions itself, in two dimensions."""
         vision = self.checkpoint.vision
         assert vision is not None  # noqa: S101 - for mypy: only models that see get prompts with images
-        if self._image_processor is None:
-            from transformers import AutoImageProcessor
+        kinds = (ids == vision.token_id).int() + 2 * (ids == vision.video_id).int()
+        inputs = {"mm_token_type_ids": kinds * mask}
+        if images := [image.pixels for prompt in prompts for image in prompt.images]:
+            shown = self._processor("AutoImageProcessor")(images=images, do_resize=False, return_tensors="pt")
+            inputs |= {name: shown[name] for name in ("pixel_values", "image_grid_thw")}
+        if videos := [video.frames for prompt in prompts for video in prompt.videos]:
+            whole = {"do_resize": False, "do_sample_frames": False}
+            shown = self._processor("AutoVideoProcessor")(videos=videos, return_tensors="pt", **whole)
+            inputs |= {name: shown[name] for name in ("pixel_values_videos", "video_grid_thw")}
+        return inputs
 
-            given = {"revision": self._load_kwargs.get("revision")}
-            load: Any = AutoImageProcessor.from_pretrained
-            self._image_processor = load(self.checkpoint.model, **given)
-        shown = self._image_processor(images=list(images), do_resize=False, return_tensors="pt")
-        return {
-            "pixel_values": shown["pixel_values"],
-            "image_grid_thw": shown["image_grid_thw"],
-            "mm_token_type_ids": ((ids == vision.token_id) & mask.bool()).int(),
-        }
+    def _processor(self, kind: str) -> Any:
+        """The model's processor of images or videos, by the name of transformers' class; loaded once."""
+        if kind not in self._processors:
+            import transformers
 
-    async def aclose(self) -> None:
-        """Free the model and its thread."""
-        self._model = self._image_processor = None
-        if self._thread is not None:
-            self._thread.shutdown(wait=True)
-            self._thread = None
+            load: Any = getattr(transformers, kind).from_pretrained
+            self._processors[kind] = load(self.checkpoint.model, revision=self._load_kwargs.get("revision"))
+        return self._processors[kind]
+
+    async def sleep(self) -> None:
+        """Move the weights to main memory; on a CPU they are there."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._move_to, "cpu")
+
+    async def wake(self) -> None:
+        """Move the weights back."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._move_to, self._device)
+
+    def _move_to(self, device: Any) -> None:
+        self._model.to(device)
+        self._free_unused()
+
+    def _free_unused(self) -> None:
         if self._device.type == "cuda":
             import torch
 
             torch.cuda.empty_cache()
 
+    async def aclose(self) -> None:
+        """Free the model and its thread."""
+        self._model = None
+        self._processors.clear()
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+            self._thread = None
+        self._free_unused()
+
     def abandon(self) -> None:
         """Nothing to kill: the load ends by itself."""
+
+
+def _device(given: Any) -> Any:
+    """The `torch.device` that was asked for. Looking for it takes none of its memory."""
+    import torch
+
+    if given is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(given)
+        count = torch.get_device_module(device).device_count()
+    except (RuntimeError, TypeError):
+        raise ConfigurationError(
+            f"device must be one that PyTorch {torch.__version__} can use, such as cpu or cuda:1, but got {given!r}"
+        ) from None
+    if (device.index or 0) >= count:
+        raise ConfigurationError(
+            f"device={str(device)!r} is not there: PyTorch {torch.__version__} finds {count} of type {device.type!r}"
+        )
+    return device

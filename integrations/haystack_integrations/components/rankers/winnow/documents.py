@@ -1,4 +1,4 @@
-"""What a Haystack document is to a reranker: its text with metadata, its image, or both."""
+"""What a Haystack document is to a reranker: its text with metadata, its image or video, or both."""
 
 import mimetypes
 import os
@@ -31,7 +31,7 @@ class DocumentReader:
         prefix: Put before each text.
         meta_fields: Metadata fields to put before the content.
         separator: What stands between these and the content.
-        root_path: Folder of the images that `meta["file_path"]` names.
+        root_path: Folder of the images and videos that `meta["file_path"]` names.
     """
 
     prefix: str
@@ -40,27 +40,36 @@ class DocumentReader:
     root_path: str | None
 
     def read(self, document: Document) -> str | winnow.Document | None:
-        """Its text, or a `winnow.Document` if it has an image, or None if there is nothing to judge it by."""
+        """Its text, or a `winnow.Document` if it has an image or a video, or None if there is nothing to judge."""
         content = document.content if document.content and not document.content.isspace() else None
         values = [document.meta.get(name) for name in self.meta_fields]
         parts = [str(value) for value in values if value is not None]
         if content is not None:
             parts.append(content)
         text = self.prefix + self.separator.join(parts) if parts else None
-        image = self._image(document, content)
-        return text if image is None else winnow.Document(text=text, image=image)
+        shown = self._shown(document, content)
+        return winnow.Document(text=text, **shown) if shown else text
 
-    def _image(self, document: Document, content: str | None) -> bytes | str | None:
-        if document.blob is not None and (document.blob.mime_type or "").startswith("image/"):
-            return document.blob.data
+    def _shown(self, document: Document, content: str | None) -> dict[str, bytes | str]:
+        """Its image or its video, under that name."""
+        if document.blob is not None and (kind := _kind(document.blob.mime_type)):
+            return {kind: document.blob.data}
         path = document.meta.get("file_path")
         # Content was made from the file, and stands for it.
         if content is not None or not isinstance(path, str | os.PathLike):
-            return None
+            return {}
         path = os.fspath(path)
-        mime_type = document.meta.get("mime_type") or mimetypes.guess_type(path)[0]
-        if not str(mime_type).startswith("image/"):
-            return None
+        kind = _kind(document.meta.get("mime_type") or mimetypes.guess_type(path)[0])
+        if kind is None:
+            return {}
         # Relative paths start at root_path, as in Haystack's image converters. Whether it lies below is checked by the
         # core.
-        return path if "://" in path or self.root_path is None else str(Path(self.root_path, path).absolute())
+        if "://" not in path and self.root_path is not None:
+            path = str(Path(self.root_path, path).absolute())
+        return {kind: path}
+
+
+def _kind(mime_type: object) -> str | None:
+    """What a file of this type shows: "image", "video", or None for neither."""
+    kind = str(mime_type).partition("/")[0]
+    return kind if kind in ("image", "video") else None

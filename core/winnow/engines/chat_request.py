@@ -1,0 +1,106 @@
+"""What one request asks a vLLM server: prompts as token ids, or a prompt with images as a chat message.
+
+vLLM's HTTP interface takes images in messages only, and messages as text only (vLLM 0.32,
+`vllm/entrypoints/pooling/base/protocol.py`). So the whole prompt is the text of one message, with the placeholders of
+its images in place, which vLLM then leaves where they are (`_get_full_multimodal_text_prompt` in
+`vllm/renderers/chat_utils.py`), and the server's chat template passes the message through.
+"""
+
+import asyncio
+import base64
+import io
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from winnow.checkpoint import Checkpoint
+from winnow.errors import EngineError
+from winnow.prompts import Prompt
+from winnow.vision import PromptImage, Vision
+
+# Passes one message through. Of others' query and document, which are two, it makes what vLLM's /score makes of them
+# without a template (`get_score_prompt` in vllm/entrypoints/pooling/scoring/io_processor.py).
+_TEMPLATE_OF_SERVER = '{{ messages | map(attribute="content") | join }}'
+# Of zlib's 0 to 9. On a photograph 6, the default, takes twice as long for a tenth less.
+_COMPRESSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """What one request asks.
+
+    Attributes:
+        body: The field of the request's body that holds the prompts.
+        prompts: How many they are.
+        tokens: For a prompt with images: how many tokens the server must find in it, those of images included.
+    """
+
+    body: Mapping[str, Any]
+    prompts: int
+    tokens: int | None = None
+
+    @property
+    def with_images(self) -> bool:
+        """Whether the prompt has images, and is sent as text."""
+        return self.tokens is not None
+
+
+def ids_request(prompts: Sequence[list[int]]) -> ScoreRequest:
+    """The request for prompts of token ids."""
+    return ScoreRequest({"input": prompts}, len(prompts))
+
+
+async def chat_requests(checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> list[ScoreRequest]:
+    """The requests for prompts with images, one each. An image that several have is encoded once, in another thread.
+
+    Args:
+        checkpoint: The model.
+        prompts: The prompts.
+
+    Raises:
+        EngineError: No text gives their ids. `PromptBuilder` builds no such prompts where `Vision.as_text` is set.
+    """
+    images = {image.key: image for prompt in prompts for image in prompt.images}
+    encoded = await asyncio.gather(*(asyncio.to_thread(_data_uri, image) for image in images.values()))
+    uris = dict(zip(images, encoded, strict=True))
+    return [_chat_request(checkpoint, prompt, [uris[image.key] for image in prompt.images]) for prompt in prompts]
+
+
+def _chat_request(checkpoint: Checkpoint, prompt: Prompt, uris: Sequence[str]) -> ScoreRequest:
+    vision = checkpoint.vision
+    text = None if vision is None else checkpoint.tokenizer.text_of(vision.collapsed(prompt.ids))
+    if text is None:
+        raise EngineError(
+            f"A prompt with images for {checkpoint.model} has no text that the server would turn into its token ids."
+        )
+    parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
+    parts += ({"type": "image_url", "image_url": {"url": uri}} for uri in uris)
+    return ScoreRequest({"messages": [{"role": "user", "content": parts}]}, 1, len(prompt.ids))
+
+
+def _data_uri(image: PromptImage) -> str:
+    """An image as a PNG, which loses nothing, with its pixels alone: vLLM would heed a note to turn or mask them."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    pixels = Image.frombytes("RGB", image.pixels.size, image.pixels.tobytes())
+    pixels.save(buffer, "PNG", compress_level=_COMPRESSION)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def server_options(vision: Vision) -> list[str]:
+    """Options of `vllm serve` with which it takes these requests.
+
+    They belong to the server: vLLM refuses a template or sizes in a request, unless it is told to trust whoever asks.
+    """
+    options = {
+        "--chat-template": _TEMPLATE_OF_SERVER,
+        # An image of the query and one of the document, in the sizes in which they come.
+        "--limit-mm-per-prompt": json.dumps({"image": 2, "video": 0}),
+        "--mm-processor-kwargs": json.dumps(
+            {"size": {"shortest_edge": vision.min_pixels, "longest_edge": vision.max_pixels}}
+        ),
+    }
+    return list(itertools.chain.from_iterable(options.items()))

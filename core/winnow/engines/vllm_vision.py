@@ -1,0 +1,50 @@
+"""How vLLM in this process takes images and videos."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from winnow.prompts import Prompt
+from winnow.vision import PromptVideo, Vision
+
+
+def vision_inputs(vision: Vision, prompt: Prompt, *, query_first: bool = False) -> dict[str, Any]:
+    """A prompt with images or videos. vLLM puts in their tokens, for which it gets one token each.
+
+    For a video that is its bare token (`_get_prompt_updates` in vLLM's `model_executor/models/qwen3_vl.py`).
+
+    Args:
+        vision: How the model sees.
+        prompt: The prompt.
+        query_first: Whether vLLM expects the query's image before the document's, though the prompt has it after
+            (`JinaVLMultiModalProcessor` in vLLM's `model_executor/models/jina_vl.py`).
+    """
+    images = [image.pixels for image in prompt.images]
+    shown = {"image": images[::-1] if query_first else images, "video": list(map(_timed, prompt.videos))}
+    return {
+        "prompt_token_ids": vision.collapsed(prompt.ids, prompt.videos),
+        "multi_modal_data": {kind: items for kind, items in shown.items() if items},
+    }
+
+
+def _timed(video: PromptVideo) -> tuple[Any, dict[str, Any]]:
+    """A video whose frames are chosen already; the time of a frame is its index over `fps`."""
+    return video.frames, {"fps": 1.0, "frames_indices": list(video.times), "total_num_frames": len(video.times)}
+
+
+def vision_settings(vision: Vision | None, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """For models that see: room for an image or a video of the query and one of the document, and their sizes.
+
+    The size of a video is that of all its frames. vLLM before 0.32 does not tell it from that of an image, and gets no
+    videos.
+    """
+    from vllm import __version_tuple__
+
+    if vision is None:
+        return {}
+    takes_videos = vision.video_id >= 0 and tuple(__version_tuple__[:2]) >= (0, 32)
+    limits = engine_kwargs.get("limit_mm_per_prompt", {"image": 2, "video": 2 if takes_videos else 0})
+    sizes: dict[str, Any] = {"size": {"shortest_edge": vision.min_pixels, "longest_edge": vision.max_pixels}}
+    if takes_videos:
+        of_video = {"shortest_edge": vision.side**2, "longest_edge": vision.video_pixels}
+        sizes = {"images_kwargs": sizes, "videos_kwargs": {"size": of_video}}
+    return {"limit_mm_per_prompt": limits, "mm_processor_kwargs": sizes}
