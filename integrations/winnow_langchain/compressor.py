@@ -1,7 +1,7 @@
 """The LangChain door: documents in, documents out, best first."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
@@ -49,6 +49,9 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
     image_key: str | None = "image"
     """Where in the metadata a document's image is: a data URI, an address, or a standard content block. None to read
     the text only."""
+
+    video_key: str | None = None
+    """Where in the metadata a document's video is: likewise, or a list of frames. None to read none."""
 
     def compress_documents(
         self,
@@ -173,31 +176,36 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
     def _readable(self, documents: Sequence[str | Document]) -> list[str | winnow.Document]:
         """What the model reads of each document."""
         return [
-            self._text_and_image(at, document) if isinstance(document, Document) else document
+            self._text_and_media(at, document) if isinstance(document, Document) else document
             for at, document in enumerate(documents)
         ]
 
-    def _text_and_image(self, at: int, document: Document) -> str | winnow.Document:
+    def _text_and_media(self, at: int, document: Document) -> str | winnow.Document:
         metadata = document.metadata
         parts = [str(metadata[name]) for name in self.metadata_fields if metadata.get(name) is not None]
         if document.page_content.strip():
             parts.append(document.page_content)
         text = self.embedding_separator.join(parts)
-        image = None if self.image_key is None else metadata.get(self.image_key)
-        if image is None or (isinstance(image, str) and not image.strip()):
-            return text
-        if isinstance(image, dict):
-            try:
-                image = convert_to_openai_image_block(image)["image_url"]["url"]
-            except ValueError as error:
-                if self.on_error == "raise":
-                    raise winnow.DocumentError(
-                        f"Document {at}: metadata[{self.image_key!r}] is not an image block that can be read: {error} "
-                        "Give a data URI, an address, or a standard content block with url, or base64 and mime_type.",
-                        at,
-                    ) from error
-                # Skipped by the core, which knows no such image.
-        return winnow.Document(text=text or None, image=image)
+        image, video = (self._medium(at, metadata, key) for key in (self.image_key, self.video_key))
+        return text if image is video is None else winnow.Document(text=text or None, image=image, video=video)
+
+    def _medium(self, at: int, metadata: Mapping[str, Any], key: str | None) -> Any:
+        """The image or video below a key of the metadata, as the core takes it; None if there is none."""
+        medium = None if key is None else metadata.get(key)
+        if isinstance(medium, str) and not medium.strip():
+            return None
+        if not isinstance(medium, dict):
+            return medium
+        try:
+            return convert_to_openai_image_block(medium)["image_url"]["url"]  # blocks of videos look the same
+        except ValueError as error:
+            if self.on_error == "skip":
+                return medium  # skipped by the core, which knows no such image
+            raise winnow.DocumentError(
+                f"Document {at}: metadata[{key!r}] is not a block that can be read: {error} "
+                "Give a data URI, an address, or a standard content block with url, or base64 and mime_type.",
+                at,
+            ) from error
 
     def _reranked(self, documents: Sequence[Document], ranking: winnow.Ranking) -> list[Document]:
         if ranking.stats.failed:

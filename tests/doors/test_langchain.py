@@ -202,6 +202,31 @@ def test_image_key() -> None:
     assert caught.value.index == 1
 
 
+VIDEO_URI = "data:video/mp4;base64,AAAA"
+
+
+@every_call
+@pytest.mark.parametrize(
+    ("video", "handed_over"),
+    [
+        (VIDEO_URI, VIDEO_URI),
+        ({"type": "video", "base64": "AAAA", "mime_type": "video/mp4"}, VIDEO_URI),
+        ({"type": "video", "url": "https://example.com/a.mp4"}, "https://example.com/a.mp4"),
+        ([DATA_URI, DATA_URI], [DATA_URI, DATA_URI]),
+    ],
+)
+def test_videos_are_handed_over_on_demand(
+    call: Call, monkeypatch: pytest.MonkeyPatch, video: Any, handed_over: Any
+) -> None:
+    handed = record_handed_over(monkeypatch)
+    documents = [Document("a caption", metadata={"video": video}), Document("", metadata={"video": video})]
+    call(fake(on_error="skip", video_key="video"), documents, QUERY)
+    assert handed == [winnow.Document("a caption", video=handed_over), winnow.Document(None, video=handed_over)]
+    handed.clear()
+    call(fake(), documents, QUERY)
+    assert handed == ["a caption", ""]
+
+
 @every_call
 @pytest.mark.parametrize(
     "block", [{"type": "image", "base64": "AAAA"}, {"type": "image", "file_id": "file-1"}, {"path": "/etc/passwd"}, {}]
