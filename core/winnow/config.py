@@ -50,6 +50,8 @@ class RerankerConfig:
         fallback: What ranks where the engine fails (an `EngineError`): the name of another engine for the same model,
             another `Reranker`, or "retrieval order", which leaves the documents as they came, also when a deadline
             passes. Such a ranking is `degraded`. None to raise.
+        max_restarts: How often in a row this reranker's calls start an engine again that died, until one scores. Those
+            who share an engine share the count, but each has its own limit.
 
     Raises:
         ConfigurationError: A value is out of range. What only the model can tell is raised when it loads.
@@ -76,12 +78,15 @@ class RerankerConfig:
     allow_remote_images: bool = False
     score_cache: int | str | PathLike[str] | None = None
     fallback: "str | RerankerConfig | None" = None
+    max_restarts: int = 1
 
     def __post_init__(self) -> None:
         for name in ("max_length", "max_query_tokens", "max_document_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be > 0, but got {value}")
+        if type(self.max_restarts) is not int or self.max_restarts < 0:
+            raise ConfigurationError(f"max_restarts must be a whole number from 0, but got {self.max_restarts!r}")
         if not 0 <= self.window_overlap < 1:
             raise ConfigurationError(f"window_overlap must be at least 0 and below 1, but got {self.window_overlap}")
         cache = self.score_cache

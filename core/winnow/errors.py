@@ -9,7 +9,7 @@ WinnowError
 ├── MissingExtraError (ImportError)     an optional dependency is not installed
 └── EngineError (RuntimeError)          the engine failed
     ├── EngineLoadError                 it did not start
-    └── EngineDeadError                 it died; the next call starts it again
+    └── EngineDeadError                 it died; the next call starts it again, `max_restarts` times in a row
 ```
 
 Arguments that are plainly wrong for any library of the kind (a blank query, `top_k=0`) are a bare `ValueError`.
@@ -67,4 +67,7 @@ class EngineLoadError(EngineError):
 
 
 class EngineDeadError(EngineError):
-    """The engine died while it was in use. The next call starts it again."""
+    """The engine died while it was in use.
+
+    The next call starts it again, at most `max_restarts` times in a row; the message says whether it will.
+    """

@@ -40,8 +40,9 @@ class Fallback:
         """Start the engine; where it does not start, the calls will have the fallback."""
         try:
             await engine()
-        except EngineLoadError as error:
-            self._hold_off(error)
+        except EngineError as error:
+            if isinstance(error, EngineLoadError):
+                self._hold_off(error)
             logger.warning("fallback=%r will rank: %s", self._name, error)
 
     async def rank(self, engine: Callable[[], Awaitable[Ranking]], call: "Call") -> Ranking:

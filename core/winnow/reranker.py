@@ -9,8 +9,9 @@ from typing import Any, Self, TypeVar
 from winnow.calls import Call, CallRunner, Documents, Query
 from winnow.config import RerankerConfig
 from winnow.engines.choose import create_engine
+from winnow.engines.life import EngineLife, Work
 from winnow.engines.settings import resolve
-from winnow.engines.shared import Lease, Work
+from winnow.engines.shared import Lease
 from winnow.fallback import Fallback, settings_of_fallback
 from winnow.ordering import in_input_order, readable, shows, text_of
 from winnow.templates import TemplateLike
@@ -41,7 +42,8 @@ class Reranker(RerankerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "_lease", Lease(self.engine_key, partial(create_engine, self, resolve(self))))
+        make = partial(create_engine, self, resolve(self))
+        object.__setattr__(self, "_lease", Lease(self.engine_key, make, self.max_restarts))
         settings = settings_of_fallback(self)
         stand_in = None if settings is None else Reranker(**settings)
         rank_instead = None if stand_in is None else stand_in._rank_instead
@@ -172,6 +174,34 @@ class Reranker(RerankerConfig):
         """`start` for event loops."""
         await self._await(self._calls.bind)
         return self
+
+    def sleep(self) -> None:
+        """Wait for calls in flight, then leave the GPU's memory to others: weights wait in main memory.
+
+        The next call, or `wake`, brings the engine back, in far less time than loading it takes. The engine sleeps for
+        all rerankers that share it; that of a `fallback` stays as it is. Nothing is done before it is loaded.
+
+        Raises:
+            ConfigurationError: The engine cannot; `close` frees it, too. vLLM needs `enable_sleep_mode` in
+                `engine_kwargs`, and a GPU.
+        """
+        if (told := self._lease.tell(EngineLife.sleep)) is not None:
+            told.result()
+
+    async def async_sleep(self) -> None:
+        """`sleep` for event loops; `asleep` would read like a question."""
+        if (told := self._lease.tell(EngineLife.sleep)) is not None:
+            await asyncio.wrap_future(told)
+
+    def wake(self) -> None:
+        """Bring a sleeping engine back now instead of with the next call."""
+        if (told := self._lease.tell(EngineLife.wake)) is not None:
+            told.result()
+
+    async def async_wake(self) -> None:
+        """`wake` for event loops."""
+        if (told := self._lease.tell(EngineLife.wake)) is not None:
+            await asyncio.wrap_future(told)
 
     def close(self) -> None:
         """Wait for calls in flight, then free the engine unless another reranker holds it.

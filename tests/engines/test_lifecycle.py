@@ -2,48 +2,17 @@
 
 import asyncio
 import copy
-import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import psutil
 import pytest
+from slow_engine import SlowEngine
 
-from winnow import EngineDeadError, EngineLoadError, EngineScore, FakeEngine, Prompt, Reranker
-
-
-class SlowEngine(FakeEngine):
-    """A fake that takes its time to start and notes what happens to it."""
-
-    def __init__(self, start_seconds: float = 0.2, **kwargs: float):
-        super().__init__(**kwargs)  # type: ignore[arg-type]
-        self.start_seconds = start_seconds
-        self.closed = 0
-        self.fail_to_start = 0
-        self.die = 0
-
-    async def start(self) -> None:
-        await super().start()
-        await asyncio.sleep(self.start_seconds)
-        if self.fail_to_start:
-            self.fail_to_start -= 1
-            raise EngineLoadError("no memory")
-
-    async def score(self, prompts: list[Prompt], *, priority: int = 0) -> list[EngineScore]:  # type: ignore[override]
-        if self.die:
-            self.die -= 1
-            raise EngineDeadError("it died")
-        return await super().score(prompts)
-
-    async def aclose(self) -> None:
-        self.closed += 1
+from winnow import EngineLoadError, Reranker
 
 
 def test_many_threads_start_one_engine_once() -> None:
@@ -132,17 +101,80 @@ def test_a_failed_start_is_told_to_all_who_wait_and_the_next_call_tries_again() 
     reranker.close()
 
 
-def test_a_dead_engine_says_so_and_the_next_call_starts_it_again() -> None:
-    engine = SlowEngine()
-    engine.die = 3
+def test_a_deadline_ends_a_call_while_another_engine_is_still_closing() -> None:
+    engine = SlowEngine(close_seconds=1)
+    first, second = (Reranker("fake", engine=engine) for _ in range(2))
+    first.start()
+    closing = threading.Thread(target=first.close)
+    closing.start()
+    time.sleep(0.2)
+    begin = time.monotonic()
+    with pytest.raises(TimeoutError):
+        second.rank("a", ["a"], deadline=0.1)
+    assert time.monotonic() - begin < 0.5
+    assert closing.is_alive()
+    assert engine.started == 1
+    assert second.score("a", ["a"])
+    assert (engine.started, engine.closed) == (2, 1)
+    second.close()
+    closing.join()
+
+
+def test_a_deadline_while_loading_harms_no_other_call() -> None:
+    engine = SlowEngine(start_seconds=0.5)
+    first, second = (Reranker("fake", engine=engine) for _ in range(2))
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(second.score, "a", ["a"])
+        with pytest.raises(TimeoutError):
+            first.rank("a", ["a"], deadline=0.1)
+        assert not call.done()
+        first.close()
+        assert call.result()
+    second.close()
+    assert (engine.started, engine.closed) == (1, 1)
+
+
+def test_after_a_deadline_the_load_goes_on_for_the_next_call() -> None:
+    engine = SlowEngine(start_seconds=0.5)
+    with Reranker("fake", engine=engine) as reranker:
+        with pytest.raises(TimeoutError):
+            reranker.rank("a", ["a"], deadline=0.1)
+        assert reranker.score("a", ["a"])
+    assert (engine.started, engine.closed) == (1, 1)
+
+
+def test_close_waits_for_calls_that_wait_for_the_load() -> None:
+    engine = SlowEngine(start_seconds=0.5)
     reranker = Reranker("fake", engine=engine)
-    with ThreadPoolExecutor(3) as threads:
-        calls = [threads.submit(reranker.score, "a", [f"a {number}"]) for number in range(3)]
-        assert all(isinstance(call.exception(), EngineDeadError) for call in calls)
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(reranker.score, "a", ["a"])
+        while not engine.started:
+            time.sleep(0.01)
+        reranker.close()
+        assert call.result()
     assert engine.closed == 1
-    assert reranker.score("a", ["a"])
-    assert engine.started == 2
+
+
+def test_close_ends_a_load_that_nobody_waits_for() -> None:
+    class Patient(SlowEngine):
+        """An engine that starts until it is abandoned."""
+
+        async def start(self) -> None:
+            self.abandoned = asyncio.Event()
+            self.loop = asyncio.get_running_loop()
+            await self.abandoned.wait()
+            raise EngineLoadError("abandoned")
+
+        def abandon(self) -> None:
+            self.loop.call_soon_threadsafe(self.abandoned.set)
+
+    engine = Patient()
+    reranker = Reranker("fake", engine=engine)
+    with pytest.raises(TimeoutError):
+        reranker.rank("a", ["a"], deadline=0.1)
     reranker.close()
+    assert engine.abandoned.is_set()
+    assert engine.closed == 0  # it never ran
 
 
 def test_a_cancelled_call_ends_at_once_and_harms_no_other() -> None:
@@ -182,93 +214,3 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     reranker.close()
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60, check=False).returncode == 0
-
-
-# --- vLLM's processes -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def script(tmp_path: Path, tiny_model: str) -> Iterator[subprocess.Popen[str]]:
-    """A user's script, without an `if __name__ == "__main__"` guard, that ranks on vLLM and leaves without closing."""
-    path = tmp_path / "script.py"
-    path.write_text(
-        "from winnow import Reranker\n"
-        f"reranker = Reranker({tiny_model!r}, engine='vllm')\n"
-        "print(reranker.score('a', ['b', 'c']), flush=True)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    yield process
-    process.kill()
-    process.communicate()
-
-
-def watch_children(process: subprocess.Popen[str]) -> tuple[set[psutil.Process], threading.Thread]:
-    """All descendants the process ever has, gathered by a thread until it ends."""
-    seen: set[psutil.Process] = set()
-
-    def watch() -> None:
-        while process.poll() is None:
-            try:
-                seen.update(psutil.Process(process.pid).children(recursive=True))
-            except psutil.NoSuchProcess:
-                return
-            time.sleep(0.05)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return seen, thread
-
-
-def test_a_script_needs_no_main_guard_and_leaves_no_process_behind(script: subprocess.Popen[str]) -> None:
-    seen, thread = watch_children(script)
-    out, err = script.communicate(timeout=180)
-    thread.join()
-    assert script.returncode == 0, err
-    assert out.count("[") == 1  # the script ran once, not again in every process of vLLM
-    assert "Error" not in err
-    assert seen
-    assert not psutil.wait_procs(seen, timeout=10)[1]
-
-
-def test_ctrl_c_while_loading_leaves_nothing_behind(script: subprocess.Popen[str]) -> None:
-    seen, thread = watch_children(script)
-    while not any("EngineCore" in name or "spawn_main" in name for name in map(command_line, list(seen))):
-        assert script.poll() is None, script.communicate()
-        time.sleep(0.05)
-    os.kill(script.pid, signal.SIGINT)  # to the parent alone: a terminal would tell the children, too
-    _, err = script.communicate(timeout=60)
-    thread.join()
-    assert script.returncode != 0
-    assert "KeyboardInterrupt" in err
-    assert not psutil.wait_procs(seen, timeout=10)[1]
-
-
-def command_line(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-def test_vllm_killed_under_a_call_is_an_error_and_the_next_call_starts_it_again(tiny_model: str) -> None:
-    before = set(psutil.Process().children(recursive=True))
-    with Reranker(tiny_model, engine="vllm", max_length=512) as reranker:
-        expected = reranker.score("a", ["b", "c"])
-        for process in set(psutil.Process().children(recursive=True)) - before:
-            if "EngineCore" in command_line(process) or "spawn_main" in command_line(process):
-                process.kill()
-        with pytest.raises(
-            EngineDeadError, match=r"The next call starts it again\.\s+Its process was killed by SIGKILL"
-        ):
-            reranker.score("a", ["b", "c"])
-        assert reranker.score("a", ["b", "c"]) == pytest.approx(expected, abs=1e-5)
-    left = {process for process in psutil.Process().children(recursive=True) if "spawn_main" in command_line(process)}
-    assert not left - before
-
-
-def test_a_failure_to_load_gives_vllms_own_reason(tiny_model: str) -> None:
-    reranker = Reranker(tiny_model, engine="vllm", max_length=512, engine_kwargs={"block_size": 48})
-    with reranker, pytest.raises(EngineLoadError, match="No common block size for 48"):
-        reranker.start()

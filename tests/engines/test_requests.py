@@ -214,9 +214,9 @@ def unfinished(model: str) -> int:
     from winnow.engines import shared
 
     [found] = [
-        running._running.engine
-        for key, running in shared._registry.items()
-        if model in repr(key) and running._running is not None and running._running.engine.name == "vllm"
+        running.engine
+        for key, engine in shared._registry.items()
+        if model in repr(key) and (running := engine.life._running) is not None and running.engine.name == "vllm"
     ]
     return len(found._llm.output_processor.request_states)  # type: ignore[attr-defined]
 

@@ -61,7 +61,7 @@ class Engine(Protocol):
 
         Raises:
             EngineError: The engine failed.
-            EngineDeadError: The engine is gone; Winnow starts a new one with the next call.
+            EngineDeadError: The engine is gone, and all calls on it with it. Winnow says what comes next.
         """
 
     async def aclose(self) -> None:
@@ -69,6 +69,30 @@ class Engine(Protocol):
 
     def abandon(self) -> None:
         """Make a `start` that is under way fail soon and leave nothing behind. Called from another thread."""
+
+
+@runtime_checkable
+class SleepingEngine(Engine, Protocol):
+    """An engine that can leave the GPU's memory to others, and come back without being loaded anew.
+
+    Winnow calls `sleep` when no call is in flight, `wake` before the next one, and `aclose` at any time in between.
+    """
+
+    async def sleep(self) -> None:
+        """Move the weights to main memory, and free the rest.
+
+        Raises:
+            ConfigurationError: This one cannot, and is as it was. The message says what to set.
+            EngineDeadError: The engine is gone.
+        """
+
+    async def wake(self) -> None:
+        """Come back to the GPU.
+
+        Raises:
+            EngineError: It could not, as when the memory is taken; the next call tries again.
+            EngineDeadError: The engine is gone.
+        """
 
 
 def check_keywords(what: str, given: Iterable[str], known: Sequence[str]) -> None:

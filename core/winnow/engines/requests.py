@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from winnow.engines.base import Engine, EngineScore
-from winnow.errors import EngineError
+from winnow.errors import EngineDeadError, EngineError
 from winnow.prompts import Prompt
 
 # Prompts of one request to the engine: few, so that callers alternate.
@@ -53,10 +53,16 @@ class Requests:
 
     Args:
         engine: The running engine.
+
+    Attributes:
+        has_scored: Whether the engine has scored anything since its start.
+        death: What it said when it died; it is asked no more then.
     """
 
     def __init__(self, engine: Engine):
         self.engine = engine
+        self.has_scored = False
+        self.death: EngineDeadError | None = None
         self._clock = 0
         self._flying: dict[bytes, tuple[_Flight, int]] = {}
 
@@ -106,7 +112,14 @@ class Requests:
                 del self._flying[key]
 
     async def _request(self, prompts: Sequence[Prompt], priority: int) -> list[EngineScore]:
-        scores = await self.engine.score(prompts, priority=priority)
+        if self.death is not None:
+            raise EngineDeadError(str(self.death)) from self.death
+        try:
+            scores = await self.engine.score(prompts, priority=priority)
+        except EngineDeadError as error:
+            self.death = error
+            raise
+        self.has_scored = True
         self._clock = max(self._clock, priority)
         if len(scores) != len(prompts):
             raise EngineError(

@@ -9,41 +9,35 @@ import atexit
 import contextlib
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from concurrent.futures import Future
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import Any, TypeVar
 
 from winnow.engines.base import Engine
-from winnow.engines.requests import Requests
-from winnow.errors import EngineDeadError, EngineLoadError
+from winnow.engines.life import EngineLife, Started, Work
 
 T = TypeVar("T")
 
-# Waits until the engine runs and returns the way to it. Work that finds nothing to score never asks, and the engine
-# stays untouched.
-Started = Callable[[], Awaitable[Requests]]
-Work = Callable[[Started], Coroutine[Any, Any, T]]
-
 _EXIT_SECONDS = 30.0
+
+# Engines bring transformers with them, whose lazy modules raise ImportError where two threads import them at once.
+_import_lock = threading.Lock()
 
 
 class SharedEngine:
     """An engine, its event loop and its thread; see `Lease`.
 
     Args:
-        factory: Makes the engine. Called in the engine's thread when the first work arrives.
+        factory: Makes the engine. Called in a thread of its own when the first work arrives.
         after: An engine with the same key that is still closing. It must be gone first: a GPU may not hold two.
     """
 
     def __init__(self, factory: Callable[[], Engine], after: "SharedEngine | None" = None):
         self.holders = 0
+        self.life = EngineLife(self._make, _close_before_others)
         self._factory = factory
         self._after = after
-        self._running: Requests | None = None
-        self._loading: Engine | None = None
-        self._interrupted = False
-        self._start_task: asyncio.Task[Requests] | None = None
-        self._work: set[asyncio.Task[Any]] = set()
         self._lock = threading.Lock()
         self._closing = False
         self._closed = threading.Event()
@@ -56,69 +50,19 @@ class SharedEngine:
         self._loop.run_forever()
         self._loop.close()
 
-    def submit(self, work: Work[T]) -> Future[T] | None:
+    def _make(self) -> Engine:
+        if self._after is not None:
+            self._after._closed.wait()
+            self._after = None
+        with _import_lock:
+            return self._factory()
+
+    def submit(self, work: Work[T], max_restarts: int) -> Future[T] | None:
         """Run `work` on the engine's loop. None if the engine is being closed."""
         with self._lock:
             if self._closing:
                 return None
-            return asyncio.run_coroutine_threadsafe(self._do(work), self._loop)
-
-    async def _do(self, work: Work[T]) -> T:
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._work.add(task)
-        used: Requests | None = None
-
-        async def started() -> Requests:
-            nonlocal used
-            used = await self._started()
-            return used
-
-        try:
-            return await work(started)
-        except EngineDeadError:
-            if (
-                used is not None and used is self._running
-            ):  # the first to notice buries it; the next call starts another
-                self._running = self._start_task = None
-                await used.engine.aclose()
-            raise
-        finally:
-            self._work.discard(task)
-
-    async def _started(self) -> Requests:
-        """The running engine. All who wait for a start share its outcome; after a failure the next caller retries."""
-        if self._start_task is None:
-            self._start_task = asyncio.ensure_future(self._start())
-        return await asyncio.shield(self._start_task)
-
-    async def _start(self) -> Requests:
-        # What blocks here blocks only this engine's loop, and everyone on it waits for the engine anyway.
-        self._interrupted = False
-        try:
-            if self._after is not None:
-                self._after._closed.wait()
-                self._after = None
-            self._loading = self._factory()
-            if self._interrupted:
-                raise EngineLoadError("Loading was interrupted.")
-            await self._loading.start()
-            self._running = Requests(self._loading)
-            # Exit handlers run last in, first out: ours must come before those of libraries that the engine brought,
-            # which would kill its processes under it.
-            atexit.unregister(_close_all)
-            atexit.register(_close_all)
-        except BaseException:
-            self._start_task = None
-            raise
-        finally:
-            self._loading = None
-        return self._running
-
-    def interrupt(self) -> None:
-        """Make a start that is under way fail: the user pressed Ctrl-C, or the interpreter exits."""
-        self._interrupted = True
-        if (engine := self._loading) is not None:
-            engine.abandon()
+            return asyncio.run_coroutine_threadsafe(self.life.do(work, max_restarts), self._loop)
 
     def close(self, timeout: float | None = None) -> None:
         """Wait for work in flight, then close the engine, its loop and its thread.
@@ -131,17 +75,11 @@ class SharedEngine:
                 return
             self._closing = True
         try:
-            asyncio.run_coroutine_threadsafe(self._aclose(), self._loop).result(timeout)
+            asyncio.run_coroutine_threadsafe(self.life.aclose(), self._loop).result(timeout)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout)
             self._closed.set()
-
-    async def _aclose(self) -> None:
-        while self._work:
-            await asyncio.wait(self._work)
-        if self._running is not None:
-            await self._running.engine.aclose()
 
 
 _registry: dict[Hashable, SharedEngine] = {}
@@ -154,11 +92,14 @@ class Lease:
     Args:
         key: What makes two engines the same.
         factory: Makes the engine; see `SharedEngine`.
+        max_restarts: How often in a row this reranker's calls start an engine that died. All who share the engine share
+            the count; each has its own limit.
     """
 
-    def __init__(self, key: Hashable, factory: Callable[[], Engine]):
+    def __init__(self, key: Hashable, factory: Callable[[], Engine], max_restarts: int):
         self._key = key
         self._factory = factory
+        self._max_restarts = max_restarts
         self._shared: SharedEngine | None = None
         self._lock = threading.Lock()
 
@@ -167,7 +108,7 @@ class Lease:
         while True:
             with self._lock:
                 shared = self._shared = self._shared or self._acquire()
-                future = shared.submit(work)
+                future = shared.submit(work, self._max_restarts)
                 if future is not None:
                     return future
                 self._shared = None  # closed at a fork: take another
@@ -180,10 +121,16 @@ class Lease:
             shared.holders += 1
             return shared
 
+    def tell(self, what: Callable[[EngineLife, Started], Coroutine[Any, Any, None]]) -> Future[None] | None:
+        """Let the engine `sleep` or `wake`. None if this reranker has none."""
+        with self._lock:
+            shared = self._shared
+            return None if shared is None else shared.submit(partial(what, shared.life), self._max_restarts)
+
     def interrupt(self) -> None:
         """Make a start that is under way fail."""
         if (shared := self._shared) is not None:
-            shared.interrupt()
+            shared.life.interrupt()
 
     def close(self) -> None:
         """Give the engine back. The last holder waits for work in flight and until the engine is closed."""
@@ -194,6 +141,7 @@ class Lease:
         with _registry_lock:
             shared.holders -= 1
             if shared.holders > 0:
+                shared.life.forgive()
                 return
         try:
             shared.close()
@@ -203,17 +151,26 @@ class Lease:
                     del _registry[self._key]
 
 
+def _close_before_others() -> None:
+    """Exit handlers run last in, first out: ours must come before those of libraries that an engine brought.
+
+    They would kill its processes under it.
+    """
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)
+
+
 def _close_all() -> None:
     for shared in list(_registry.values()):
-        shared.interrupt()
+        shared.life.interrupt()
         with contextlib.suppress(Exception):  # nobody is left to tell
             shared.close(_EXIT_SECONDS)
 
 
 def _forget_all() -> None:
     """In a forked child the threads of the parent do not exist: every engine counts as closed."""
-    global _registry_lock
-    _registry_lock = threading.Lock()
+    global _registry_lock, _import_lock
+    _registry_lock, _import_lock = threading.Lock(), threading.Lock()
     for shared in _registry.values():
         shared._lock = threading.Lock()
         shared._closing = True

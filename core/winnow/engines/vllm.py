@@ -8,29 +8,24 @@ import importlib.util
 import itertools
 import logging
 import multiprocessing
-import os
 import re
-import sys
-import threading
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from multiprocessing import spawn
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from winnow.checkpoint import Checkpoint
 from winnow.engines.base import EngineScore
+from winnow.engines.threads import in_daemon_thread
 from winnow.engines.vllm_fields import check_fields
 from winnow.engines.vllm_log import VllmLog
-from winnow.errors import EngineDeadError, EngineError, EngineLoadError, MissingExtraError
+from winnow.engines.vllm_start import LOGGING_IS_SET_UP, quieten, starting
+from winnow.engines.vllm_vision import vision_inputs, vision_settings
+from winnow.errors import ConfigurationError, EngineDeadError, EngineError, EngineLoadError, MissingExtraError
 from winnow.prompts import Prompt
-from winnow.vision import Vision
 from winnow.weights import check_weights
 
 logger = logging.getLogger(__name__)
 
-# By the user, before this module was imported.
-_LOGGING_IS_SET_UP = not os.environ.keys().isdisjoint(("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH"))
+_LOOK_SECONDS = 1.0
 
 
 class VllmEngine:
@@ -49,41 +44,51 @@ class VllmEngine:
 
     def __init__(self, checkpoint: Checkpoint, max_length: int, engine_kwargs: Mapping[str, Any]):
         self.checkpoint = checkpoint
-        _quieten()
+        quieten()
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
         except ImportError as error:
             raise MissingExtraError("vllm", "vllm") from error
-        if checkpoint.recipe.local_code:
-            import winnow.engines.local_code  # noqa: F401 - registers the configuration
         check_fields(engine_kwargs)
         self._engine_args = AsyncEngineArgs(
             **{
                 "model": checkpoint.model,
                 "max_model_len": max_length,
                 **_platform_defaults(engine_kwargs),
+                **_config_settings(checkpoint),
                 **engine_kwargs,
                 "hf_overrides": {**checkpoint.vllm_overrides, **engine_kwargs.get("hf_overrides", {})},
-                **_vision_settings(checkpoint.vision, engine_kwargs),
+                **vision_settings(checkpoint.vision, engine_kwargs),
             }
         )
         self._llm: Any = None
         self._log: VllmLog
         self._death = ""
-        self._processes_before: set[int | None] = set()
+        self._processes_before: set[int | None] | None = None  # while it starts
         self._request_numbers = itertools.count()
 
     async def start(self) -> None:
-        """Load the model; takes seconds to minutes, and blocks this engine's own loop meanwhile."""
+        """Load the model, which takes seconds to minutes, in a thread of its own."""
+        await in_daemon_thread(self._load)
+        # vLLM's own tasks begin with the first question, on the loop that it comes from. This is the one that a first
+        # request would ask, to wait for ever if vLLM's process died before it answered (v1/engine/async_llm.py).
+        try:
+            await self._ordered(self._llm.get_supported_tasks(), "start")
+        except EngineError as error:
+            await self.aclose()
+            raise EngineLoadError(str(error)) from error
+
+    def _load(self) -> None:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         if self._engine_args.load_format != "dummy":  # random weights, for benchmarks: there is no file
             check_weights(self.checkpoint.model)
-        self._processes_before = {process.pid for process in multiprocessing.active_children()}
-        self._log = VllmLog(record=not _LOGGING_IS_SET_UP)
+        self._death = ""
+        self._log = VllmLog(record=not LOGGING_IS_SET_UP, cache_is_set=bool(self._engine_args.kv_cache_memory_bytes))
         try:
-            with self._log.recording(), _without_main_module(), _quiet_start():
+            with starting(), self._log.recording():
+                self._processes_before = {process.pid for process in multiprocessing.active_children()}
                 # LLM_CLASS: the batch sizes of offline use, several times those of a server (vllm/engine/arg_utils.py).
                 self._llm = AsyncLLM.from_engine_args(self._engine_args, usage_context=UsageContext.LLM_CLASS)
         except Exception as error:  # vLLM fails to load with errors of every kind
@@ -91,6 +96,8 @@ class VllmEngine:
             cure = f"\n  {reason}. Use engine='transformers', or a vLLM that has it." if reason else self._log.reason()
             self._log.close()
             raise EngineLoadError(f"vLLM could not load {self.checkpoint.model}: {error}{cure}") from error
+        finally:
+            self._processes_before = None
 
     async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
         """Score prompts; all of them enter vLLM's queue side by side, so that a shared prefix is computed once."""
@@ -98,6 +105,7 @@ class VllmEngine:
 
     async def _score_one(self, prompt: Prompt, priority: int) -> EngineScore:
         from vllm import PoolingParams
+        from vllm.exceptions import VLLMValidationError
         from vllm.inputs import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
         from vllm.v1.engine.exceptions import EngineGenerateError
@@ -106,28 +114,60 @@ class VllmEngine:
         if prompt.second_type_from is not None:
             params.extra_kwargs = {"compressed_token_type_ids": _compressed_types(prompt)}
         inputs: Any = tokens_input(prompt.ids)
-        if prompt.images and self.checkpoint.vision is not None:
-            inputs = {
-                "prompt_token_ids": self.checkpoint.vision.collapsed(prompt.ids),
-                "multi_modal_data": {"image": [image.pixels for image in prompt.images]},
-            }
+        if self.checkpoint.vision is not None and (prompt.images or prompt.videos):
+            query_first = "JinaVLForRanking" in self.checkpoint.recipe.architectures
+            inputs = vision_inputs(self.checkpoint.vision, prompt, query_first=query_first)
         request = f"winnow-{next(self._request_numbers)}"
         try:
             async for output in self._llm.encode(inputs, params, request, priority=priority):
                 if output.finished:
-                    logit = self.checkpoint.recipe.calibrated(output.outputs.data.float().item())
+                    if output.prompt_token_ids != prompt.ids:  # vLLM puts in the tokens of images and videos itself
+                        raise EngineError(
+                            f"vLLM changed a prompt of {self.checkpoint.model}: its score would be wrong."
+                        )
+                    logit = self.checkpoint.recipe.calibrated_by_vllm(output.outputs.data.float().item())
                     return EngineScore(logit, output.num_cached_tokens or 0)
         except VllmDeadError as error:
-            self._death = self._death or self._log.reason()  # asked once, though all who wait are told
-            raise EngineDeadError(
-                f"The vLLM engine of {self.checkpoint.model} died. The next call starts it again.{self._death}"
-            ) from error
-        except EngineGenerateError as error:
+            raise self._dead() from error
+        except (EngineGenerateError, VLLMValidationError) as error:  # the second: more images than it has room for
             reason = error.__cause__ or error
             raise EngineError(
                 f"vLLM refused a prompt of {self.checkpoint.model}: {type(reason).__name__}: {reason}"
             ) from error
         raise EngineError(f"vLLM returned no score for request {request}.")
+
+    async def sleep(self) -> None:
+        """Move the weights to main memory and free the cache (vLLM's level 1)."""
+        if not self._engine_args.enable_sleep_mode:
+            raise ConfigurationError(
+                "vLLM can sleep if it was started with engine_kwargs={'enable_sleep_mode': True}, on a GPU. close() "
+                "frees its memory in any case, and the next call loads it again."
+            )
+        await self._ordered(self._llm.sleep(level=1, mode="wait"), "sleep")
+
+    async def wake(self) -> None:
+        """Move the weights back to the GPU."""
+        await self._ordered(self._llm.wake_up(), "wake up")
+
+    async def _ordered(self, order: Coroutine[Any, Any, Any], what: str) -> None:
+        """Wait until vLLM has done something other than scoring; if it dies meanwhile it never tells by itself."""
+        from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
+
+        task = asyncio.ensure_future(order)
+        while not (await asyncio.wait([task], timeout=_LOOK_SECONDS))[0]:
+            if self._llm.errored:
+                task.cancel()
+                raise self._dead()
+        try:
+            task.result()
+        except VllmDeadError as error:
+            raise self._dead() from error
+        except Exception as error:
+            raise EngineError(f"vLLM of {self.checkpoint.model} could not {what}: {error}") from error
+
+    def _dead(self) -> EngineDeadError:
+        self._death = self._death or self._log.reason()  # asked once, though all who wait are told
+        return EngineDeadError(f"The vLLM engine of {self.checkpoint.model} died.{self._death}")
 
     async def aclose(self) -> None:
         """Stop vLLM and its processes."""
@@ -140,12 +180,10 @@ class VllmEngine:
         """Kill the processes of a `start` that is under way in another thread; it then fails."""
         from vllm.utils.system_utils import kill_process_tree
 
+        if (before := self._processes_before) is None:
+            return
         for process in multiprocessing.active_children():
-            if (
-                process.pid is not None
-                and process.pid not in self._processes_before
-                and process.name.startswith("EngineCore")
-            ):
+            if process.pid is not None and process.pid not in before and process.name.startswith("EngineCore"):
                 kill_process_tree(process.pid)
 
 
@@ -185,13 +223,13 @@ def _platform_defaults(engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _vision_settings(vision: Vision | None, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """For models that see: room for an image of the query and one of the document, and their sizes."""
-    if vision is None:
+def _config_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """For checkpoints that bring code of their own: Winnow reads their config.json."""
+    if not checkpoint.recipe.local_code:
         return {}
-    sizes = {"shortest_edge": vision.min_pixels, "longest_edge": vision.max_pixels}
-    limits = engine_kwargs.get("limit_mm_per_prompt", {"image": 2, "video": 0})
-    return {"limit_mm_per_prompt": limits, "mm_processor_kwargs": {"size": sizes}}
+    from winnow.engines.vllm_config import CONFIG_FORMAT
+
+    return {"config_format": CONFIG_FORMAT}
 
 
 def attention_for(capability: tuple[int, int] | None, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,60 +249,13 @@ def attention_for(capability: tuple[int, int] | None, engine_kwargs: Mapping[str
     return {"attention_backend": "TRITON_ATTN"}
 
 
-def _quieten() -> None:
-    """Turn off vLLM's chatter in this process and in those it starts, unless the user asked for it."""
-    if not _LOGGING_IS_SET_UP:
-        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
-        logging.getLogger("vllm").setLevel(logging.ERROR)
-
-
-@contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Keep warnings of the libraries that vLLM loads off the user's screen, but for what the user set up."""
-    chosen = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    added = [name for name in chosen if os.environ.setdefault(name, chosen[name]) is chosen[name]]
-    try:
-        with warnings.catch_warnings():
-            if not sys.warnoptions:
-                warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
-
-
-@contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Let vLLM spawn its processes without running the user's script again in each.
-
-    `multiprocessing`'s spawn imports `__main__` in the child, so that a script without an `if __name__ == "__main__"`
-    guard would
-    start itself, and fail with an error that names neither vLLM nor the cure. vLLM's processes need nothing from it.
-    """
-    thread = threading.get_ident()
-    original = spawn.get_preparation_data
-
-    def without_main(name: str) -> dict[str, Any]:
-        data: dict[str, Any] = original(name)
-        if threading.get_ident() == thread:
-            data.pop("init_main_from_path", None)
-            data.pop("init_main_from_name", None)
-        return data
-
-    spawn.get_preparation_data = without_main
-    try:
-        yield
-    finally:
-        spawn.get_preparation_data = original
-
-
 def _stem(architecture: str) -> str:
     return re.sub(r"(For[A-Z]\w*|LMHeadModel|Model)$", "", architecture)
 
 
 def why_not(checkpoint: Checkpoint) -> str | None:
     """Why vLLM cannot run this model on this machine, or None if it can."""
-    _quieten()
+    quieten()
     try:
         from vllm import ModelRegistry
         from vllm.platforms import current_platform
@@ -277,7 +268,6 @@ def why_not(checkpoint: Checkpoint) -> str | None:
     # vLLM turns any causal model of its registry into a classifier, so the stem counts (vLLM, models/registry.py).
     if not set(map(_stem, wanted)) & set(map(_stem, ModelRegistry.get_supported_archs())):
         return f"vLLM does not have the architecture {', '.join(wanted)}"
-    multimodal = any(name.endswith("ForConditionalGeneration") for name in recipe.architectures)
-    if multimodal and importlib.util.find_spec("torchvision") is None:
+    if checkpoint.vision is not None and importlib.util.find_spec("torchvision") is None:
         return f"vLLM needs torchvision for {', '.join(wanted)}, and it is not installed"
     return None

@@ -13,12 +13,14 @@ from pathlib import Path
 # What vLLM says when a setting is to blame, and which one. Messages of vLLM 0.32: v1/worker/utils.py,
 # v1/core/kv_cache_utils.py, config/model.py, and PyTorch's allocator.
 _CURES = {
-    r"less than desired .*memory utilization|[Nn]ot enough memory|out of memory|No available memory for the cache": (
-        "Lower gpu_memory_utilization in engine_kwargs if other programs use this memory, raise it if there is room, "
-        "or lower max_length."
+    r"less than desired .*memory utilization": (
+        "Lower gpu_memory_utilization in engine_kwargs, or free memory that other programs use."
     ),
-    r"KV cache is needed|larger than the maximum number of tokens that can be stored": (
-        "Lower max_length, or raise gpu_memory_utilization in engine_kwargs."
+    r"[Nn]ot enough memory|out of memory": (
+        "Lower {cache} in engine_kwargs, or max_length, or free memory that other programs use."
+    ),
+    r"No available memory for the cache|KV cache is needed|than the maximum number of tokens that can be stored": (
+        "Lower max_length, or raise {cache} in engine_kwargs."
     ),
     r"[Dd]type|float16 is (only|not) supported": "Try another dtype in engine_kwargs.",
     r"CUDA driver|no kernel image|CUDA error: (no|invalid) device": (
@@ -32,10 +34,12 @@ class VllmLog:
 
     Args:
         record: False where the user has set up vLLM's logging, which is then left alone.
+        cache_is_set: Whether kv_cache_memory_bytes sets the size of the cache, and not gpu_memory_utilization.
     """
 
-    def __init__(self, record: bool) -> None:
+    def __init__(self, *, record: bool, cache_is_set: bool) -> None:
         self._record = record
+        self._cache = "kv_cache_memory_bytes" if cache_is_set else "gpu_memory_utilization"
         self._folder = tempfile.TemporaryDirectory(prefix="winnow-vllm-")
         self._file = Path(self._folder.name, "errors.log")
         self._processes: list[multiprocessing.process.BaseProcess] = []
@@ -61,6 +65,7 @@ class VllmLog:
         errors = re.findall(r"^(?!.*EngineDeadError)(?:\w+\.)*\w*(?:Error|Exception): .+", text, re.MULTILINE)
         lines = list(dict.fromkeys(errors))[:3]
         cure = next((cure for pattern, cure in _CURES.items() if re.search(pattern, "\n".join(lines))), "")
+        cure = cure.format(cache=self._cache)
         for process in self._processes if not lines else []:  # after an error vLLM kills them itself
             process.join(1)
             if process.exitcode is not None and process.exitcode < 0:

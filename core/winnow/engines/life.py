@@ -1,0 +1,193 @@
+"""The life of one engine on its event loop: started with the first work, asleep and awake, back after a death, closed.
+
+Nothing here blocks the loop, so that a deadline ends a call also while the engine loads.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar, cast
+
+from winnow.engines.base import Engine, SleepingEngine
+from winnow.engines.requests import Requests
+from winnow.engines.threads import in_daemon_thread
+from winnow.errors import ConfigurationError, EngineDeadError, EngineError, EngineLoadError
+
+T = TypeVar("T")
+
+# Waits until the engine runs and returns the way to it. Work that finds nothing to score never asks, and the engine
+# stays untouched.
+Started = Callable[[], Awaitable[Requests]]
+Work = Callable[[Started], Coroutine[Any, Any, T]]
+
+# Between two tries to end a load that nobody waits for: vLLM's processes, which are to be killed, may not be there yet.
+_INTERRUPT_SECONDS = 0.5
+
+
+class EngineLife:
+    """An engine and the work on it. All of it belongs to one event loop, but for `interrupt` and `forgive`.
+
+    Args:
+        make: Makes the engine. Called in a thread of its own when work first asks for it.
+        on_start: Called when an engine has started.
+    """
+
+    def __init__(self, make: Callable[[], Engine], on_start: Callable[[], None]):
+        self._make = make
+        self._on_start = on_start
+        self._running: Requests | None = None  # also while it sleeps
+        self._loading: Engine | None = None
+        self._interrupted = False
+        self._start_task: asyncio.Task[Requests] | None = None  # None beside an engine that runs: it sleeps
+        self._sleep_task: asyncio.Task[None] | None = None
+        self._one_at_a_time = asyncio.Lock()  # starting, and burying
+        self._failure: EngineError | None = None  # the last death, or why the start after it failed
+        self._restarts = 0  # since the last score
+        self._work: set[asyncio.Task[Any]] = set()
+        self._on_engine: set[asyncio.Task[Any]] = set()  # of the work, what has asked for the engine
+
+    async def do(self, work: Work[T], max_restarts: int) -> T:
+        """Do some work.
+
+        Args:
+            work: It gets the engine when it asks.
+            max_restarts: How often in a row it may start an engine that died.
+        """
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._work.add(task)
+
+        async def started() -> Requests:
+            while self._sleep_task is not None and task not in self._on_engine:
+                await asyncio.wait([self._sleep_task])
+            self._on_engine.add(task)
+            return await self._started(max_restarts)
+
+        try:
+            return await work(started)
+        except EngineDeadError as error:
+            await self._bury()
+            raise EngineDeadError(f"{error}\n{self._what_next(max_restarts)}") from error
+        finally:
+            self._on_engine.discard(task)
+            await self._bury()  # also where a fallback ranked instead
+            self._work.discard(task)
+
+    async def _started(self, max_restarts: int) -> Requests:
+        """The running engine. All who wait for a start share its outcome; after a failure the next caller retries."""
+        await self._bury()
+        if self._start_task is None:
+            if self._running is None and self._failure is not None:
+                if self._restarts >= max_restarts:
+                    raise EngineDeadError(str(self._failure)) from self._failure
+                self._restarts += 1
+            self._start_task = asyncio.ensure_future(self._start())
+        return await asyncio.shield(self._start_task)
+
+    async def _start(self) -> Requests:
+        self._interrupted = False
+        try:
+            async with self._one_at_a_time:
+                if self._running is not None:
+                    await self._wake(self._running)
+                    return self._running
+                self._loading = await in_daemon_thread(self._make)
+                if self._interrupted:
+                    raise EngineLoadError("Loading was interrupted.")
+                await self._loading.start()
+                self._running = Requests(self._loading)
+                self._on_start()
+                return self._running
+        except BaseException as error:
+            self._start_task = None
+            if self._failure is not None and isinstance(error, EngineError):
+                self._failure = error
+            raise
+        finally:
+            self._loading = None
+
+    async def _bury(self) -> None:
+        """Free what is left of an engine that died. Whoever notices first does it; the next call starts another."""
+        dead = self._running
+        if dead is None or dead.death is None:
+            return
+        self._running = self._start_task = None
+        self._failure = dead.death
+        if dead.has_scored:
+            self._restarts = 0
+        async with self._one_at_a_time:
+            await dead.engine.aclose()
+
+    def _what_next(self, max_restarts: int) -> str:
+        if self._start_task is not None or self._restarts < max_restarts:
+            return "The next call starts it again."
+        return (
+            f"It is not started again (max_restarts={max_restarts}): close() the reranker, and its next call "
+            "starts it afresh."
+        )
+
+    async def sleep(self, _: Started) -> None:
+        """Put the engine to sleep when the calls in flight are done. Those that come meanwhile wait, and then wake it.
+
+        Nothing to do if it is not loaded, or sleeps. This is work itself, as is `wake`.
+
+        Raises:
+            ConfigurationError: The engine cannot.
+        """
+        if self._sleep_task is None and self._start_task is not None:
+            self._sleep_task = asyncio.ensure_future(self._sleep())
+        if self._sleep_task is not None:
+            await asyncio.shield(self._sleep_task)
+
+    async def _sleep(self) -> None:
+        try:
+            while self._on_engine:
+                await asyncio.wait(self._on_engine)
+            if (start := self._start_task) is None:
+                return  # it died meanwhile
+            running = await start
+            if not isinstance(running.engine, SleepingEngine):
+                raise ConfigurationError(
+                    f"The engine {running.engine.name!r} cannot sleep. close() frees it, and the next call starts it."
+                )
+            self._start_task = None  # whatever comes of it: the next call wakes the engine
+            try:
+                await running.engine.sleep()
+            except ConfigurationError:  # it cannot, and is as it was
+                self._start_task = start
+                raise
+            except EngineDeadError as error:
+                running.death = error
+                raise
+        finally:
+            self._sleep_task = None
+
+    async def wake(self, started: Started) -> None:
+        """Wake the engine, if it sleeps. Nothing to do if it is not loaded."""
+        if self._running is not None:
+            await started()
+
+    async def _wake(self, running: Requests) -> None:
+        try:
+            await cast("SleepingEngine", running.engine).wake()
+        except EngineDeadError as error:
+            running.death = error
+            raise
+
+    def interrupt(self) -> None:
+        """Make a start that is under way fail: the user pressed Ctrl-C, or nobody waits for it. From any thread."""
+        self._interrupted = True
+        if (engine := self._loading) is not None:
+            engine.abandon()
+
+    def forgive(self) -> None:
+        """Let the next call start the engine again, however often it died. From any thread."""
+        self._failure, self._restarts = None, 0
+
+    async def aclose(self) -> None:
+        """Wait for the work in flight, then close the engine. A load that no work waits for any more is ended."""
+        while self._work:
+            await asyncio.wait(self._work)
+        while left := [task for task in (self._start_task, self._sleep_task) if task is not None and not task.done()]:
+            self.interrupt()
+            await asyncio.wait(left, timeout=_INTERRUPT_SECONDS)
+        if self._running is not None:
+            await self._running.engine.aclose()

@@ -1,0 +1,139 @@
+"""vLLM's processes: gone with the engine, with the interpreter, with a load that nobody wants; back after a death."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from winnow import EngineDeadError, EngineLoadError, Reranker
+
+
+@pytest.fixture
+def script(tmp_path: Path, tiny_model: str) -> Iterator[subprocess.Popen[str]]:
+    """A user's script, without an `if __name__ == "__main__"` guard, that ranks on vLLM and leaves without closing."""
+    path = tmp_path / "script.py"
+    path.write_text(
+        "from winnow import Reranker\n"
+        f"reranker = Reranker({tiny_model!r}, engine='vllm')\n"
+        "print(reranker.score('a', ['b', 'c']), flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def watch_children(process: subprocess.Popen[str]) -> tuple[set[psutil.Process], threading.Thread]:
+    """All descendants the process ever has, gathered by a thread until it ends."""
+    seen: set[psutil.Process] = set()
+
+    def watch() -> None:
+        while process.poll() is None:
+            try:
+                seen.update(psutil.Process(process.pid).children(recursive=True))
+            except psutil.NoSuchProcess:
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return seen, thread
+
+
+def test_a_script_needs_no_main_guard_and_leaves_no_process_behind(script: subprocess.Popen[str]) -> None:
+    seen, thread = watch_children(script)
+    out, err = script.communicate(timeout=180)
+    thread.join()
+    assert script.returncode == 0, err
+    assert out.count("[") == 1  # the script ran once, not again in every process of vLLM
+    assert "Error" not in err
+    assert seen
+    assert not psutil.wait_procs(seen, timeout=10)[1]
+
+
+def test_ctrl_c_while_loading_leaves_nothing_behind(script: subprocess.Popen[str]) -> None:
+    seen, thread = watch_children(script)
+    while not any("EngineCore" in name or "spawn_main" in name for name in map(command_line, list(seen))):
+        assert script.poll() is None, script.communicate()
+        time.sleep(0.05)
+    os.kill(script.pid, signal.SIGINT)  # to the parent alone: a terminal would tell the children, too
+    _, err = script.communicate(timeout=60)
+    thread.join()
+    assert script.returncode != 0
+    assert "KeyboardInterrupt" in err
+    assert not psutil.wait_procs(seen, timeout=10)[1]
+
+
+def command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def engine_cores() -> set[psutil.Process]:
+    """vLLM's processes below this one."""
+    return {
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "EngineCore" in command_line(process) or "spawn_main" in command_line(process)
+    }
+
+
+def test_vllm_killed_is_an_error_and_the_next_call_starts_it_again(tiny_model: str) -> None:
+    before = engine_cores()
+    with (
+        Reranker(tiny_model, engine="vllm", max_length=512) as reranker,
+        Reranker(tiny_model, engine="vllm", max_length=512, max_restarts=0) as strict,
+    ):
+        reranker.start()
+        for process in engine_cores() - before:  # before vLLM has had a request
+            process.kill()
+        with pytest.raises(
+            EngineDeadError, match=r"died\.\s+Its process was killed by SIGKILL.*\nThe next call starts it again\."
+        ):
+            reranker.score("a", ["b", "c"])
+        assert len(strict.score("a", [])) == 0
+        with pytest.raises(EngineDeadError, match=r"died\.\s+Its process was .*\nIt is not started again"):
+            strict.score("a", ["b", "c"])
+        expected = reranker.score("a", ["b", "c"])
+        assert strict.score("a", ["b", "c"]) == pytest.approx(expected, abs=1e-5)
+        for process in engine_cores() - before:
+            process.kill()
+        with pytest.raises(EngineDeadError, match=r"SIGKILL.*\nThe next call starts it again\."):
+            reranker.score("a", ["b", "c"])
+    assert not engine_cores() - before
+
+
+def test_a_deadline_while_vllm_loads_is_kept_and_close_ends_the_load(tiny_model: str) -> None:
+    before = engine_cores()
+    reranker = Reranker(tiny_model, engine="vllm", max_length=500)
+    begin = time.monotonic()
+    with pytest.raises(TimeoutError):
+        reranker.rank("a", ["b", "c"], deadline=0.5)
+    assert time.monotonic() - begin < 3  # a load takes longer than that
+    while not engine_cores() - before:
+        time.sleep(0.01)
+    reranker.close()
+    assert not engine_cores() - before
+
+
+def test_a_failure_to_load_gives_vllms_own_reason(tiny_model: str) -> None:
+    reranker = Reranker(tiny_model, engine="vllm", max_length=512, engine_kwargs={"block_size": 48})
+    with reranker, pytest.raises(EngineLoadError, match="No common block size for 48"):
+        reranker.start()
+
+
+def test_a_cache_of_a_size_that_was_given_is_named_where_it_is_too_small(tiny_model: str) -> None:
+    reranker = Reranker(tiny_model, engine="vllm", max_length=512, engine_kwargs={"kv_cache_memory_bytes": 4096})
+    with reranker, pytest.raises(EngineLoadError, match="Lower max_length, or raise kv_cache_memory_bytes"):
+        reranker.start()
