@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
 from tiny_families import qwen_like
-from winnow import Document
+from winnow import Document, Reranker
 from winnow.images import ImageLoader
 from winnow.tokenization import PromptTokenizer
 from winnow.vision import PromptImage, PromptVideo, Vision
@@ -207,3 +207,8 @@ def by_hand(folder: Path, query: str | Document, document: str | Document, instr
         inputs = model_card_inputs(folder, query, document, instruction)
         state = model.model(**inputs).last_hidden_state[0, -1]
         return float(torch.dot(model.lm_head.weight[yes] - model.lm_head.weight[no], state))
+
+
+def logits(reranker: Reranker, query: str | Document, documents: list[Any]) -> list[float]:
+    """What the reranker says of documents, in their order."""
+    return [hit.logit for hit in sorted(reranker.rank(query, documents), key=lambda hit: hit.index)]

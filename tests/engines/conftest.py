@@ -1,9 +1,12 @@
-"""Two real vLLM servers, started once for the session."""
+"""Engines that several tests share: two real vLLM servers, and each engine in turn on a model that sees."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from vllm_servers import VllmServer
+
+from winnow import Reranker
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +37,14 @@ def start_servers(
 def servers(start_servers: Callable[[], list[VllmServer]]) -> list[VllmServer]:
     """Two running servers of the tiny model."""
     return start_servers()
+
+
+@pytest.fixture(scope="module", params=["transformers", "vllm"])
+def engine(request: pytest.FixtureRequest, model: Path) -> Iterator[str]:
+    """An engine's name, while that engine runs the test module's `model` for all who ask."""
+    if request.param == "vllm":
+        pytest.importorskip("vllm", minversion="0.32")  # with videos
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        with Reranker(str(model), engine=request.param).start():
+            yield request.param

@@ -2,7 +2,6 @@
 
 import base64
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from llama_index.core.schema import ImageNode, MediaResource, Node, NodeWithScor
 
 from haystack_integrations.components.rankers.winnow import WinnowRanker
 from tiny_families import build_qwen3_vl
-from tiny_vision import INSTRUCTION, MAX_PIXELS, MIN_PIXELS, by_hand, encoded, model_card_inputs, picture
+from tiny_vision import INSTRUCTION, MAX_PIXELS, MIN_PIXELS, by_hand, encoded, logits, model_card_inputs, picture
 from winnow import ConfigurationError, Document, DocumentError, EngineError, Reranker
 from winnow.checkpoint import open_checkpoint
 from winnow_langchain import WinnowRerank as LangChainRerank
@@ -53,21 +52,6 @@ QUERIES: list[str | Document] = [
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_qwen3_vl(tmp_path_factory.mktemp("models") / "qwen3-vl-reranker-2b")
-
-
-@pytest.fixture(scope="module", params=["transformers", "vllm"])
-def engine(request: pytest.FixtureRequest, model: Path) -> Iterator[str]:
-    """An engine's name, while that engine runs the model for all who ask."""
-    if request.param == "vllm":
-        pytest.importorskip("vllm")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        with Reranker(str(model), engine=request.param).start():
-            yield request.param
-
-
-def logits(reranker: Reranker, query: str | Document, documents: list[Any]) -> list[float]:
-    return [hit.logit for hit in sorted(reranker.rank(query, documents), key=lambda hit: hit.index)]
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------

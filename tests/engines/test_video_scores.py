@@ -2,9 +2,7 @@
 
 import asyncio
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from haystack import Document as HaystackDocument
@@ -13,7 +11,7 @@ from llama_index.core.schema import MediaResource, Node, NodeWithScore
 
 from haystack_integrations.components.rankers.winnow import WinnowRanker
 from tiny_families import LENGTH, build_qwen3_vl
-from tiny_vision import INSTRUCTION, by_hand, clip, load_video, model_card_inputs, picture, video_file
+from tiny_vision import INSTRUCTION, by_hand, clip, load_video, logits, model_card_inputs, picture, video_file
 from winnow import ConfigurationError, Document, DocumentError, EngineError, Reranker
 from winnow.checkpoint import open_checkpoint
 from winnow.engines.server import ServerEngine
@@ -49,21 +47,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert f": {LENGTH}" in text
         (folder / name).write_text(text.replace(f": {LENGTH}", ": 2048"))
     return folder
-
-
-@pytest.fixture(scope="module", params=["transformers", "vllm"])
-def engine(request: pytest.FixtureRequest, model: Path) -> Iterator[str]:
-    """An engine's name, while that engine runs the model for all who ask."""
-    if request.param == "vllm":
-        pytest.importorskip("vllm", minversion="0.32")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        with Reranker(str(model), engine=request.param).start():
-            yield request.param
-
-
-def logits(reranker: Reranker, query: str | Document, documents: list[Any]) -> list[float]:
-    return [hit.logit for hit in sorted(reranker.rank(query, documents), key=lambda hit: hit.index)]
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=["text", "video", "image"])
