@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).with_name("golden")
 QUERY = "what is the capital of China?"
 DOCUMENT = "The capital of China is Beijing."
 INSTRUCTION = "Prefer answers from encyclopedias"
-WITHOUT_INSTRUCTION = {"bge_reranker_v2_gemma", "llama_nemotron_rerank"}
+WITHOUT_INSTRUCTION = {"bge_reranker_v2_gemma", "jina_reranker_m0", "llama_nemotron_rerank"}
 
 cases = pytest.mark.parametrize("file", sorted(path.stem for path in GOLDEN.iterdir()))
 

@@ -54,6 +54,7 @@ ONE_SCORE = {"id2label": {"0": "LABEL_0"}}
             (),
             "output of the score head",
         ),
+        ("jinaai/jina-reranker-m0", "JinaVLForRanking", "jina-reranker-m0", (), "output of the score head − 2.65"),
         ("BAAI/bge-reranker-v2-m3", "XLMRobertaForSequenceClassification", "cross-encoder", (), None),
         ("cross-encoder/ms-marco-MiniLM-L6-v2", "BertForSequenceClassification", "cross-encoder", (), None),
         ("Alibaba-NLP/gte-reranker-modernbert-base", "ModernBertForSequenceClassification", "cross-encoder", (), None),
@@ -73,6 +74,23 @@ def test_published_names(
     found = recipe_for(model, config(architecture, **ONE_SCORE))
     assert (found.family, found.labels) == (family, labels)
     assert formula is None or found.formula == formula
+
+
+def test_a_family_that_brings_code_of_its_own_is_found_by_the_name_of_its_config() -> None:
+    """Its architecture is that of other encoders, and a fine-tune has any name."""
+    code = {"AutoConfig": "jinaai/xlm-roberta-flash-implementation--configuration_xlm_roberta.XLMRobertaFlashConfig"}
+    jina = config("XLMRobertaForSequenceClassification", auto_map=code, **ONE_SCORE)
+    found = recipe_for("/models/mine", jina)
+    assert (found.family, found.local_code, found.max_length) == ("jina-reranker-v2", True, 1024)
+    other = config("XLMRobertaForSequenceClassification", auto_map={"AutoConfig": "configuration.Other"}, **ONE_SCORE)
+    assert recipe_for("jinaai/jina-reranker-v2-base-multilingual", other).family == "cross-encoder"
+
+
+def test_the_score_token_of_jina_m0_is_a_byte_that_no_text_spells() -> None:
+    """Id 100 in the vocabulary that Qwen's models share is the byte A7, the second half of "§"."""
+    tokenizer = PromptTokenizer(qwen3())
+    assert tokenizer.token(100) == "§"
+    assert tokenizer.encode("§") != [100]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +137,9 @@ def test_the_logit_is_calibrated_as_the_formula_says() -> None:
     shifted = ModelRecipe(family="m0", labels=("Yes",), shift=2.5, temperature=2)
     assert shifted.formula == "(logit['Yes'] − 2.5) / 2"
     assert shifted.calibrated(4.5) == 1.0
+    jina = recipe_for("m", config("JinaVLForRanking"))
+    assert (jina.calibrated(3.65), jina.calibrated_by_vllm(1.0)) == (pytest.approx(1.0), 1.0)
+    assert shifted.calibrated_by_vllm(4.5) == 1.0
     nemotron = config("LlamaBidirectionalForSequenceClassification", temperature=0.2, **ONE_SCORE)
     assert recipe_for("m", nemotron).calibrated(1.0) == pytest.approx(5.0)
 
@@ -147,6 +168,12 @@ def test_yes_and_capital_yes_are_different_tokens() -> None:
 def test_a_causal_model_of_unknown_name_is_refused() -> None:
     with pytest.raises(ModelError, match=r"its name does not tell which reranker it is.*qwen3-reranker, zerank, ctxl"):
         recipe_for("Qwen/Qwen3-0.6B", config("Qwen3ForCausalLM"))
+
+
+def test_a_model_that_only_its_own_code_runs_is_refused() -> None:
+    nemotron = config("LlamaNemotronVLForSequenceClassification", **ONE_SCORE)
+    with pytest.raises(ModelError, match=r"rerank-vl-1b-v2 is a Llama.*, which is not a reranker that Winnow knows"):
+        recipe_for("nvidia/llama-nemotron-rerank-vl-1b-v2", nemotron)
 
 
 def test_an_unknown_architecture_is_refused_with_both_ways_out() -> None:

@@ -21,7 +21,7 @@ import tokenizer_kinds
 
 LENGTH = 512
 _SCALE = 0.08
-_DECODER = {
+DECODER = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -34,7 +34,7 @@ _DECODER = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-_ENCODER = {
+ENCODER = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -138,7 +138,7 @@ def mistral_like() -> Tokenizer:
     return Tokenizer.from_str(swapped)
 
 
-def _save_tokenizer(tokenizer: Tokenizer, folder: Path, **named: Any) -> int:
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, **named: Any) -> int:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=LENGTH, **named)
     fast.save_pretrained(folder)
     return int(tokenizer.get_vocab_size())
@@ -147,7 +147,7 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path, **named: Any) -> int:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def _save(model: torch.nn.Module, folder: Path, **config: Any) -> Path:
+def save_model(model: torch.nn.Module, folder: Path, **config: Any) -> Path:
     """Save with biases and norms that are not all zero and one, and with changes of config.json."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -170,10 +170,10 @@ def _causal(kind: str, tokenizer: Callable[[], Tokenizer], **fields: Any) -> Cal
     named = {name: fields.pop(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token") if name in fields}
 
     def build(folder: Path) -> Path:
-        size = _save_tokenizer(tokenizer(), folder, **named)
+        size = save_tokenizer(tokenizer(), folder, **named)
         torch.manual_seed(0)
-        config = getattr(transformers, f"{kind}Config")(**{**_DECODER, "vocab_size": size, **fields})
-        return _save(getattr(transformers, f"{kind}ForCausalLM")(config), folder)
+        config = getattr(transformers, f"{kind}Config")(**{**DECODER, "vocab_size": size, **fields})
+        return save_model(getattr(transformers, f"{kind}ForCausalLM")(config), folder)
 
     return build
 
@@ -184,31 +184,31 @@ def _encoder(kind: str, tokenizer: Callable[[], Tokenizer], **fields: Any) -> Ca
 
     def build(folder: Path) -> Path:
         made = tokenizer()
-        size = _save_tokenizer(made, folder, **named)
+        size = save_tokenizer(made, folder, **named)
         torch.manual_seed(0)
         pad = made.token_to_id(named["pad_token"])
         config = getattr(transformers, f"{kind}Config")(
-            **{**_ENCODER, "vocab_size": size, "pad_token_id": pad, **fields}
+            **{**ENCODER, "vocab_size": size, "pad_token_id": pad, **fields}
         )
-        return _save(getattr(transformers, f"{kind}ForSequenceClassification")(config), folder, **changes)
+        return save_model(getattr(transformers, f"{kind}ForSequenceClassification")(config), folder, **changes)
 
     return build
 
 
 def build_qwen3_seq_cls(folder: Path) -> Path:
     """As tomaarsen/Qwen3-Reranker-0.6B-seq-cls: the score head of a converted reranker."""
-    size = _save_tokenizer(qwen_like(), folder, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    size = save_tokenizer(qwen_like(), folder, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     torch.manual_seed(0)
-    config = transformers.Qwen3Config(**{**_DECODER, "vocab_size": size, "num_labels": 1, "pad_token_id": 0})
-    return _save(transformers.Qwen3ForSequenceClassification(config), folder)
+    config = transformers.Qwen3Config(**{**DECODER, "vocab_size": size, "num_labels": 1, "pad_token_id": 0})
+    return save_model(transformers.Qwen3ForSequenceClassification(config), folder)
 
 
 def build_nemotron(folder: Path) -> Path:
     """As nvidia/llama-nemotron-rerank-1b-v2: a Llama with a score head, whose config.json names code of its own."""
-    size = _save_tokenizer(tokenizer_kinds.llama3_like(), folder, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
+    size = save_tokenizer(tokenizer_kinds.llama3_like(), folder, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**{**_DECODER, "vocab_size": size, "num_labels": 1, "pad_token_id": 0})
-    return _save(
+    config = transformers.LlamaConfig(**{**DECODER, "vocab_size": size, "num_labels": 1, "pad_token_id": 0})
+    return save_model(
         transformers.LlamaForSequenceClassification(config),
         folder,
         architectures=["LlamaBidirectionalForSequenceClassification"],
@@ -227,10 +227,10 @@ def build_nemotron(folder: Path) -> Path:
 def build_qwen3_vl(folder: Path) -> Path:
     """As Qwen/Qwen3-VL-Reranker-2B, with a tiny vision tower and its processor's settings."""
     tokenizer = qwen_like()
-    size = _save_tokenizer(tokenizer, folder, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    size = save_tokenizer(tokenizer, folder, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 4, 4], "mrope_interleaved": True}
     config = transformers.Qwen3VLConfig(
-        text_config={**_DECODER, "vocab_size": size, "rope_parameters": rope},
+        text_config={**DECODER, "vocab_size": size, "rope_parameters": rope},
         vision_config={
             "depth": 2,
             "hidden_size": 64,
@@ -254,7 +254,7 @@ def build_qwen3_vl(folder: Path) -> Path:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    _save(transformers.Qwen3VLForConditionalGeneration(config), folder)
+    save_model(transformers.Qwen3VLForConditionalGeneration(config), folder)
     shape = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
     size_limits = {"shortest_edge": 4096, "longest_edge": 65536}
     normal = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "processor_class": "Qwen3VLProcessor"}
@@ -269,10 +269,10 @@ def build_qwen3_vl(folder: Path) -> Path:
 
 def build_gte_new(folder: Path) -> Path:
     """As Alibaba-NLP/gte-multilingual-reranker-base: transformers' Gte under the names its own code has for it."""
-    size = _save_tokenizer(tokenizer_kinds.xlm_roberta_like(), folder, pad_token="<pad>")
+    size = save_tokenizer(tokenizer_kinds.xlm_roberta_like(), folder, pad_token="<pad>")
     torch.manual_seed(0)
-    config = transformers.GteConfig(**{**_ENCODER, "vocab_size": size, "pad_token_id": 1, "type_vocab_size": 1})
-    _save(
+    config = transformers.GteConfig(**{**ENCODER, "vocab_size": size, "pad_token_id": 1, "type_vocab_size": 1})
+    save_model(
         transformers.GteForSequenceClassification(config),
         folder,
         architectures=["NewForSequenceClassification"],

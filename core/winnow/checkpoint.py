@@ -105,7 +105,7 @@ def open_checkpoint(
     cross_encoder = read_cross_encoder_files(folder)
     try:
         found = recipe_for(str(model), config, recipe)
-        tokenizer, own_limit = _load_tokenizer(folder, model, trust_remote_code)
+        tokenizer, own_limit = _load_tokenizer(folder, model, trust_remote_code, found.last_token)
     except ModelError:
         if cross_encoder is None or not cross_encoder.label_ids:
             raise
@@ -248,7 +248,9 @@ def _recipe_of(files: CrossEncoderFiles, config: Mapping[str, Any], tokenizer: P
     )
 
 
-def _load_tokenizer(folder: Path, model: str, trust_remote_code: bool) -> tuple[PromptTokenizer, int | None]:
+def _load_tokenizer(
+    folder: Path, model: str, trust_remote_code: bool, last_token: int | None = None
+) -> tuple[PromptTokenizer, int | None]:
     """The tokenizer as transformers loads it, which every reference implementation uses, and its length limit."""
     if not any(
         (folder / name).is_file()
@@ -269,7 +271,8 @@ def _load_tokenizer(folder: Path, model: str, trust_remote_code: bool) -> tuple[
     special = {name: str(token) for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
     limit = loaded.model_max_length
     typed = "token_type_ids" in loaded.model_input_names
-    return PromptTokenizer(backend, special, token_types=typed), limit if limit < 10**9 else None
+    last = () if last_token is None else (last_token,)
+    return PromptTokenizer(backend, special, token_types=typed, last=last), limit if limit < 10**9 else None
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:

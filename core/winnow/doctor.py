@@ -214,6 +214,7 @@ def _whole(
         shown = [(span, False)] if is_content else tokenizer.split_literal(span)
         pieces.extend(Piece(part, text, control) for text, control in shown)
     add_tokens("after", tokenizer.end if not tokenizer.end or encoded[-len(tokenizer.end) :] != tokenizer.end else [])
+    add_tokens("after", tokenizer.last)
     return ids, pieces, counts
 
 

@@ -2,93 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
 from winnow.errors import ConfigurationError, ModelError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelRecipe:
-    """What Winnow must know of a reranker. All fields but `family` have defaults: a judge of your own needs few.
-
-    Attributes:
-        family: Name of the row; also accepted as `Reranker(recipe=...)`.
-        architectures: Values of `architectures` in config.json that the family is published with. In a recipe of your
-            own they may be left out: the model's are taken.
-        names: Regular expression that a model's name or path matches, in lower case and with "-" for "_". Several
-            families share an architecture. Empty: the architecture alone tells.
-        template: Name of the built-in template, or None for the tokenizer's pair encoding.
-        labels: Tokens whose logits make the score: (negative, positive), or (positive,) alone; empty for a score head.
-        shift: Subtracted from the logit, as the family's reference code does.
-        temperature: What the logit is then divided by.
-        vllm_architecture: The architecture that vLLM runs a score head as, where it differs from config.json's.
-        local_code: Whether config.json is of a kind that only the checkpoint's own code reads, which Winnow replaces
-            (`winnow.engines.local_code`) so that `trust_remote_code` can stay off.
-        max_length: Longest prompt that the family's reference code allows, in tokens; None for the model's own limit.
-        pixels: Least and most pixels that the family's reference code resizes an image to; None for the sizes in the
-            model's preprocessor_config.json.
-    """
-
-    family: str
-    architectures: tuple[str, ...] = ()
-    names: str = ""
-    template: str | None = None
-    labels: tuple[str, ...] = ()
-    shift: float = 0.0
-    temperature: float = 1.0
-    vllm_architecture: str | None = None
-    local_code: bool = False
-    max_length: int | None = None
-    pixels: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.labels) > 2 or len(set(self.labels)) < len(self.labels):
-            raise ConfigurationError(
-                f"labels of the recipe {self.family!r} must be (negative, positive), two different tokens, or "
-                f"(positive,) alone, but got {self.labels!r}"
-            )
-        if self.temperature <= 0:
-            raise ConfigurationError(
-                f"temperature of the recipe {self.family!r} must be > 0, but got {self.temperature}"
-            )
-
-    @property
-    def formula(self) -> str:
-        """The logit that engines return, in words. Scores are its sigmoid."""
-        match self.labels:
-            case (negative, positive):
-                formula = f"logit[{positive!r}] − logit[{negative!r}]"
-            case (positive,):
-                formula = f"logit[{positive!r}]"
-            case _:
-                formula = "output of the score head"
-        if self.shift:
-            formula = f"{formula} − {self.shift:g}"
-        if self.temperature != 1:
-            formula = f"({formula}) / {self.temperature:g}"
-        return formula
-
-    def calibrated(self, raw: float) -> float:
-        """The logit of `formula`, from what the model itself puts out."""
-        return (raw - self.shift) / self.temperature
-
-    @property
-    def vllm_overrides(self) -> dict[str, Any]:
-        """`hf_overrides` that make vLLM load the model as a classifier (vLLM `models/adapters.py`)."""
-        if not self.labels:
-            return {"architectures": [self.vllm_architecture]} if self.vllm_architecture else {}
-        overrides: dict[str, Any] = {
-            "architectures": [_classifier_of(name) for name in self.architectures],
-            "classifier_from_token": list(self.labels),
-            "method": "from_2_way_softmax" if len(self.labels) == 2 else "no_post_processing",
-        }
-        if self.family == "qwen3-vl-reranker":
-            # Copies labels and method into text_config, where vLLM looks in models with a vision tower.
-            overrides["is_original_qwen3_reranker"] = True
-        return overrides
-
+from winnow.model_recipe import ModelRecipe as ModelRecipe
+from winnow.model_recipe import classifier_of
 
 RECIPES: tuple[ModelRecipe, ...] = (
     # Qwen/Qwen3-Reranker-0.6B, -4B, -8B and their conversions: model card, "Transformers Usage" (max_length = 8192).
@@ -171,7 +91,28 @@ RECIPES: tuple[ModelRecipe, ...] = (
         vllm_architecture="GteNewForSequenceClassification",
         local_code=True,
     ),
-    # ms-marco-MiniLM, bge-reranker-base/-large/-v2-m3, jina-reranker-v2, gte-reranker-modernbert, granite, any other
+    # jinaai/jina-reranker-v2-base-multilingual: model card ("up to 1024 tokens"), configuration_xlm_roberta.py.
+    ModelRecipe(
+        family="jina-reranker-v2",
+        architectures=("XLMRobertaForSequenceClassification",),
+        config_class="XLMRobertaFlashConfig",
+        local_code=True,
+        max_length=1024,
+    ),
+    # jinaai/jina-reranker-m0: modeling.py, formatting_prompts_func() and compute_score() (max_length = 10240, images of
+    # 4 to 768 tokens). Its score token stands for a lone byte in the vocabulary.
+    ModelRecipe(
+        family="jina-reranker-m0",
+        architectures=("JinaVLForRanking",),
+        template="jina_reranker_m0",
+        shift=2.65,
+        vllm_calibrates=True,
+        last_token=100,
+        local_code=True,
+        max_length=10240,
+        pixels=(4 * 28 * 28, 768 * 28 * 28),
+    ),
+    # ms-marco-MiniLM, bge-reranker-base/-large/-v2-m3, gte-reranker-modernbert, granite, any other
     # encoder with one score: the tokenizer joins query and document.
     ModelRecipe(
         family="cross-encoder",
@@ -208,8 +149,9 @@ def recipe_for(model: str, config: Mapping[str, Any], recipe: str | ModelRecipe 
     if config.get("winnow_family"):
         return _converted(model, config, architectures, recipe)
     row = _named(recipe, architectures) if recipe else _guess(model, config, architectures)
-    if architectures and architectures[0] in map(_classifier_of, row.architectures):
-        _check_single_score(model, config, architectures[0])
+    if architectures and architectures[0] in map(classifier_of, row.architectures):
+        if architectures[0].endswith("ForSequenceClassification"):
+            _check_single_score(model, config, architectures[0])
         row = replace(row, labels=(), architectures=architectures)
     if row.family == "llama-nemotron-rerank":
         row = replace(row, temperature=float(config.get("temperature", 1.0)))
@@ -236,12 +178,13 @@ def _named(family: str, architectures: Sequence[str]) -> ModelRecipe:
 
 
 def _may_be(row: ModelRecipe, architectures: Sequence[str]) -> bool:
-    known = {*row.architectures, *map(_classifier_of, row.architectures)}
+    known = {*row.architectures, *map(classifier_of, row.architectures)}
     return bool(architectures) and architectures[0] in known
 
 
 def _guess(model: str, config: Mapping[str, Any], architectures: Sequence[str]) -> ModelRecipe:
-    kin = [row for row in RECIPES if _may_be(row, architectures)]
+    config_class = str((config.get("auto_map") or {}).get("AutoConfig", "")).rpartition(".")[2]
+    kin = [row for row in RECIPES if _may_be(row, architectures) and row.config_class in (None, config_class)]
     for name in _names_of(model, config):
         for row in kin:
             if re.search(row.names, name):
@@ -281,10 +224,6 @@ def _check_single_score(model: str, config: Mapping[str, Any], architecture: str
             f"{model} is a {architecture} with {labels} labels: a classifier, not a reranker, which has one score. "
             "Check the name."
         )
-
-
-def _classifier_of(architecture: str) -> str:
-    return re.sub(r"For(CausalLM|ConditionalGeneration)$", "ForSequenceClassification", architecture)
 
 
 def _families(rows: Sequence[ModelRecipe]) -> str:

@@ -22,7 +22,8 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.model_executor.models.config import Qwen3VLForSequenceClassificationConfig
 from vllm.transformers_utils.config import get_config
 
-from tiny_families import FAMILIES
+import tiny_families
+import tiny_jina
 from winnow import ModelRecipe, Ranking, Reranker
 from winnow.checkpoint import open_checkpoint
 from winnow.engines.choose import create_engine
@@ -37,6 +38,8 @@ DOCUMENTS = [
     "The tide falls twice a day. " * 12,
     "Yes or no? 0 or 1?",
 ]
+FAMILIES = {**tiny_families.FAMILIES, **tiny_jina.FAMILIES}
+SEEING = ("qwen3-vl-reranker-2b", "jina-reranker-m0")
 JUDGE = ModelRecipe(family="judge", labels=("Bad", "Good"))
 JUDGE_TEMPLATE = "Question: {{ query }}\nAnswer: {{ document }}\nVerdict: "
 SETTINGS = {"judge": {"recipe": JUDGE, "template": JUDGE_TEMPLATE}}
@@ -208,6 +211,7 @@ JUDGES: dict[str, Judge] = {
     "gte-reranker-modernbert-base": pair_encoding,
     "gte-multilingual-reranker-base": gte_new,
     "mxbai-rerank-base-v1": pair_encoding,
+    **tiny_jina.JUDGES,
 }
 
 
@@ -246,8 +250,8 @@ def test_transformers_gives_what_the_model_card_computes(family: Path) -> None:
 
 
 def test_vllm_gives_what_transformers_gives(family: Path) -> None:
-    if "vl-reranker" in family.name and importlib.util.find_spec("torchvision") is None:
-        pytest.skip("vLLM imports Qwen3-VL only with torchvision: `make test` installs it, see tests/cpu")
+    if family.name in SEEING and importlib.util.find_spec("torchvision") is None:
+        pytest.skip("vLLM imports models that see only with torchvision: `make test` installs it, see tests/cpu")
     if family.name == "mxbai-rerank-base-v1":
         pytest.skip("vLLM has no DeBERTa")
     found, expected = (ranked(family, engine) for engine in ("vllm", "transformers"))
@@ -277,9 +281,9 @@ def test_attention_on_older_gpus(caplog: pytest.LogCaptureFixture) -> None:
     assert "attention_backend" in {field.name for field in dataclasses.fields(AsyncEngineArgs)}
 
 
-@pytest.mark.parametrize("name", ["qwen3-vl-reranker-2b", "mxbai-rerank-base-v1"])
+@pytest.mark.parametrize("name", [*SEEING, "mxbai-rerank-base-v1"])
 def test_what_vllm_cannot_run_goes_to_transformers(name: str, tmp_path: Path) -> None:
-    if "vl-reranker" in name and importlib.util.find_spec("torchvision") is not None:
+    if name in SEEING and importlib.util.find_spec("torchvision") is not None:
         pytest.skip("torchvision is installed: vLLM runs it")
     folder = FAMILIES[name](tmp_path / name)
     assert create_engine(Reranker(str(folder))).name == "transformers"

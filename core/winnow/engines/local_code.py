@@ -1,7 +1,7 @@
 """Architectures whose checkpoints bring code of their own, without running it.
 
 vLLM and transformers know these models, but not by the `model_type` in their config.json, and would ask for
-`trust_remote_code`. Importing this module registers the types with transformers: import it for such a model only.
+`trust_remote_code`.
 """
 
 from collections.abc import Mapping
@@ -9,9 +9,24 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, GteConfig, GteForSequenceClassification, LlamaConfig, LlamaModel
+from transformers import (
+    GteConfig,
+    GteForSequenceClassification,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedConfig,
+    Qwen2VLConfig,
+    Qwen2VLModel,
+    Qwen2VLPreTrainedModel,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
+
+from winnow.errors import ModelError
 
 
 class LlamaBidirectionalConfig(LlamaConfig):  # type: ignore[no-untyped-call]
@@ -97,13 +112,106 @@ def _gte_config(config: Mapping[str, Any]) -> GteConfig:
     return GteConfig.from_dict(fields)
 
 
-# vLLM's processes import this module with the configuration they are sent, so it is registered there too.
-AutoConfig.register(LlamaBidirectionalConfig.model_type, LlamaBidirectionalConfig, exist_ok=True)
-AutoConfig.register(NewConfig.model_type, NewConfig, exist_ok=True)
+class XLMRobertaFlashConfig(XLMRobertaConfig):  # type: ignore[no-untyped-call]
+    """config.json of jinaai/jina-reranker-v2-base-multilingual, which has no `model_type`, or one of XLM-RoBERTa.
+
+    The model is XLM-RoBERTa. Its code, jinaai/xlm-roberta-flash-implementation, adds FlashAttention and renames weights
+    (convert_roberta_weights_to_flash.py there; vLLM, models/roberta.py, knows the names).
+    """
+
+    model_type = "xlm_roberta_flash"
 
 
-def class_and_config(config: Mapping[str, Any]) -> tuple[Any, Any]:
+register_checkpoint_conversion_mapping(
+    XLMRobertaFlashConfig.model_type,
+    [
+        WeightRenaming("emb_ln", "embeddings.LayerNorm"),
+        WeightRenaming("encoder.layers", "encoder.layer"),
+        WeightRenaming("mixer.out_proj", "attention.output.dense"),
+        WeightRenaming("norm1", "attention.output.LayerNorm"),
+        WeightRenaming("norm2", "output.LayerNorm"),
+        WeightRenaming("mlp.fc1", "intermediate.dense"),
+        WeightRenaming("mlp.fc2", "output.dense"),
+        WeightConverter(
+            "mixer.Wqkv",
+            ["attention.self.query", "attention.self.key", "attention.self.value"],
+            operations=[Chunk(dim=0)],
+        ),
+    ],
+    overwrite=True,
+)
+
+
+class JinaVLForRanking(Qwen2VLPreTrainedModel):  # type: ignore[no-untyped-call]
+    """jinaai/jina-reranker-m0: Qwen2-VL with a head of two layers on the state of the last token.
+
+    The model's own `modeling.py`, less its subtraction from the logit and its sigmoid.
+    """
+
+    def __init__(self, config: Qwen2VLConfig):
+        super().__init__(config)
+        size = config.get_text_config().hidden_size
+        self.model = Qwen2VLModel(config)
+        self.score = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 1))
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **images: torch.Tensor
+    ) -> SequenceClassifierOutput:
+        """Score a batch padded on the right.
+
+        Args:
+            input_ids: Token ids, shape (batch, length).
+            attention_mask: 1 at tokens and 0 at padding, shape (batch, length).
+            images: What the image processor makes, if there are images.
+
+        Returns:
+            `logits` of shape (batch, 1).
+        """
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **images)[0]
+        last = states[torch.arange(len(states)), attention_mask.sum(1) - 1]
+        return SequenceClassifierOutput(logits=self.score(last))
+
+
+register_checkpoint_conversion_mapping(
+    JinaVLForRanking.__name__,
+    [
+        WeightRenaming(r"^visual", "model.visual"),
+        WeightRenaming(r"^model(?!\.(language_model|visual))", "model.language_model"),
+    ],
+    overwrite=True,
+)
+
+_CONFIGS: dict[str | None, type[PreTrainedConfig]] = {
+    None: XLMRobertaFlashConfig,
+    XLMRobertaConfig.model_type: XLMRobertaFlashConfig,
+    **{kind.model_type: kind for kind in (LlamaBidirectionalConfig, NewConfig, Qwen2VLConfig)},
+}
+
+
+def own_config(config: Mapping[str, Any]) -> PreTrainedConfig:
+    """The contents of such a config.json as the checkpoint's own code would read them.
+
+    Raises:
+        ModelError: It is of another kind.
+    """
+    model_type = config.get("model_type") or None
+    if model_type not in _CONFIGS:
+        raise ModelError(
+            f"config.json has model_type {model_type!r}, which does not belong to the recipe; of models that bring "
+            f"code of their own, Winnow reads {', '.join(filter(None, _CONFIGS))}."
+        )
+    fields = {name: value for name, value in config.items() if name not in ("auto_map", "model_type")}
+    return _CONFIGS[model_type].from_dict(fields)
+
+
+def class_and_config(config: Mapping[str, Any]) -> tuple[Any, PreTrainedConfig]:
     """The class that runs such a model in transformers, and its configuration, from the contents of config.json."""
-    if config["model_type"] == LlamaBidirectionalConfig.model_type:
-        return LlamaBidirectionalForSequenceClassification, LlamaBidirectionalConfig.from_dict(dict(config))
+    match own_config(config):
+        case LlamaBidirectionalConfig() as own:
+            return LlamaBidirectionalForSequenceClassification, own
+        case Qwen2VLConfig() as own:
+            return JinaVLForRanking, own
+        case XLMRobertaFlashConfig() as own:
+            return XLMRobertaForSequenceClassification, own
     return GteForSequenceClassification, _gte_config(config)

@@ -1,0 +1,104 @@
+"""What Winnow must know of a reranker to load, prompt and score it."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from winnow.errors import ConfigurationError
+
+
+def classifier_of(architecture: str) -> str:
+    """What vLLM and transformers call the classifier of a causal model's kind; other names stay."""
+    return re.sub(r"For(CausalLM|ConditionalGeneration)$", "ForSequenceClassification", architecture)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecipe:
+    """What Winnow must know of a reranker. All fields but `family` have defaults: a judge of your own needs few.
+
+    Attributes:
+        family: Name of the row; also accepted as `Reranker(recipe=...)`.
+        architectures: Values of `architectures` in config.json that the family is published with. In a recipe of your
+            own they may be left out: the model's are taken.
+        names: Regular expression that a model's name or path matches, in lower case and with "-" for "_". Several
+            families share an architecture. Empty: the architecture alone tells.
+        template: Name of the built-in template, or None for the tokenizer's pair encoding.
+        labels: Tokens whose logits make the score: (negative, positive), or (positive,) alone; empty for a score head.
+        shift: Subtracted from the logit, as the family's reference code does.
+        temperature: What the logit is then divided by.
+        vllm_calibrates: Whether vLLM does both by itself for this architecture (vLLM, model_executor/models/config.py).
+        last_token: Id of a token that the family's reference code puts after every prompt, where no text spells it.
+        vllm_architecture: The architecture that vLLM runs a score head as, where it differs from config.json's.
+        config_class: The configuration class that `auto_map` in config.json names, for a family whose architectures
+            others have, too.
+        local_code: Whether config.json is of a kind that only the checkpoint's own code reads, which Winnow replaces
+            (`winnow.engines.local_code`) so that `trust_remote_code` can stay off.
+        max_length: Longest prompt that the family's reference code allows, in tokens; None for the model's own limit.
+        pixels: Least and most pixels that the family's reference code resizes an image to; None for the sizes in the
+            model's preprocessor_config.json.
+    """
+
+    family: str
+    architectures: tuple[str, ...] = ()
+    names: str = ""
+    template: str | None = None
+    labels: tuple[str, ...] = ()
+    shift: float = 0.0
+    temperature: float = 1.0
+    vllm_calibrates: bool = False
+    last_token: int | None = None
+    vllm_architecture: str | None = None
+    config_class: str | None = None
+    local_code: bool = False
+    max_length: int | None = None
+    pixels: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.labels) > 2 or len(set(self.labels)) < len(self.labels):
+            raise ConfigurationError(
+                f"labels of the recipe {self.family!r} must be (negative, positive), two different tokens, or "
+                f"(positive,) alone, but got {self.labels!r}"
+            )
+        if self.temperature <= 0:
+            raise ConfigurationError(
+                f"temperature of the recipe {self.family!r} must be > 0, but got {self.temperature}"
+            )
+
+    @property
+    def formula(self) -> str:
+        """The logit that engines return, in words. Scores are its sigmoid."""
+        match self.labels:
+            case (negative, positive):
+                formula = f"logit[{positive!r}] − logit[{negative!r}]"
+            case (positive,):
+                formula = f"logit[{positive!r}]"
+            case _:
+                formula = "output of the score head"
+        if self.shift:
+            formula = f"{formula} − {self.shift:g}"
+        if self.temperature != 1:
+            formula = f"({formula}) / {self.temperature:g}"
+        return formula
+
+    def calibrated(self, raw: float) -> float:
+        """The logit of `formula`, from what the model itself puts out."""
+        return (raw - self.shift) / self.temperature
+
+    def calibrated_by_vllm(self, raw: float) -> float:
+        """The logit of `formula`, from what vLLM puts out."""
+        return raw if self.vllm_calibrates else self.calibrated(raw)
+
+    @property
+    def vllm_overrides(self) -> dict[str, Any]:
+        """`hf_overrides` that make vLLM load the model as a classifier (vLLM `models/adapters.py`)."""
+        if not self.labels:
+            return {"architectures": [self.vllm_architecture]} if self.vllm_architecture else {}
+        overrides: dict[str, Any] = {
+            "architectures": [classifier_of(name) for name in self.architectures],
+            "classifier_from_token": list(self.labels),
+            "method": "from_2_way_softmax" if len(self.labels) == 2 else "no_post_processing",
+        }
+        if self.family == "qwen3-vl-reranker":
+            # Copies labels and method into text_config, where vLLM looks in models with a vision tower.
+            overrides["is_original_qwen3_reranker"] = True
+        return overrides
