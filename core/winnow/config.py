@@ -43,8 +43,8 @@ class RerankerConfig:
         raw_scores: Return logits as scores instead of sigmoid(logit).
         engine_kwargs: Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of
             `TransformersEngine` or `ServerEngine`; docs/settings.md lists the usual ones.
-        root_path: Folder that images with local paths are read from; without it such images are refused.
-        allow_remote_images: Whether images may be fetched from http(s) addresses (never from private networks).
+        root_path: Folder that images and videos with local paths are read from; without it such are refused.
+        allow_remote_images: Whether images and videos may be fetched from http(s) addresses (never from private ones).
         score_cache: Keep scores from one call to the next: how many pairs in memory (those used last), or a folder to
             keep them in; None to keep none.
         fallback: What ranks where the engine fails (an `EngineError`): the name of another engine for the same model,
