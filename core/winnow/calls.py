@@ -134,13 +134,14 @@ class CallRunner:
                         number += 1
             except TimeoutError:
                 # Calls that had begun have a ranking by now. How many are left in an iterator nobody knows.
-                if self._fallback is None or not self._fallback.ranks_at_once or not isinstance(calls, Sequence):
+                fallback = self._fallback
+                if fallback is None or not (clock.expired() and fallback.ranks_at_once and isinstance(calls, Sequence)):
                     raise
                 for number, call in enumerate(calls):
                     if number not in rankings:
                         if not call.may_fall_back:
                             raise
-                        await keep(number, self._fallback.instead(call, TimeoutError(_LATE)))
+                        await keep(number, fallback.instead(call, TimeoutError(_LATE)))
         return [rankings[number] for number in range(len(rankings))]
 
     async def _ranked(self, call: Call, started: Started, bar: "tqdm[Any]", clock: asyncio.Timeout) -> Ranking:
