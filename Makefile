@@ -10,6 +10,9 @@ LOWEST_STAMP := $(LOWEST)/.installed
 # What leans on a dependency's version, and runs without vLLM; the few tests that need it are skipped.
 LOWEST_TESTS := tests/doors $(wildcard tests/test_templates*.py) $(addprefix tests/test_,convert_errors.py disk_scores.py \
 	doctor.py extras.py lowest_versions.py observability.py reranker.py)
+# Starts a vLLM for each of many models. Most of that is imports: on a CPU three at a time take half as long. A GPU has
+# room for one.
+STARTS := tests/engines/test_families.py
 
 # A machine with an NVIDIA GPU gets the real vLLM, any other the build of it for CPUs.
 ifneq ($(shell command -v nvidia-smi 2>/dev/null),)
@@ -26,7 +29,8 @@ demo: $(STAMP)  ## rerank real text through all three doors
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)  ## run all tests
-	$(BIN)/python -m pytest
+	$(if $(CPU),$(BIN)/python -m pytest --numprocesses 3 $(STARTS))
+	$(BIN)/python -m pytest $(if $(CPU),--ignore=$(STARTS))
 
 test-lowest: $(LOWEST_STAMP)  ## run what needs no vLLM on the lowest versions of every dependency
 	$(LOWEST)/bin/python -m pytest --quiet $(LOWEST_TESTS)
