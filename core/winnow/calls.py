@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from winnow.checkpoint import Checkpoint, bind_template
 from winnow.config import RerankerConfig
+from winnow.engines.base import name_of
 from winnow.engines.life import Started
 from winnow.engines.requests import Requests, Turn
 from winnow.errors import DocumentError
@@ -103,7 +104,7 @@ class CallRunner:
         rankings: dict[int, Ranking] = {}
         gate = asyncio.Semaphore(_CALLS_AT_ONCE)
         clock = asyncio.timeout(deadline)
-        engine = self._config.engine if isinstance(self._config.engine, str) else self._config.engine.name
+        engine = name_of(self._config.engine)
 
         async def keep(number: int, ranked: Awaitable[Ranking]) -> None:
             begin = time.perf_counter()

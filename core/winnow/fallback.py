@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from winnow.config import RerankerConfig
+from winnow.engines.base import name_of
 from winnow.engines.known_settings import settings_of
 from winnow.errors import EngineError, EngineLoadError
 from winnow.ordering import hits_of
@@ -31,7 +32,8 @@ class Fallback:
 
     def __init__(self, config: RerankerConfig, rank: "Callable[[Call], Awaitable[Ranking]] | None"):
         self._config = config
-        self._name = _name_of(config.fallback)
+        other = config.fallback
+        self._name = name_of(other.engine) if isinstance(other, RerankerConfig) else str(other)
         self._rank = rank
         self._failure: EngineLoadError | None = None
         self._retry_at = 0.0
@@ -118,9 +120,3 @@ def settings_of_fallback(config: RerankerConfig) -> dict[str, Any] | None:
         kwargs = {name: value for name, value in config.engine_kwargs.items() if name in settings_of(other)}
         settings |= {"engine": other, "url": None, "api_key": None, "engine_kwargs": kwargs, "fallback": None}
     return settings | {"raw_scores": config.raw_scores}
-
-
-def _name_of(fallback: str | RerankerConfig | None) -> str:
-    if not isinstance(fallback, RerankerConfig):
-        return str(fallback)
-    return fallback.engine if isinstance(fallback.engine, str) else fallback.engine.name

@@ -27,6 +27,8 @@ class ModelRecipe:
         shift: Subtracted from the logit, as the family's reference code does.
         temperature: What the logit is then divided by.
         vllm_calibrates: Whether vLLM does both by itself for this architecture (vLLM, model_executor/models/config.py).
+        vllm_query_first: Whether vLLM takes the image of the query before the document's, though the prompt has it
+            after (`JinaVLMultiModalProcessor` in vLLM's model_executor/models/jina_vl.py).
         last_token: Id of a token that the family's reference code puts after every prompt, where no text spells it.
         vllm_architecture: The architecture that vLLM runs a score head as, where it differs from config.json's.
         config_class: The configuration class that `auto_map` in config.json names, for a family whose architectures
@@ -46,6 +48,7 @@ class ModelRecipe:
     shift: float = 0.0
     temperature: float = 1.0
     vllm_calibrates: bool = False
+    vllm_query_first: bool = False
     last_token: int | None = None
     vllm_architecture: str | None = None
     config_class: str | None = None

@@ -153,10 +153,11 @@ class PromptBuilder:
                     "it, or set on_overflow to 'truncate' or 'window'."
                 )
                 built.append(refuse(DocumentError(message, name)))
-        for at, (name, text) in enumerate(zip(names, texts, strict=True)):
-            if not all(map(self._arrives, built[at].prompts)):
-                why = self._changed(name, document=text, query=query, instruction=instruction or "")
-                built[at] = refuse(DocumentError(why, name))
+        if self._vision is not None and self._vision.as_text:
+            for at, (name, text) in enumerate(zip(names, texts, strict=True)):
+                if not all(self._arrives(self._vision, prompt) for prompt in built[at].prompts):
+                    why = self._changed(name, document=text, query=query, instruction=instruction or "")
+                    built[at] = refuse(DocumentError(why, name))
         return built
 
     def prompt(self, query: str, document: str, instruction: str | None = None) -> Prompt:
@@ -229,12 +230,9 @@ class PromptBuilder:
             query_truncated=frame.query_truncated,
         )
 
-    def _arrives(self, prompt: Prompt) -> bool:
-        """Whether a prompt that travels as text has the same ids at the other end."""
-        vision = self._vision
-        if vision is None or not vision.as_text or not prompt.images:
-            return True
-        return self._tokenizer.text_of(vision.collapsed(prompt.ids, prompt.videos)) is not None
+    def _arrives(self, vision: Vision, prompt: Prompt) -> bool:
+        """Whether a prompt that travels as text if it has images has the same ids at the other end."""
+        return not prompt.images or self._tokenizer.text_of(vision.collapsed(prompt.ids, prompt.videos)) is not None
 
     def _changed(self, name: int, **texts: str) -> str:
         """What an error says of a prompt that does not arrive."""

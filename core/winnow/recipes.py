@@ -107,6 +107,7 @@ RECIPES: tuple[ModelRecipe, ...] = (
         template="jina_reranker_m0",
         shift=2.65,
         vllm_calibrates=True,
+        vllm_query_first=True,
         last_token=100,
         local_code=True,
         max_length=10240,

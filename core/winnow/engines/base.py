@@ -95,6 +95,11 @@ class SleepingEngine(Engine, Protocol):
         """
 
 
+def name_of(engine: str | Engine) -> str:
+    """The name of an engine that is given by its name or itself."""
+    return engine if isinstance(engine, str) else engine.name
+
+
 def check_keywords(what: str, given: Iterable[str], known: Sequence[str]) -> None:
     """Refuse keywords that an engine does not know.
 

@@ -115,8 +115,7 @@ class VllmEngine:
             params.extra_kwargs = {"compressed_token_type_ids": _compressed_types(prompt)}
         inputs: Any = tokens_input(prompt.ids)
         if self.checkpoint.vision is not None and (prompt.images or prompt.videos):
-            query_first = "JinaVLForRanking" in self.checkpoint.recipe.architectures
-            inputs = vision_inputs(self.checkpoint.vision, prompt, query_first=query_first)
+            inputs = vision_inputs(self.checkpoint.vision, prompt, query_first=self.checkpoint.recipe.vllm_query_first)
         request = f"winnow-{next(self._request_numbers)}"
         try:
             async for output in self._llm.encode(inputs, params, request, priority=priority):

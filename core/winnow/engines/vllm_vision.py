@@ -15,8 +15,7 @@ def vision_inputs(vision: Vision, prompt: Prompt, *, query_first: bool = False) 
     Args:
         vision: How the model sees.
         prompt: The prompt.
-        query_first: Whether vLLM expects the query's image before the document's, though the prompt has it after
-            (`JinaVLMultiModalProcessor` in vLLM's `model_executor/models/jina_vl.py`).
+        query_first: `ModelRecipe.vllm_query_first`.
     """
     images = [image.pixels for image in prompt.images]
     shown = {"image": images[::-1] if query_first else images, "video": list(map(_timed, prompt.videos))}

@@ -23,6 +23,7 @@ from haystack_integrations.components.rankers.winnow.checks import (
 )
 from haystack_integrations.components.rankers.winnow.documents import DocumentReader, without_duplicates
 from winnow import Engine, ModelRecipe, Ranking, Reranker, RerankerConfig
+from winnow.engines.base import name_of
 from winnow.engines.settings import resolve
 
 # Held for the moment it takes to make a Reranker (loading is not part of it). Not one a ranker: locks cannot be copied.
@@ -310,7 +311,7 @@ class WinnowRanker:
             raise ValueError(f"query must be a text that is not blank, but got {query!r}")
         return Call(
             model=self.model,
-            engine=self.engine if isinstance(self.engine, str) else self.engine.name,
+            engine=name_of(self.engine),
             query=f"{self.query_prefix}{query}",
             instruction=self.instruction if instruction is None else instruction,
             documents=without_duplicates(documents),
