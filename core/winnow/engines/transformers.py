@@ -53,8 +53,7 @@ class TransformersEngine:
         }
         if engine_kwargs.get("hf_token"):
             self._load_kwargs["token"] = engine_kwargs["hf_token"]
-        self._model: Any = None
-        self._processors: dict[str, Any] = {}
+        self._forward: Any = None
         self._thread: ThreadPoolExecutor | None = None
 
     async def start(self) -> None:
@@ -64,6 +63,8 @@ class TransformersEngine:
 
     def _load(self) -> None:
         import transformers
+
+        from winnow.engines.transformers_forward import TransformersForward
 
         check_weights(self.checkpoint.model)
         kwargs = {"dtype": self._dtype, **self._load_kwargs}
@@ -103,7 +104,7 @@ class TransformersEngine:
                 "engine_kwargs={'trust_remote_code': True}."
             )
         model.to(self._device)
-        self._model = model.eval()
+        self._forward = TransformersForward(model.eval(), self.checkpoint, self._load_kwargs.get("revision"))
 
     async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:  # noqa: ARG002
         """Score prompts, longest batches first, in this engine's thread."""
@@ -120,61 +121,6 @@ class TransformersEngine:
                 logits[at] = logit
         return [EngineScore(self.checkpoint.recipe.calibrated(logit)) for logit in logits]
 
-    def _forward(self, prompts: Sequence[Prompt]) -> list[float]:
-        import torch
-
-        causal = bool(self.checkpoint.recipe.labels)
-        width = max(len(prompt.ids) for prompt in prompts)
-        pad = getattr(self._model.config, "pad_token_id", None) or 0
-        ids = torch.full((len(prompts), width), pad)
-        mask = torch.zeros_like(ids)
-        types = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            # The judged position of a causal model is the last: padding goes before it.
-            start = width - len(prompt.ids) if causal else 0
-            ids[row, start : start + len(prompt.ids)] = torch.tensor(prompt.ids)
-            mask[row, start : start + len(prompt.ids)] = 1
-            if prompt.second_type_from is not None:
-                types[row, prompt.second_type_from : len(prompt.ids)] = 1
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if any(prompt.images or prompt.videos for prompt in prompts):
-            inputs |= self._see(prompts, ids, mask)
-        elif causal:
-            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-        elif any(prompt.second_type_from is not None for prompt in prompts):
-            inputs["token_type_ids"] = types
-        inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-        with torch.inference_mode():
-            if not causal:
-                return list(map(float, self._model(**inputs).logits.float()[:, 0].tolist()))
-            logits = self._model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float()
-            labels = logits[:, list(self.checkpoint.label_ids)]
-            return list(map(float, (labels[:, -1] - labels[:, 0] if labels.shape[1] == 2 else labels[:, 0]).tolist()))
-
-    def _see(self, prompts: Sequence[Prompt], ids: Any, mask: Any) -> dict[str, Any]:
-        """The model's inputs for images and videos; it makes their positions itself, in two dimensions."""
-        vision = self.checkpoint.vision
-        assert vision is not None  # noqa: S101 - for mypy: only models that see get prompts with images
-        kinds = (ids == vision.token_id).int() + 2 * (ids == vision.video_id).int()
-        inputs = {"mm_token_type_ids": kinds * mask}
-        if images := [image.pixels for prompt in prompts for image in prompt.images]:
-            shown = self._processor("AutoImageProcessor")(images=images, do_resize=False, return_tensors="pt")
-            inputs |= {name: shown[name] for name in ("pixel_values", "image_grid_thw")}
-        if videos := [video.frames for prompt in prompts for video in prompt.videos]:
-            whole = {"do_resize": False, "do_sample_frames": False}
-            shown = self._processor("AutoVideoProcessor")(videos=videos, return_tensors="pt", **whole)
-            inputs |= {name: shown[name] for name in ("pixel_values_videos", "video_grid_thw")}
-        return inputs
-
-    def _processor(self, kind: str) -> Any:
-        """The model's processor of images or videos, by the name of transformers' class; loaded once."""
-        if kind not in self._processors:
-            import transformers
-
-            load: Any = getattr(transformers, kind).from_pretrained
-            self._processors[kind] = load(self.checkpoint.model, revision=self._load_kwargs.get("revision"))
-        return self._processors[kind]
-
     async def sleep(self) -> None:
         """Move the weights to main memory; on a CPU they are there."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._move_to, "cpu")
@@ -184,7 +130,7 @@ class TransformersEngine:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._move_to, self._device)
 
     def _move_to(self, device: Any) -> None:
-        self._model.to(device)
+        self._forward.model.to(device)
         self._free_unused()
 
     def _free_unused(self) -> None:
@@ -195,8 +141,7 @@ class TransformersEngine:
 
     async def aclose(self) -> None:
         """Free the model and its thread."""
-        self._model = None
-        self._processors.clear()
+        self._forward = None
         if self._thread is not None:
             self._thread.shutdown(wait=True)
             self._thread = None
