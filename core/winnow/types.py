@@ -1,7 +1,7 @@
 """What a call to the reranker returns: plain data that crosses every door."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, overload
 
 
@@ -113,6 +113,15 @@ class Ranking(Sequence[RankedDocument]):
     def degraded(self) -> bool:
         """Whether a fallback ranked the documents: `stats.fallback` says which, `stats.error` why."""
         return self.stats.fallback is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that is known of the ranking but the texts, as JSON holds it: `stats`' fields, and `hits`, best first."""
+        hits = [
+            {name: getattr(hit, name) for name in RankedDocument.__slots__ if name != "text"}
+            | {"score": finite(hit.score), "logit": finite(hit.logit)}
+            for hit in self.hits
+        ]
+        return {**asdict(self.stats), "hits": hits}
 
     @overload
     def __getitem__(self, index: int) -> RankedDocument: ...

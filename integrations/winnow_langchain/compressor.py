@@ -3,18 +3,17 @@
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict
 from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManager, CallbackManager, Callbacks
+from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.messages import convert_to_openai_image_block
-from langchain_core.runnables import ensure_config
 from pydantic import Field
 
 import winnow
 from winnow.types import RETRIEVAL_ORDER, finite
 from winnow_langchain.settings import WinnowSettings
+from winnow_langchain.tracing import atraced, traced
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +25,8 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
     with neither text nor image is not scored: it ranks last, with 0.0, or with `raw_scores` the least float32. One that
     `on_error="skip"` passed over ranks last too, and says why in `metadata["rerank_error"]`.
 
-    Each call is traced as a retriever run, below the caller's. Its end carries what the call cost and how many
-    documents were truncated or failed, as the keyword `winnow` of `on_retriever_end`.
+    Each call is traced as a chain run of its own, below the caller's. Its outputs hold the documents and, as `winnow`,
+    what `winnow.Ranking.as_dict` says: what the call cost, and what was truncated or failed.
     """
 
     top_n: int | None = Field(default=3, ge=1)
@@ -85,15 +84,10 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
         found = _check_documents(documents)
         if not found:
             return []
-        manager = CallbackManager.configure(_callbacks(callbacks), local_metadata=self._trace_metadata())
-        run = manager.on_retriever_start(None, query, name=type(self).__name__)
-        try:
+        with traced(**self._run(query, found, callbacks)) as outputs:
             ranking = self._reranker.rank(query, self._readable(found), **options)
             reranked = self._reranked(found, ranking)
-        except BaseException as error:
-            run.on_retriever_error(error)
-            raise
-        run.on_retriever_end(reranked, winnow=asdict(ranking.stats))
+            outputs.update(documents=reranked, winnow=ranking.as_dict())
         return reranked
 
     async def acompress_documents(
@@ -110,15 +104,10 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
         found = _check_documents(documents)
         if not found:
             return []
-        manager = AsyncCallbackManager.configure(_callbacks(callbacks), local_metadata=self._trace_metadata())
-        run = await manager.on_retriever_start(None, query, name=type(self).__name__)
-        try:
+        async with atraced(**self._run(query, found, callbacks)) as outputs:
             ranking = await self._reranker.arank(query, self._readable(found), **options)
             reranked = self._reranked(found, ranking)
-        except BaseException as error:
-            await run.on_retriever_error(error)
-            raise
-        await run.on_retriever_end(reranked, winnow=asdict(ranking.stats))
+            outputs.update(documents=reranked, winnow=ranking.as_dict())
         return reranked
 
     def rerank(
@@ -128,14 +117,16 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
         *,
         instruction: str | None = None,
         top_n: int | None = None,
+        callbacks: Callbacks | None = None,
     ) -> list[dict[str, Any]]:
-        """Rank documents or texts, with settings for this call. Not traced.
+        """Rank documents or texts, with settings for this call.
 
         Args:
             documents: Documents, or texts.
             query: What was searched for.
             instruction: As in `compress_documents`.
             top_n: As in `compress_documents`.
+            callbacks: As in `compress_documents`.
 
         Returns:
             `{"index": position in documents, "relevance_score": score}`, best first; one that was skipped has a
@@ -146,7 +137,13 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
         """
         options = self._options(instruction, top_n)
         found = _check_list(documents)
-        return _as_results(self._reranker.rank(query, self._readable(found), **options)) if found else []
+        if not found:
+            return []
+        with traced(**self._run(query, found, callbacks)) as outputs:
+            ranking = self._reranker.rank(query, self._readable(found), **options)
+            results = _as_results(ranking)
+            outputs.update(results=results, winnow=ranking.as_dict())
+        return results
 
     async def arerank(
         self,
@@ -155,11 +152,18 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
         *,
         instruction: str | None = None,
         top_n: int | None = None,
+        callbacks: Callbacks | None = None,
     ) -> list[dict[str, Any]]:
         """`rerank` for event loops."""
         options = self._options(instruction, top_n)
         found = _check_list(documents)
-        return _as_results(await self._reranker.arank(query, self._readable(found), **options)) if found else []
+        if not found:
+            return []
+        async with atraced(**self._run(query, found, callbacks)) as outputs:
+            ranking = await self._reranker.arank(query, self._readable(found), **options)
+            results = _as_results(ranking)
+            outputs.update(results=results, winnow=ranking.as_dict())
+        return results
 
     def _options(self, instruction: str | None, top_n: int | None) -> dict[str, Any]:
         if top_n is not None and top_n < 1:
@@ -170,8 +174,14 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
             "instruction": self.instruction if instruction is None else instruction,
         }
 
-    def _trace_metadata(self) -> dict[str, Any]:
-        return {"ls_retriever_name": "winnow", "rerank_model": self.model}
+    def _run(self, query: str, documents: Sequence[str | Document], callbacks: Callbacks | None) -> dict[str, Any]:
+        """How a call is traced."""
+        return {
+            "name": type(self).__name__,
+            "inputs": {"query": query, "documents": documents},
+            "metadata": {"rerank_model": self.model},
+            "callbacks": callbacks,
+        }
 
     def _readable(self, documents: Sequence[str | Document]) -> list[str | winnow.Document]:
         """What the model reads of each document."""
@@ -212,11 +222,6 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
             logger.warning("%d of %d documents could not be reranked.", ranking.stats.failed, len(documents))
         scored = ranking.stats.fallback != RETRIEVAL_ORDER
         return [_with_score(documents[hit.index], hit, scored) for hit in ranking]
-
-
-def _callbacks(callbacks: Callbacks | None) -> Callbacks | None:
-    """The caller's callbacks, else those of the run that surrounds the call."""
-    return ensure_config()["callbacks"] if callbacks is None else callbacks
 
 
 def _check_list(documents: Sequence[Any]) -> list[Any]:

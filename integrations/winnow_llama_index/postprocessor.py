@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any, Literal, Self
 
 from llama_index.core.bridge.pydantic import (
@@ -47,7 +47,8 @@ class WinnowRerank(BaseNodePostprocessor):
     objects. A node is judged by its text, behind the metadata that `metadata_mode` shows, and by its image if it has
     one. A node with neither is not scored: it ranks last, with 0.0, or with `raw_scores` the least float32.
 
-    `ReRankEndEvent.tags["winnow"]` says what the call cost and how many nodes were truncated or failed.
+    `ReRankEndEvent.tags["winnow"]` is what `winnow.Ranking.as_dict` says: what the call cost, and what was truncated or
+    failed.
 
     Raises:
         ValueError: An argument is unknown or wrong. What only the model can tell is raised by the first query, as a
@@ -267,7 +268,7 @@ class WinnowRerank(BaseNodePostprocessor):
                 if ranking.stats.failed:
                     logger.warning("%d of %d nodes could not be reranked.", ranking.stats.failed, len(nodes))
                 event.on_end(payload={EventPayload.NODES: reranked})
-                dispatcher.event(ReRankEndEvent(nodes=reranked, tags={"winnow": asdict(ranking.stats)}))
+                dispatcher.event(ReRankEndEvent(nodes=reranked, tags={"winnow": ranking.as_dict()}))
                 return reranked
 
             try:
@@ -288,21 +289,18 @@ class WinnowRerank(BaseNodePostprocessor):
 
 
 def _checked_query(nodes: Sequence[NodeWithScore], query_bundle: QueryBundle | None) -> str:
-    """The text of the query, without the line breaks that tools append to it.
+    """The text of the query, as it came.
 
     Raises:
-        ValueError: There is no query, or a blank one.
+        ValueError: There is no query.
         TypeError: A node is no `NodeWithScore`.
     """
     if query_bundle is None:
         raise ValueError("WinnowRerank needs a query: give query_bundle or query_str.")
-    query = query_bundle.query_str.strip()
-    if not query:
-        raise ValueError("WinnowRerank needs a query with a text that is not blank; the image of a query is not read.")
     for at, node in enumerate(nodes):
         if not isinstance(node, NodeWithScore):
             raise TypeError(
                 f"WinnowRerank takes NodeWithScore objects, but node {at} is a {type(node).__name__}: "
                 "wrap it as NodeWithScore(node=...)."
             )
-    return query
+    return query_bundle.query_str

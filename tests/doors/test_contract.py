@@ -352,3 +352,13 @@ def test_the_three_doors_share_one_engine_and_its_scores_on_real_vllm(vllm_model
     for ranked in results.values():
         assert dict(ranked) == pytest.approx(dict(expected), abs=1e-4)
         assert [at for at, _ in ranked] == [at for at, _ in results["haystack sync"]]
+
+
+def test_a_query_reaches_real_vllm_as_it_came(vllm_model: str, passages: list[str], subject: Subject) -> None:
+    """Tools and chat engines append line breaks. What is done about a query is done once, in the core."""
+    made = subject.make(vllm_model, engine="vllm")
+    with Reranker(vllm_model, engine="vllm") as core_reranker:
+        bare, *others = (core_reranker.score(query, passages) for query in (QUERY, f"{QUERY}\n", f"  {QUERY}"))
+    for query, scores in zip((f"{QUERY}\n", f"  {QUERY}"), others, strict=True):
+        assert scores != pytest.approx(bare, abs=1e-4)  # the model reads it
+        assert dict(subject.rank(made, passages, query)) == pytest.approx(dict(enumerate(scores)), abs=1e-5)

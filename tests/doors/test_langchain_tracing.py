@@ -1,6 +1,8 @@
-"""The LangChain door's runs: traced as a retriever, below the caller's run, sync and async."""
+"""The LangChain door's runs: traced as a chain, below the caller's run, sync and async."""
 
 import asyncio
+import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
@@ -12,7 +14,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langchain_kit import BEST_FIRST, QUERY, TEXTS, Call, every_call, fake, ids, make_documents
 
-from winnow import DocumentError, EngineError, FakeEngine, Reranker
+from winnow import DocumentError, EngineError, FakeEngine, RankStats, Reranker
 from winnow_langchain import WinnowRerank
 
 
@@ -21,16 +23,16 @@ class Recorder(BaseCallbackHandler):
 
     def __init__(self) -> None:
         self.starts: list[dict[str, Any]] = []
-        self.ends: list[tuple[Sequence[Document], dict[str, Any]]] = []
+        self.ends: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.errors: list[BaseException] = []
 
-    def on_retriever_start(self, serialized: Any, query: str, **kwargs: Any) -> None:
-        self.starts.append({"serialized": serialized, "query": query, **kwargs})
+    def on_chain_start(self, serialized: Any, inputs: dict[str, Any], **kwargs: Any) -> None:
+        self.starts.append({"serialized": serialized, "inputs": inputs, **kwargs})
 
-    def on_retriever_end(self, documents: Sequence[Document], **kwargs: Any) -> None:
-        self.ends.append((documents, kwargs))
+    def on_chain_end(self, outputs: dict[str, Any], **kwargs: Any) -> None:
+        self.ends.append((outputs, kwargs))
 
-    def on_retriever_error(self, error: BaseException, **kwargs: Any) -> None:
+    def on_chain_error(self, error: BaseException, **kwargs: Any) -> None:
         self.errors.append(error)
 
 
@@ -38,11 +40,11 @@ class AsyncRecorder(AsyncCallbackHandler):
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    async def on_retriever_start(self, serialized: Any, query: str, **kwargs: Any) -> None:
-        self.seen.append(query)
+    async def on_chain_start(self, serialized: Any, inputs: dict[str, Any], **kwargs: Any) -> None:
+        self.seen.append(inputs["query"])
 
-    async def on_retriever_end(self, documents: Sequence[Document], **kwargs: Any) -> None:
-        self.seen.append(documents[0].page_content)
+    async def on_chain_end(self, outputs: dict[str, Any], **kwargs: Any) -> None:
+        self.seen.append(outputs["documents"][0].page_content)
 
 
 @every_call
@@ -50,24 +52,79 @@ def test_a_run_of_its_own(call: Call) -> None:
     tracer, recorder = RunCollectorCallbackHandler(), Recorder()
     found = call(fake(top_n=2), make_documents(), QUERY, callbacks=[tracer, recorder])
     (run,) = tracer.traced_runs
-    assert (run.run_type, run.name, run.error) == ("retriever", "WinnowRerank", None)
-    assert run.inputs == {"query": QUERY}
-    assert run.outputs == {"documents": found}
-    assert run.extra["metadata"] == {"ls_retriever_name": "winnow", "rerank_model": "fake"}
+    assert (run.run_type, run.name, run.error) == ("chain", "WinnowRerank", None)
+    assert run.inputs == {"query": QUERY, "documents": make_documents()}
+    assert run.outputs["documents"] == found
+    assert run.extra["metadata"] == {"rerank_model": "fake"}
     assert run.end_time >= run.start_time
     assert recorder.starts[0]["run_id"] == recorder.ends[0][1]["run_id"] == run.id
     assert recorder.starts[0]["parent_run_id"] is None
 
 
+def rerank_sync(reranker: WinnowRerank, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+    return reranker.rerank(*args, **kwargs)
+
+
+def rerank_async(reranker: WinnowRerank, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+    return asyncio.run(reranker.arerank(*args, **kwargs))
+
+
+every_rerank = pytest.mark.parametrize("rerank", [rerank_sync, rerank_async], ids=["sync", "async"])
+
+
+@every_rerank
+def test_rerank_is_traced_too(rerank: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    tracer = RunCollectorCallbackHandler()
+    results = rerank(fake(top_n=2), TEXTS, QUERY, callbacks=[tracer])
+    outer = RunnableLambda(lambda query: rerank(fake(top_n=2), TEXTS, query), name="outer")
+    assert outer.invoke(QUERY, {"callbacks": [tracer]}) == results
+    alone, ambient = tracer.traced_runs
+    for run in (alone, *ambient.child_runs):
+        assert (run.run_type, run.name, run.error) == ("chain", "WinnowRerank", None)
+        assert run.inputs == {"query": QUERY, "documents": TEXTS}
+        assert run.outputs["results"] == results
+        assert run.outputs["winnow"]["documents"] == 5
+    monkeypatch.setattr(FakeEngine, "_logit", lambda *_: float("nan"))
+    with pytest.raises(EngineError):
+        rerank(fake(), TEXTS, QUERY, callbacks=[tracer])
+    assert "nan" in tracer.traced_runs[-1].error
+
+
 @every_call
-def test_the_end_says_what_it_cost(call: Call) -> None:
+def test_who_gathers_the_sources_of_retriever_runs_finds_each_once(call: Call) -> None:
+    """As chat interfaces do that show what an answer was made of."""
+    gathered: list[Document] = []
+
+    class Sources(BaseCallbackHandler):
+        def on_retriever_end(self, documents: Sequence[Document], **kwargs: Any) -> None:
+            gathered.extend(documents)
+
+    call(fake(), make_documents(), QUERY, callbacks=[Sources()])
+    assert gathered == []
+
+
+@every_call
+def test_the_outputs_hold_all_that_the_core_tells(call: Call) -> None:
     recorder = Recorder()
-    call(fake(max_document_tokens=20), make_documents(), QUERY, callbacks=[recorder])
-    ((_, kwargs),) = recorder.ends
-    stats = kwargs["winnow"]
-    assert (stats["documents"], stats["unique"], stats["failed"]) == (5, 5, 0)
-    assert stats["truncated"] == sum(len(text) > 20 for text in TEXTS)
-    assert stats["elapsed_ms"] > 0
+    query, texts = f"{QUERY} {'or another one ' * 400}", ["", *TEXTS, "noodles " * 400]
+    settings: dict[str, Any] = {"max_length": 400, "max_query_tokens": 100, "max_document_tokens": 20}
+    call(fake(**settings), make_documents(texts), query, callbacks=[recorder])
+    ((outputs, _),) = recorder.ends
+    told = outputs["winnow"]
+    expected = Reranker("fake", engine="fake", **settings).rank(query, texts)
+    assert told.keys() == {field.name for field in dataclasses.fields(RankStats)} | {"hits"}
+    for field in dataclasses.fields(RankStats):
+        if field.name != "elapsed_ms":
+            assert told[field.name] == getattr(expected.stats, field.name), field.name
+    assert told["query_truncated"]
+    assert told["elapsed_ms"] > 0
+    for hit, shown in zip(expected, told["hits"], strict=True):
+        assert shown.keys() == {field.name for field in dataclasses.fields(hit)} - {"text"}
+        for name in shown.keys() - {"logit"}:
+            assert shown[name] == getattr(hit, name), name
+    assert told["hits"][0]["logit"] == expected[0].logit
+    assert told["truncated"] == sum(hit["truncated"] for hit in told["hits"]) > 0
+    json.dumps(told, allow_nan=False)
 
 
 @every_call
@@ -75,7 +132,7 @@ def test_skipped_documents_are_counted_and_logged(call: Call, caplog: pytest.Log
     recorder = Recorder()
     reranker = fake(max_document_tokens=25, on_overflow="error", on_error="skip")
     found = call(reranker, make_documents(), QUERY, callbacks=[recorder])
-    assert recorder.ends[0][1]["winnow"]["failed"] == 1
+    assert recorder.ends[0][0]["winnow"]["failed"] == 1
     assert "1 of 5 documents" in caplog.text
     assert ids(found)[-1] == 1
     assert "rerank_error" in found[-1].metadata
@@ -148,7 +205,7 @@ def test_below_the_callers_manager(call: Call, manager: Any) -> None:
     (start,) = recorder.starts
     assert start["parent_run_id"] == recorder.ends[0][1]["parent_run_id"] == parent
     assert start["tags"] == ["mine"]
-    assert start["metadata"] == {"user": 1, "ls_retriever_name": "winnow", "rerank_model": "fake"}
+    assert start["metadata"] == {"user": 1, "rerank_model": "fake"}
 
 
 class Surrounding:
@@ -178,7 +235,7 @@ def test_below_the_ambient_run(invoke: Callable[[Any, RunnableConfig], list[int]
     (outer,) = tracer.traced_runs
     assert outer.name == "outer"
     (run,) = outer.child_runs
-    assert (run.run_type, run.name, run.tags) == ("retriever", "WinnowRerank", ["mine"])
+    assert (run.run_type, run.name, run.tags) == ("chain", "WinnowRerank", ["mine"])
 
 
 def test_empty_callbacks_are_not_the_ambient_ones() -> None:
@@ -201,7 +258,7 @@ def test_astream_events() -> None:
         return [(event["event"], event["name"]) async for event in step.astream_events(QUERY, version="v2")]
 
     events = asyncio.run(main())
-    assert events.index(("on_retriever_start", "WinnowRerank")) < events.index(("on_retriever_end", "WinnowRerank"))
+    assert events.index(("on_chain_start", "WinnowRerank")) < events.index(("on_chain_end", "WinnowRerank"))
 
 
 def test_a_subclass_is_traced_by_its_name() -> None:

@@ -19,6 +19,7 @@ from llama_index.core.schema import (
     MetadataMode,
     Node,
     NodeWithScore,
+    QueryBundle,
     TextNode,
 )
 from llama_index_helpers import BEST_FIRST, QUERY, TEXTS, Call, fake, ids, scored, text_nodes
@@ -193,13 +194,6 @@ def test_a_node_with_nothing_to_read_is_not_scored_and_ranks_last(
     assert ids(call(fake(raw_scores=True, score_threshold=-1e9), nodes, query_str="China")) == ids(raw)[:-1]
 
 
-def test_query_is_stripped(call: Call) -> None:
-    nodes = scored(text_nodes())
-    assert [hit.score for hit in call(fake(), nodes, query_str=f"\n {QUERY}\n")] == [
-        hit.score for hit in call(fake(), nodes, query_str=QUERY)
-    ]
-
-
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -207,9 +201,14 @@ def test_no_query_is_refused_before_any_event(call: Call, events: list[BaseEvent
     for nodes in (scored(text_nodes()), []):
         with pytest.raises(ValueError, match="needs a query: give"):
             call(fake(), nodes)
-    with pytest.raises(ValueError, match="blank"):
-        call(fake(), scored(text_nodes()), query_str=" \n")
     assert events == []
+
+
+@pytest.mark.parametrize("query", ["", " \n", None])
+def test_a_blank_query_is_refused(call: Call, query: Any) -> None:
+    with pytest.raises(ValueError, match=r"query .*blank"):
+        call(fake(), scored(text_nodes()), query_bundle=QueryBundle(query))
+    assert call(fake(), [], query_bundle=QueryBundle(query)) == []
 
 
 @pytest.mark.parametrize("wrong", [TextNode(text="a"), "a", None], ids=["node", "text", "none"])

@@ -1,6 +1,7 @@
 """The LlamaIndex door inside LlamaIndex: events, query and chat engines, tools, evaluators, workflows; on real vLLM."""
 
 import asyncio
+import dataclasses
 import json
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from llama_index.core.tools import RetrieverTool
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from llama_index_helpers import BEST_FIRST, QUERY, TEXTS, Call, fake, ids, scored, text_nodes
 
-from winnow import Reranker
+from winnow import RankStats, Reranker
 from winnow_llama_index import WinnowRerank
 
 pytest_plugins = ["llama_index_helpers"]
@@ -51,20 +52,36 @@ def test_instrumentation_events(call: Call, events: list[BaseEvent], top_n: int 
     assert json.dumps(stats)
 
 
-def test_truncation_is_in_the_events(call: Call, events: list[BaseEvent]) -> None:
-    call(fake(max_document_tokens=20), scored(text_nodes()), query_str=QUERY)
-    assert events[-1].tags["winnow"]["truncated"] == sum(len(text) > 20 for text in TEXTS)
+def test_the_end_event_holds_all_that_the_core_tells(call: Call, events: list[BaseEvent]) -> None:
+    query, texts = f"{QUERY} {'or another one ' * 400}", ["", *TEXTS, "noodles " * 400]
+    settings: dict[str, Any] = {"max_length": 400, "max_query_tokens": 100, "max_document_tokens": 20}
+    call(fake(**settings), scored(text_nodes(texts)), query_str=query)
+    told = events[-1].tags["winnow"]
+    expected = Reranker("fake", engine="fake", **settings).rank(query, texts)
+    assert told.keys() == {field.name for field in dataclasses.fields(RankStats)} | {"hits"}
+    for field in dataclasses.fields(RankStats):
+        if field.name != "elapsed_ms":
+            assert told[field.name] == getattr(expected.stats, field.name), field.name
+    assert told["query_truncated"]
+    assert told["elapsed_ms"] > 0
+    for hit, shown in zip(expected, told["hits"], strict=True):
+        assert shown.keys() == {field.name for field in dataclasses.fields(hit)} - {"text"}
+        for name in shown.keys() - {"logit"}:
+            assert shown[name] == getattr(hit, name), name
+    assert told["hits"][0]["logit"] == expected[0].logit
+    assert told["truncated"] == sum(hit["truncated"] for hit in told["hits"]) > 0
+    json.dumps(told, allow_nan=False)
 
 
 def test_legacy_callbacks(call: Call) -> None:
     debug = LlamaDebugHandler(print_trace_on_end=False)
     nodes = scored(text_nodes())
-    found = call(fake(top_n=2, callback_manager=CallbackManager([debug])), nodes, query_str=QUERY + "\n")
+    found = call(fake(top_n=2, callback_manager=CallbackManager([debug])), nodes, query_str=QUERY + "\n\n")
     ((start, end),) = debug.get_event_pairs(CBEventType.RERANKING)
     assert start.payload == {
         EventPayload.NODES: nodes,
         EventPayload.MODEL_NAME: "fake",
-        EventPayload.QUERY_STR: QUERY,
+        EventPayload.QUERY_STR: QUERY + "\n",
         EventPayload.TOP_K: 2,
     }
     assert end.payload == {EventPayload.NODES: found}
@@ -138,9 +155,9 @@ def test_chat_engines(index: VectorStoreIndex, kind: Any) -> None:
 
 
 def test_retriever_tool(index: VectorStoreIndex) -> None:
-    """The tool appends a newline to the query."""
+    """The tool appends two line breaks to the query, which reach the model as any other part of a query does."""
     tool = RetrieverTool.from_defaults(index.as_retriever(similarity_top_k=5), node_postprocessors=[fake(top_n=2)])
-    expected = fake(top_n=2).postprocess_nodes(scored(text_nodes()), query_str=QUERY)
+    expected = fake(top_n=2).postprocess_nodes(scored(text_nodes()), query_str=QUERY + "\n\n")
     for output in (tool.call(QUERY), asyncio.run(tool.acall(QUERY))):
         assert [hit.score for hit in output.raw_output] == [hit.score for hit in expected]
         assert output.content == f"{TEXTS[1]}\n\n{TEXTS[2]}\n\n"

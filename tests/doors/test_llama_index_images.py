@@ -145,5 +145,5 @@ def test_skipping_what_the_model_cannot_see(call: Call, events: list[BaseEvent])
 
 
 def test_the_image_of_a_query_is_not_read(call: Call) -> None:
-    with pytest.raises(ValueError, match="image of a query is not read"):
+    with pytest.raises(ValueError, match="query must be a text"):
         call(fake(), scored(text_nodes()), query_bundle=QueryBundle("", image_path="a.png"))
