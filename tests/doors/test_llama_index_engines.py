@@ -76,7 +76,7 @@ def test_the_end_event_holds_all_that_the_core_tells(call: Call, events: list[Ba
 def test_legacy_callbacks(call: Call) -> None:
     debug = LlamaDebugHandler(print_trace_on_end=False)
     nodes = scored(text_nodes())
-    found = call(fake(top_n=2, callback_manager=CallbackManager([debug])), nodes, query_str=QUERY + "\n\n")
+    found = call(fake(top_n=2, callback_manager=CallbackManager([debug])), nodes, query_str=QUERY + "\n")
     ((start, end),) = debug.get_event_pairs(CBEventType.RERANKING)
     assert start.payload == {
         EventPayload.NODES: nodes,
