@@ -285,9 +285,15 @@ async def _pulled(items: Iterable[T]) -> AsyncIterator[T]:
 @contextlib.asynccontextmanager
 async def _all_or_none() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], object]]:
     """Yields what starts work; waits for all of it. The first failure cancels the rest, and is raised as it is."""
+    first: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             yield group.create_task
     except BaseExceptionGroup as failures:
         first = failures.exceptions[0]
-        raise first from first.__cause__
+        failures.__traceback__ = None  # it refers to frames that refer to the group: garbage that stays for long
+    if first is not None:
+        try:
+            raise first
+        finally:
+            del first  # likewise

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -31,7 +31,8 @@ class Reranker(RerankerConfig):
 
     Making one loads nothing: the first call, or `start`, does. Rerankers with the same model and engine settings share
     one engine in the process. Every method may be called from any thread, the `a…` ones from any event loop; the work
-    of all callers merges on the GPU. After `close` the next call loads the model again.
+    of all callers merges on the GPU. After `close` the next call loads the model again. An engine whose rerankers are
+    all dropped without `close` closes by itself, some seconds later.
 
     Takes the arguments of `RerankerConfig`.
     """
@@ -42,14 +43,17 @@ class Reranker(RerankerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        make = partial(create_engine, self, resolve(self))
+        # The engine and the calls in flight keep these settings. They must not keep the reranker, which gives its hold
+        # on the engine back when nobody refers to it any more.
+        config = RerankerConfig(**{field.name: getattr(self, field.name) for field in fields(RerankerConfig)})
+        make = partial(create_engine, config, resolve(config))
         object.__setattr__(self, "_lease", Lease(self.engine_key, make, self.max_restarts))
         settings = settings_of_fallback(self)
         stand_in = None if settings is None else Reranker(**settings)
         rank_instead = None if stand_in is None else stand_in._rank_instead
-        fallback = None if self.fallback is None else Fallback(self, rank_instead)
+        fallback = None if self.fallback is None else Fallback(config, rank_instead)
         object.__setattr__(self, "_stand_in", stand_in)
-        object.__setattr__(self, "_calls", CallRunner(self, fallback))
+        object.__setattr__(self, "_calls", CallRunner(config, fallback))
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 
@@ -249,6 +253,8 @@ class Reranker(RerankerConfig):
                 if reranker is not None:
                     reranker._lease.interrupt()
             raise
+        finally:
+            del future  # what it raised refers to this frame: a cycle, which would keep the reranker
 
     async def _await(self, work: Work[T]) -> T:
         return await asyncio.wrap_future(self._lease.submit(work))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from winnow.engines.base import Engine, SleepingEngine
 from winnow.engines.requests import Requests
-from winnow.engines.threads import in_daemon_thread
+from winnow.engines.threads import end_threads, in_daemon_thread
 from winnow.errors import ConfigurationError, EngineDeadError, EngineError, EngineLoadError
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ _INTERRUPT_SECONDS = 0.5
 
 
 class EngineLife:
-    """An engine and the work on it. All of it belongs to one event loop, but for `interrupt` and `forgive`.
+    """An engine and the work on it. All of it belongs to one event loop, but for what says "from any thread".
 
     Args:
         make: Makes the engine. Called in a thread of its own when work first asks for it.
@@ -37,6 +37,7 @@ class EngineLife:
         self._running: Requests | None = None  # also while it sleeps
         self._loading: Engine | None = None
         self._interrupted = False
+        self._given_up = False
         self._start_task: asyncio.Task[Requests] | None = None  # None beside an engine that runs: it sleeps
         self._sleep_task: asyncio.Task[None] | None = None
         self._one_at_a_time = asyncio.Lock()  # starting, and burying
@@ -175,8 +176,18 @@ class EngineLife:
     def interrupt(self) -> None:
         """Make a start that is under way fail: the user pressed Ctrl-C, or nobody waits for it. From any thread."""
         self._interrupted = True
+        if self._given_up:
+            end_threads()
         if (engine := self._loading) is not None:
             engine.abandon()
+
+    def give_up(self) -> None:
+        """Python is ending: withdraw all work, and end a start that is under way by force. From any thread.
+
+        `aclose` comes next.
+        """
+        self._given_up = True
+        self.interrupt()
 
     def forgive(self) -> None:
         """Let the next call start the engine again, however often it died. From any thread."""
@@ -184,6 +195,8 @@ class EngineLife:
 
     async def aclose(self) -> None:
         """Wait for the work in flight, then close the engine. A load that no work waits for any more is ended."""
+        for task in self._work if self._given_up else ():
+            task.cancel()
         while self._work:
             await asyncio.wait(self._work)
         while left := [task for task in (self._start_task, self._sleep_task) if task is not None and not task.done()]:

@@ -1,14 +1,18 @@
 """One engine per process: rerankers with the same model and settings share it.
 
-Each engine has an event loop in a thread of its own. Callers from any thread or loop submit work to it; the last one to
-release the engine closes it, and whatever is left at the interpreter's exit is closed then.
+Each engine has an event loop in a thread of its own. Callers from any thread or loop submit work to it. The last one to
+release the engine closes it; where the last reranker was dropped without `close`, the engine closes a little later; and
+whatever is left at the interpreter's exit is closed then.
 """
 
 import asyncio
 import atexit
 import contextlib
+import logging
 import os
 import threading
+import time
+import weakref
 from collections.abc import Callable, Coroutine, Hashable
 from concurrent.futures import Future
 from functools import partial
@@ -16,31 +20,50 @@ from typing import Any, TypeVar
 
 from winnow.engines.base import Engine
 from winnow.engines.life import EngineLife, Started, Work
+from winnow.errors import EngineError
 
 T = TypeVar("T")
 
-_EXIT_SECONDS = 30.0
+logger = logging.getLogger(__name__)
+
+# How long an engine stays when its last reranker was dropped without `close`. A notebook cell that is run again drops
+# the old reranker and makes the same one anew: it finds the engine running.
+_GRACE_SECONDS = 10.0
+
+# For all engines together at the interpreter's exit.
+_EXIT_SECONDS = 10.0
+
+# Between two tries to take the lock where waiting for it is not allowed.
+_LOCK_SECONDS = 0.1
 
 # Engines bring transformers with them, whose lazy modules raise ImportError where two threads import them at once.
 _import_lock = threading.Lock()
 
+# Guards who holds which engine. It is one lock for all engines and may be taken again by the thread that has it: the
+# garbage collector may run a user's `__del__`, which may close a reranker, while we are in here.
+_lock = threading.RLock()
+
 
 class SharedEngine:
-    """An engine, its event loop and its thread; see `Lease`.
+    """An engine, its event loop and its thread; see `Lease`. `_lock` guards all but `end`.
 
     Args:
         factory: Makes the engine. Called in a thread of its own when the first work arrives.
         after: An engine with the same key that is still closing. It must be gone first: a GPU may not hold two.
+
+    Attributes:
+        closing: It takes no work any more. Whoever sets this calls `end`.
+        closed: Set when it is gone.
     """
 
     def __init__(self, factory: Callable[[], Engine], after: "SharedEngine | None" = None):
-        self.holders = 0
         self.life = EngineLife(self._make, _close_before_others)
+        self.closing = False
+        self.closed = threading.Event()
         self._factory = factory
         self._after = after
-        self._lock = threading.Lock()
-        self._closing = False
-        self._closed = threading.Event()
+        self._holders: set[weakref.ref[Lease]] = set()
+        self._grace: asyncio.TimerHandle | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run_loop, name="winnow-engine", daemon=True)
         self._thread.start()
@@ -52,46 +75,98 @@ class SharedEngine:
 
     def _make(self) -> Engine:
         if self._after is not None:
-            self._after._closed.wait()
+            self._after.closed.wait()
             self._after = None
         with _import_lock:
             return self._factory()
 
+    # --- who holds it -------------------------------------------------------------------------------------------------
+
+    def hold(self, lease: "Lease") -> None:
+        """Keep the engine for as long as `lease` exists, or until it lets go."""
+        self._holders = {holder for holder in self._holders if holder() is not None}
+        self._holders.add(weakref.ref(lease, self._on_drop))
+
+    def let_go(self, lease: "Lease") -> None:
+        """Undo `hold`."""
+        self._holders.discard(weakref.ref(lease))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a reranker that exists holds it."""
+        return any(holder() is not None for holder in self._holders)
+
+    def forget_holders(self) -> None:
+        """Nobody holds it, and nobody who is dropped from now on tells."""
+        self._holders = set()
+
+    def _on_drop(self, _: object) -> None:
+        """Called by the garbage collector: in any thread, at any point of our own code. So it takes no lock."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the engine is gone already
+            self._loop.call_soon_threadsafe(self._start_grace)
+
+    def _start_grace(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+        self._grace = self._loop.call_later(_GRACE_SECONDS, self._close_unless_held)
+
+    def _close_unless_held(self) -> None:
+        if not _lock.acquire(blocking=False):  # who has it may be waiting for this loop
+            self._grace = self._loop.call_later(_LOCK_SECONDS, self._close_unless_held)
+            return
+        try:
+            if self.closing or self.is_held:
+                return
+            self.closing = True
+        finally:
+            _lock.release()
+        threading.Thread(target=self._end_unseen, name="winnow-close", daemon=True).start()
+
+    def _end_unseen(self) -> None:
+        try:
+            self.end()
+        except Exception as error:  # noqa: BLE001 - nobody is there to be told but the log
+            logger.warning("An engine whose rerankers are gone could not be closed: %s", error)
+
+    # --- what it does -------------------------------------------------------------------------------------------------
+
     def submit(self, work: Work[T], max_restarts: int) -> Future[T] | None:
         """Run `work` on the engine's loop. None if the engine is being closed."""
-        with self._lock:
-            if self._closing:
-                return None
-            return asyncio.run_coroutine_threadsafe(self.life.do(work, max_restarts), self._loop)
+        if self.closing:
+            return None
+        return asyncio.run_coroutine_threadsafe(self.life.do(work, max_restarts), self._loop)
 
-    def close(self, timeout: float | None = None) -> None:
-        """Wait for work in flight, then close the engine, its loop and its thread.
+    def end(self, timeout: float | None = None) -> None:
+        """Wait for work in flight, then close the engine, its loop and its thread. Takes no lock while it waits.
 
         Args:
-            timeout: Seconds to wait for each of these; None to wait as long as it takes.
+            timeout: Seconds to wait for it; None to wait as long as it takes.
         """
-        with self._lock:
-            if self._closing:
-                return
-            self._closing = True
         try:
             asyncio.run_coroutine_threadsafe(self.life.aclose(), self._loop).result(timeout)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout)
-            self._closed.set()
+            with _lock:
+                self.forget_holders()
+                for key in [key for key, shared in _registry.items() if shared is self]:
+                    del _registry[key]
+            self.closed.set()
 
 
 _registry: dict[Hashable, SharedEngine] = {}
-_registry_lock = threading.Lock()
+_exiting = False
 
 
 class Lease:
     """One reranker's hold on a shared engine: taken with the first work, given back with `close`, then taken anew.
 
+    A lease that is garbage holds nothing.
+
     Args:
         key: What makes two engines the same.
-        factory: Makes the engine; see `SharedEngine`.
+        factory: Makes the engine; see `SharedEngine`. It must not refer to the lease or to who has it: the engine
+            keeps it.
         max_restarts: How often in a row this reranker's calls start an engine that died. All who share the engine share
             the count; each has its own limit.
     """
@@ -101,29 +176,33 @@ class Lease:
         self._factory = factory
         self._max_restarts = max_restarts
         self._shared: SharedEngine | None = None
-        self._lock = threading.Lock()
 
     def submit(self, work: Work[T]) -> Future[T]:
-        """Run `work` on the engine's loop. Returns at once."""
+        """Run `work` on the engine's loop. Returns at once.
+
+        Raises:
+            EngineError: The interpreter is ending, and its engines are closed.
+        """
         while True:
-            with self._lock:
+            with _lock:
                 shared = self._shared = self._shared or self._acquire()
                 future = shared.submit(work, self._max_restarts)
                 if future is not None:
                     return future
-                self._shared = None  # closed at a fork: take another
+                self._shared = None  # closed at a fork or at the exit: take another
 
     def _acquire(self) -> SharedEngine:
-        with _registry_lock:
-            shared = _registry.get(self._key)
-            if shared is None or shared.holders == 0:  # no holders: it is being closed
-                shared = _registry[self._key] = SharedEngine(self._factory, after=shared)
-            shared.holders += 1
-            return shared
+        if _exiting:
+            raise EngineError("Python is ending, and its engines are closed: nothing can be scored any more.")
+        shared = _registry.get(self._key)
+        if shared is None or shared.closing:
+            shared = _registry[self._key] = SharedEngine(self._factory, after=shared)
+        shared.hold(self)
+        return shared
 
     def tell(self, what: Callable[[EngineLife, Started], Coroutine[Any, Any, None]]) -> Future[None] | None:
         """Let the engine `sleep` or `wake`. None if this reranker has none."""
-        with self._lock:
+        with _lock:
             shared = self._shared
             return None if shared is None else shared.submit(partial(what, shared.life), self._max_restarts)
 
@@ -134,21 +213,16 @@ class Lease:
 
     def close(self) -> None:
         """Give the engine back. The last holder waits for work in flight and until the engine is closed."""
-        with self._lock:
+        with _lock:
             shared, self._shared = self._shared, None
-        if shared is None:
-            return
-        with _registry_lock:
-            shared.holders -= 1
-            if shared.holders > 0:
+            if shared is None or shared.closing:
+                return
+            shared.let_go(self)
+            if shared.is_held:
                 shared.life.forgive()
                 return
-        try:
-            shared.close()
-        finally:
-            with _registry_lock:
-                if _registry.get(self._key) is shared:
-                    del _registry[self._key]
+            shared.closing = True
+        shared.end()
 
 
 def _close_before_others() -> None:
@@ -161,20 +235,32 @@ def _close_before_others() -> None:
 
 
 def _close_all() -> None:
-    for shared in list(_registry.values()):
-        shared.life.interrupt()
+    global _exiting
+    with _lock:
+        _exiting = True
+        engines = [(shared, shared.closing) for shared in _registry.values()]
+        for shared, _ in engines:
+            shared.closing = True
+    for shared, _ in engines:
+        shared.life.give_up()
+    last = time.monotonic() + _EXIT_SECONDS
+    for shared, is_closing in engines:
+        left = max(0.0, last - time.monotonic())
         with contextlib.suppress(Exception):  # nobody is left to tell
-            shared.close(_EXIT_SECONDS)
+            if is_closing:
+                shared.closed.wait(left)
+            else:
+                shared.end(left)
 
 
 def _forget_all() -> None:
     """In a forked child the threads of the parent do not exist: every engine counts as closed."""
-    global _registry_lock, _import_lock
-    _registry_lock, _import_lock = threading.Lock(), threading.Lock()
+    global _lock, _import_lock
+    _lock, _import_lock = threading.RLock(), threading.Lock()
     for shared in _registry.values():
-        shared._lock = threading.Lock()
-        shared._closing = True
-        shared._closed.set()
+        shared.closing = True
+        shared.forget_holders()
+        shared.closed.set()
     _registry.clear()
 
 
