@@ -84,8 +84,6 @@ def test_a_ranking_of_the_engine_is_not_degraded() -> None:
 
 def test_what_the_user_gave_wrong_is_raised() -> None:
     with Reranker("fake", engine="fake", fallback="retrieval order") as reranker:
-        with pytest.raises(ValueError, match="not blank"):
-            reranker.rank(" ", DOCUMENTS)
         with pytest.raises(DocumentError, match="Document 1 is of type int"):
             reranker.rank(QUERY, ["Paris", 7])  # type: ignore[list-item]
         with pytest.raises(ConfigurationError, match="template"):

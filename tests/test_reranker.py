@@ -102,7 +102,7 @@ def test_a_single_text_instead_of_a_list_is_an_error(fake: Reranker) -> None:
 
 
 def test_a_bad_document_is_named_and_the_rest_goes_on_with_skip() -> None:
-    documents: list[Any] = ["China", "half of a pair: \ud83d", 7, Document("seen", image="photo.png"), "Paris"]
+    documents: list[Any] = ["China", "half of a pair: \ud83d", 7, Document(image="photo.png"), "Paris"]
     with (
         Reranker("fake", engine="fake") as strict,
         pytest.raises(DocumentError, match="Document 2 is of type int"),
@@ -234,8 +234,23 @@ def test_a_template_that_is_none(tiny_model: str) -> None:
     assert "places the document 0 times instead of once" in failure(tiny_model, template="{{ query }}")
 
 
-def test_an_unknown_engine_setting_names_the_nearest(tiny_model: str) -> None:
-    assert "did you mean 'batch_tokens'" in failure(tiny_model, engine_kwargs={"batch_token": 3})
+@pytest.mark.parametrize(
+    ("engine", "wrong", "near"),
+    [
+        ("transformers", "batch_token", "batch_tokens"),
+        ("server", "time_out", "timeout"),
+        ("fake", "delays", "delay"),
+        ("auto", "batch_token", "batch_tokens"),
+        ("auto", "gpu_memory_utilisation", "gpu_memory_utilization"),
+        ("vllm", "kv_cache_dtyp", "kv_cache_dtype"),
+    ],
+)
+def test_an_unknown_engine_setting_is_refused_at_once_with_the_nearest(engine: str, wrong: str, near: str) -> None:
+    if engine in ("auto", "vllm"):  # whose fields are read from vLLM's source
+        pytest.importorskip("vllm")
+    url = "http://localhost:8000" if engine == "server" else None
+    with pytest.raises(ConfigurationError, match=f"engine_kwargs has no '{wrong}'; did you mean '{near}'"):
+        Reranker("no/such-model", engine=engine, url=url, engine_kwargs={wrong: 3})
 
 
 @pytest.mark.parametrize(

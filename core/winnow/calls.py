@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
@@ -18,15 +19,17 @@ from winnow.engines.life import Started
 from winnow.engines.requests import Requests, Turn
 from winnow.errors import DocumentError
 from winnow.fallback import Fallback
-from winnow.images import ImageLoader
+from winnow.images import ImageLoader, as_read
 from winnow.observability import observed
-from winnow.ordering import Judged, best_first, hits_of, positions_by_content, readable
+from winnow.ordering import Judged, as_they_came, best_first, hits_of, positions_by_content, readable
 from winnow.prompts import DocumentPrompts, Limits, PromptBuilder
 from winnow.score_cache import ScoreCache
 from winnow.score_cache import score as score_prompts
 from winnow.templates import TemplateLike
 from winnow.types import Document, Ranking, RankStats
 from winnow.vision import Shown
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -54,7 +57,12 @@ _COSTS = ("prompt_tokens", "cached_tokens", "reused", "cache_hits")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """One query and its documents, checked."""
+    """One query and its documents, checked.
+
+    Attributes:
+        may_fall_back: Whether a fallback may rank it.
+        problem: Why there is nothing to rank by, where that is no error; the documents then stay as they came.
+    """
 
     query: Query
     documents: list[str | Document | None]
@@ -64,6 +72,7 @@ class Call:
     template: TemplateLike | None
     template_kwargs: Mapping[str, Any] | None
     may_fall_back: bool = True
+    problem: str | None = None
 
 
 class CallRunner:
@@ -80,6 +89,7 @@ class CallRunner:
     def __init__(self, config: RerankerConfig, fallback: Fallback | None = None):
         self._config = config
         self._fallback = fallback
+        self._left_out = False  # whether it was said that images or videos are left out
         self._builders: dict[Hashable, tuple[Checkpoint, PromptBuilder]] = {}
         self.cache = None if config.score_cache is None else ScoreCache(config.score_cache, config)
 
@@ -146,6 +156,9 @@ class CallRunner:
         return [rankings[number] for number in range(len(rankings))]
 
     async def _ranked(self, call: Call, started: Started, bar: "tqdm[Any]", clock: asyncio.Timeout) -> Ranking:
+        if call.problem is not None:
+            logger.warning("%d documents stay as they came: %s", len(call.documents), call.problem)
+            return as_they_came(self._config, call.documents, call.top_k, call.problem)
         fallback = self._fallback if call.may_fall_back else None
         if fallback is None:
             return await self._run_one(call, started, bar)
@@ -193,6 +206,8 @@ class CallRunner:
         if positions:
             requests = await started()
             bar.unpause()  # loading is not reranking
+            call = self._as_read_by(requests.engine.checkpoint, call)
+            positions = positions_by_content(call.documents, failed)
             query_image = await loader.of(requests.engine.checkpoint.vision, call.query, "The query")
             contents = list(positions)
             size = _SLICE if all(isinstance(content, str) for content in contents) else _SLICE_WITH_IMAGES
@@ -210,6 +225,20 @@ class CallRunner:
                 **stats,
             ),
         )
+
+    def _as_read_by(self, checkpoint: Checkpoint, call: Call) -> Call:
+        """The call without the images and videos that the model cannot take, where there is a text besides."""
+        query, *documents = (as_read(checkpoint.vision, one) for one in (call.query, *call.documents))
+        left_out = sum(read is not given for read, given in zip(documents, call.documents, strict=True))
+        if (left_out or query is not call.query) and not self._left_out:
+            self._left_out = True
+            logger.warning(
+                "%s does not take the images or videos of %d documents: it reads their texts. text_only=True says that "
+                "this is meant; it is logged once.",
+                checkpoint.model,
+                left_out,
+            )
+        return replace(call, query=cast("Query", query), documents=documents)
 
     def _raise_first(self, failed: Mapping[int, DocumentError]) -> None:
         if failed and self._config.on_error == "raise":

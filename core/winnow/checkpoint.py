@@ -84,6 +84,7 @@ def open_checkpoint(
     trust_remote_code: bool = False,
     token: str | None = None,
     mm_processor_kwargs: Mapping[str, Any] | None = None,
+    cache_dir: str | None = None,
 ) -> Checkpoint:
     """Read a model's small files from a folder or the Hugging Face Hub.
 
@@ -95,11 +96,12 @@ def open_checkpoint(
         trust_remote_code: Whether the tokenizer may run code from the repository.
         token: Access token of the Hub, for private and gated models; by default the environment's HF_TOKEN.
         mm_processor_kwargs: `min_pixels` and `max_pixels`, between which images are resized, instead of the family's.
+        cache_dir: Folder that files from the Hub are kept in; None for that of the environment.
 
     Raises:
         ModelError: The model is not found, is no reranker, or a file is missing or damaged. The message says which.
     """
-    folder = folder_of(model, revision, token)
+    folder = folder_of(model, revision, token, cache_dir)
     own_config = read_json(folder / "config.json", model)
     config = {**own_config, **(hf_overrides or {})}
     cross_encoder = read_cross_encoder_files(folder)

@@ -1,22 +1,31 @@
 """What a reranker is, in one value: hashable, comparable, the same for every door."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from os import PathLike
 from typing import Any, Literal, get_args
 
 from winnow.engines.base import Engine
-from winnow.engines.known_settings import ENGINES, FALLBACKS, check_values
-from winnow.engines.settings import resolve, url_in_environment
+from winnow.engines.known_settings import ENGINES, FALLBACKS, SETTINGS, check_values
+from winnow.engines.settings import check_names, given_settings, resolve, url_in_environment
 from winnow.errors import ConfigurationError
+from winnow.hints import hinting
+from winnow.plain import plain
 from winnow.prompts import Overflow
 from winnow.recipes import ModelRecipe
 from winnow.templates import TemplateLike
 
+# What stays as it was given: objects, and a path that as a text could be the name of a template.
+_NOT_PLAIN = ("engine", "template", "fallback")
 
+
+@hinting
 @dataclass(frozen=True, kw_only=True)
 class RerankerConfig:
     """Settings of a reranker. `Reranker` takes the same arguments.
+
+    They are kept as plain data (a path as its text, `torch.bfloat16` as "bfloat16", NumPy's numbers as Python's): what
+    is written to JSON or pickled is equal when it is read back, a `recipe` too, which may be given as a mapping.
 
     What is left out of `engine`, `url`, `api_key`, `max_length` and `engine_kwargs` is looked for in the environment
     (`WINNOW_ENGINE`, `WINNOW_DTYPE`, ...: docs/settings.md) when an engine is made, and never stored here.
@@ -39,17 +48,25 @@ class RerankerConfig:
         on_overflow: What to do with longer documents: "truncate", "error", or "window" (score piece by piece).
         window_overlap: Share of a window that the next one repeats.
         window_score: How a document's windows make its logit: "max", "mean" or "first".
-        on_error: "raise", or "skip": a document that cannot be scored ranks last and says why in `error`.
+        on_error: "raise", or "skip": a document that cannot be scored ranks last and says why in `error`; with a blank
+            query, all of them do, in the order in which they came.
         raw_scores: Return logits as scores instead of sigmoid(logit).
         engine_kwargs: Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of
             `TransformersEngine` or `ServerEngine`; docs/settings.md lists the usual ones.
+        device: What PyTorch runs on, such as "cpu" or "cuda:1"; `engine_kwargs={"device": ...}` is the same. vLLM runs
+            on what it was built for: only that is taken, and `CUDA_VISIBLE_DEVICES` chooses the GPU.
+        cache_dir: Folder that files from the Hub are kept in; None for that of the environment (`HF_HOME`).
         root_path: Folder that images and videos with local paths are read from; without it such are refused.
         allow_remote_images: Whether images and videos may be fetched from http(s) addresses (never from private ones).
+        text_only: Leave images and videos alone also where the model takes them: only texts are read. Models that only
+            read take the text of such a document in any case.
+        deadline: Seconds after which each call gives up and withdraws its prompts, unless the call has a deadline of
+            its own; None to wait.
         score_cache: Keep scores from one call to the next: how many pairs in memory (those used last), or a folder to
             keep them in; None to keep none.
         fallback: What ranks where the engine fails (an `EngineError`): the name of another engine for the same model,
             another `Reranker`, or "retrieval order", which leaves the documents as they came, also when a deadline
-            passes. Such a ranking is `degraded`. None to raise.
+            passes, and for a blank query, whatever the fallback. Such a ranking is `degraded`. None to raise.
         max_restarts: How often in a row this reranker's calls start an engine again that died, until one scores. Those
             who share an engine share the count, but each has its own limit.
 
@@ -74,21 +91,37 @@ class RerankerConfig:
     on_error: Literal["raise", "skip"] = "raise"
     raw_scores: bool = False
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    device: str | None = None
+    cache_dir: str | PathLike[str] | None = None
     root_path: str | PathLike[str] | None = None
     allow_remote_images: bool = False
+    text_only: bool = False
+    deadline: float | None = None
     score_cache: int | str | PathLike[str] | None = None
     fallback: "str | RerankerConfig | None" = None
     max_restarts: int = 1
 
     def __post_init__(self) -> None:
+        for one in fields(RerankerConfig):
+            if one.name not in _NOT_PLAIN:
+                object.__setattr__(self, one.name, plain(getattr(self, one.name)))
+        if isinstance(self.recipe, Mapping):
+            object.__setattr__(self, "recipe", ModelRecipe(**self.recipe))
         for name in ("max_length", "max_query_tokens", "max_document_tokens"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigurationError(f"{name} must be > 0, but got {value}")
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigurationError(f"{name} must be > 0, but got {value!r}")
+        for name in ("raw_scores", "allow_remote_images", "text_only"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigurationError(f"{name} must be True or False, but got {getattr(self, name)!r}")
+        for name in ("device", "cache_dir"):
+            SETTINGS[name].check(getattr(self, name), name)
         if type(self.max_restarts) is not int or self.max_restarts < 0:
             raise ConfigurationError(f"max_restarts must be a whole number from 0, but got {self.max_restarts!r}")
-        if not 0 <= self.window_overlap < 1:
-            raise ConfigurationError(f"window_overlap must be at least 0 and below 1, but got {self.window_overlap}")
+        if type(self.window_overlap) not in (int, float) or not 0 <= self.window_overlap < 1:
+            raise ConfigurationError(f"window_overlap must be at least 0 and below 1, but got {self.window_overlap!r}")
+        if self.deadline is not None and not (type(self.deadline) in (int, float) and self.deadline > 0):
+            raise ConfigurationError(f"deadline must be a number of seconds > 0, but got {self.deadline!r}")
         cache = self.score_cache
         if isinstance(cache, bool) or cache == "" or (isinstance(cache, int) and cache < 1):
             raise ConfigurationError(f"score_cache must be a number of pairs > 0, or a folder, but got {cache!r}")
@@ -101,8 +134,6 @@ class RerankerConfig:
             choices["fallback"] = tuple(name for name in FALLBACKS if name != self.engine)
         if isinstance(self.engine, str):
             choices["engine"] = ENGINES
-            if self.engine != "fake":
-                check_values(self.engine_kwargs, self.max_length)
         if (self.url is not None) != (self.engine == "server") and not (self.url is None and url_in_environment()):
             raise ConfigurationError(
                 'url and engine="server" belong together: give both or neither (the variable WINNOW_URL counts as url)'
@@ -112,6 +143,21 @@ class RerankerConfig:
                 raise ConfigurationError(
                     f"{name} must be one of {', '.join(map(repr, allowed))}, but got {getattr(self, name)!r}"
                 )
+
+        self._check_engine_settings()
+
+    def _check_engine_settings(self) -> None:
+        given = given_settings(self)
+        if not isinstance(self.engine, str):
+            if given:
+                raise ConfigurationError(
+                    f"{', '.join(given)} cannot be set here: the engine is an object, and has its own settings"
+                )
+        elif self.engine == "fake":
+            check_names(self.engine, self.engine_kwargs)
+        else:
+            check_values(given, self.max_length)
+            check_names(self.engine, given)
 
     @property
     def engine_key(self) -> Hashable:

@@ -10,8 +10,8 @@ from winnow.config import RerankerConfig
 from winnow.engines.base import name_of
 from winnow.engines.known_settings import settings_of
 from winnow.errors import EngineError, EngineLoadError
-from winnow.ordering import hits_of
-from winnow.types import RETRIEVAL_ORDER, Ranking, RankStats
+from winnow.ordering import as_they_came
+from winnow.types import RETRIEVAL_ORDER, Ranking
 
 if TYPE_CHECKING:
     from winnow.calls import Call
@@ -76,7 +76,7 @@ class Fallback:
         logger.warning("fallback=%r ranks %d documents: %s", self._name, len(call.documents), failure)
         why = str(failure)
         if self._rank is None:
-            return self._as_they_came(call, why)
+            return as_they_came(self._config, call.documents, call.top_k, why)
         if isinstance(other := self._config.fallback, RerankerConfig):  # its model need not understand our template
             instruction = other.instruction if call.instruction is None else call.instruction
             call = replace(
@@ -93,13 +93,6 @@ class Fallback:
     def ranks_at_once(self) -> bool:
         """Whether it needs no time, so that it can rank what a deadline cut off."""
         return self._rank is None
-
-    def _as_they_came(self, call: "Call", why: str) -> Ranking:
-        hits = hits_of(self._config, call.documents, {}, {}, {})
-        return Ranking(
-            tuple(replace(hit, error=why) for hit in hits[: call.top_k]),
-            RankStats(documents=len(hits), failed=len(hits), fallback=RETRIEVAL_ORDER, error=why),
-        )
 
     def _hold_off(self, failure: EngineLoadError) -> None:
         self._failure = failure
@@ -119,4 +112,6 @@ def settings_of_fallback(config: RerankerConfig) -> dict[str, Any] | None:
     if isinstance(other, str):
         kwargs = {name: value for name, value in config.engine_kwargs.items() if name in settings_of(other)}
         settings |= {"engine": other, "url": None, "api_key": None, "engine_kwargs": kwargs, "fallback": None}
+        if "device" not in settings_of(other):
+            settings["device"] = None
     return settings | {"raw_scores": config.raw_scores}

@@ -202,6 +202,22 @@ class ImageLoader:
         return data
 
 
+def as_read(vision: Vision | None, given: str | Document | None) -> str | Document | None:
+    """A document or a query without what the model cannot take of it, if it has a text besides.
+
+    Args:
+        vision: How the model sees; None if it only reads.
+        given: What the caller gave.
+    """
+    if not isinstance(given, Document) or not isinstance(given.text, str) or not given.text.strip():
+        return given
+    image = None if vision is None else given.image
+    video = None if vision is None or vision.video_id < 0 else given.video
+    if image is given.image and video is given.video:
+        return given
+    return Document(given.text, image, video)
+
+
 @contextlib.contextmanager
 def _refusing(kind: str, vision: Vision | None, what: str, index: int | None) -> Iterator[Vision]:
     """Yields how the model sees, and names the document where its image or video is refused."""

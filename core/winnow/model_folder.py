@@ -11,7 +11,7 @@ from winnow.errors import ModelError
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 
 
-def folder_of(model: str, revision: str | None, token: str | None = None) -> Path:
+def folder_of(model: str, revision: str | None, token: str | None = None, cache_dir: str | None = None) -> Path:
     """The local folder of a model, its small files downloaded if it is on the Hub.
 
     Raises:
@@ -31,7 +31,9 @@ def folder_of(model: str, revision: str | None, token: str | None = None) -> Pat
     )
 
     try:
-        return Path(snapshot_download(model, revision=revision, token=token, allow_patterns=_SMALL_FILES))
+        return Path(
+            snapshot_download(model, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=_SMALL_FILES)
+        )
     except HFValidationError as error:
         raise ModelError(f"{model!r} is neither a folder nor a name on the Hugging Face Hub: {error}") from error
     except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -57,6 +57,9 @@ class ModelRecipe:
     pixels: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("architectures", "labels", "pixels"):  # JSON has lists only
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
         if len(self.labels) > 2 or len(set(self.labels)) < len(self.labels):
             raise ConfigurationError(
                 f"labels of the recipe {self.family!r} must be (negative, positive), two different tokens, or "

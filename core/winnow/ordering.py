@@ -9,7 +9,7 @@ from statistics import fmean
 from winnow.config import RerankerConfig
 from winnow.errors import DocumentError
 from winnow.images import image_identity
-from winnow.types import Document, RankedDocument, Ranking
+from winnow.types import RETRIEVAL_ORDER, Document, RankedDocument, Ranking, RankStats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +92,24 @@ def best_first(
     if score_threshold is not None:
         ranked = [hit for hit in ranked if hit.score >= score_threshold]
     return tuple(ranked[:top_k])
+
+
+def as_they_came(
+    config: RerankerConfig, documents: Sequence[str | Document | None], top_k: int | None, why: str
+) -> Ranking:
+    """A ranking in input order, without scores.
+
+    Args:
+        config: The reranker's settings.
+        documents: The documents.
+        top_k: How many to return; None for all.
+        why: Why nothing was scored.
+    """
+    hits = hits_of(config, documents, {}, {}, {})
+    return Ranking(
+        tuple(replace(hit, error=why) for hit in hits[:top_k]),
+        RankStats(documents=len(hits), failed=len(hits), fallback=RETRIEVAL_ORDER, error=why),
+    )
 
 
 def in_input_order(ranking: Ranking) -> list[float]:

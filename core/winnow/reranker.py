@@ -1,11 +1,13 @@
 """The reranker: what users call. It checks what is asked; `winnow.calls` does it."""
 
 import asyncio
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Self, TypeVar
 
+from winnow.arguments import checked_call, checked_deadline
 from winnow.calls import Call, CallRunner, Documents, Query
 from winnow.config import RerankerConfig
 from winnow.engines.choose import create_engine
@@ -13,7 +15,8 @@ from winnow.engines.life import EngineLife, Work
 from winnow.engines.settings import resolve
 from winnow.engines.shared import Lease
 from winnow.fallback import Fallback, settings_of_fallback
-from winnow.ordering import in_input_order, readable, shows, text_of
+from winnow.hints import hinting
+from winnow.ordering import in_input_order
 from winnow.templates import TemplateLike
 from winnow.types import Ranking
 
@@ -25,6 +28,7 @@ RankRequest = tuple[Query, Documents] | tuple[Query, Documents, str | None]
 _MADE = ("_lease", "_calls", "_stand_in")
 
 
+@hinting
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reranker(RerankerConfig):
     """Scores documents for a query with a reranker model, and orders them.
@@ -34,7 +38,7 @@ class Reranker(RerankerConfig):
     of all callers merges on the GPU. After `close` the next call loads the model again. An engine whose rerankers are
     all dropped without `close` closes by itself, some seconds later.
 
-    Takes the arguments of `RerankerConfig`.
+    Takes the arguments of `RerankerConfig`; an unknown one is a `TypeError` that names the one meant.
     """
 
     _lease: Lease = field(init=False, repr=False)
@@ -80,21 +84,23 @@ class Reranker(RerankerConfig):
             score_threshold: Least score to return (inclusive), applied before `top_k`.
             template: A template for this call.
             template_kwargs: Template variables for this call.
-            deadline: Seconds after which the call gives up and withdraws its prompts; None to wait.
+            deadline: Seconds after which the call gives up and withdraws its prompts, instead of the reranker's.
             progress: Show a progress bar on stderr.
 
         Returns:
             The ranking, with what it cost in `stats`.
 
         Raises:
-            ValueError: The query is blank, or `top_k` is below 1.
+            ValueError: The query is blank, and there is neither `on_error="skip"` nor a `fallback`; `top_k` is below 1,
+                or `score_threshold` not finite.
+            TypeError: `top_k` is no integer, or `documents` a single text.
             DocumentError: A document cannot be scored, and `on_error` is "raise".
             ConfigurationError: The model or the template cannot be used.
             EngineError: The engine failed, and there is no `fallback`.
             TimeoutError: The deadline passed, and `fallback` is not "retrieval order".
         """
-        call = self._call(query, documents, top_k, instruction, score_threshold, template, template_kwargs)
-        return self._wait(partial(self._calls.run, [call], progress, deadline))[0]
+        call = checked_call(self, query, documents, top_k, instruction, score_threshold, template, template_kwargs)
+        return self._wait(self._work([call], deadline, progress))[0]
 
     async def arank(
         self,
@@ -110,21 +116,35 @@ class Reranker(RerankerConfig):
         progress: bool = False,
     ) -> Ranking:
         """`rank` for event loops. Cancelling it withdraws its prompts from the engine."""
-        call = self._call(query, documents, top_k, instruction, score_threshold, template, template_kwargs)
-        return (await self._await(partial(self._calls.run, [call], progress, deadline)))[0]
+        call = checked_call(self, query, documents, top_k, instruction, score_threshold, template, template_kwargs)
+        return (await self._await(self._work([call], deadline, progress)))[0]
 
-    def score(self, query: Query, documents: Documents, *, instruction: str | None = None) -> list[float]:
+    def score(
+        self,
+        query: Query,
+        documents: Documents,
+        *,
+        instruction: str | None = None,
+        deadline: float | None = None,
+    ) -> list[float]:
         """Scores of the documents in input order; arguments and errors as in `rank`.
 
-        It does without `fallback`: bare numbers cannot say where they are from.
+        It does without `fallback`, and a blank query is an error: bare numbers cannot say where they are from.
         """
-        call = replace(self._call(query, documents, None, instruction, None), may_fall_back=False)
-        return in_input_order(self._wait(partial(self._calls.run, [call], False, None))[0])
+        call = checked_call(self, query, documents, None, instruction, None, may_fall_back=False)
+        return in_input_order(self._wait(self._work([call], deadline))[0])
 
-    async def ascore(self, query: Query, documents: Documents, *, instruction: str | None = None) -> list[float]:
+    async def ascore(
+        self,
+        query: Query,
+        documents: Documents,
+        *,
+        instruction: str | None = None,
+        deadline: float | None = None,
+    ) -> list[float]:
         """`score` for event loops."""
-        call = replace(self._call(query, documents, None, instruction, None), may_fall_back=False)
-        return in_input_order((await self._await(partial(self._calls.run, [call], False, None)))[0])
+        call = checked_call(self, query, documents, None, instruction, None, may_fall_back=False)
+        return in_input_order((await self._await(self._work([call], deadline)))[0])
 
     def rank_many(
         self,
@@ -148,7 +168,7 @@ class Reranker(RerankerConfig):
         Returns:
             One ranking a request, in order.
         """
-        return self._wait(partial(self._calls.run, self._checked(requests, top_k, score_threshold), progress, deadline))
+        return self._wait(self._work(self._checked(requests, top_k, score_threshold), deadline, progress))
 
     async def arank_many(
         self,
@@ -160,9 +180,7 @@ class Reranker(RerankerConfig):
         progress: bool = False,
     ) -> list[Ranking]:
         """`rank_many` for event loops."""
-        return await self._await(
-            partial(self._calls.run, self._checked(requests, top_k, score_threshold), progress, deadline)
-        )
+        return await self._await(self._work(self._checked(requests, top_k, score_threshold), deadline, progress))
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -261,40 +279,20 @@ class Reranker(RerankerConfig):
 
     async def _rank_instead(self, call: Call) -> Ranking:
         """Rank a call of the reranker whose fallback this is."""
-        return (await self._await(partial(self._calls.run, [call], False, None)))[0]
+        return (await self._await(self._work([call], None)))[0]
+
+    def _work(self, calls: Iterable[Call], deadline: float | None, progress: bool = False) -> Work[list[Ranking]]:
+        limit = checked_deadline(deadline)
+        return partial(self._calls.run, calls, progress, self.deadline if limit is None else limit)
 
     def _checked(
         self, requests: Iterable[RankRequest], top_k: int | None, score_threshold: float | None
     ) -> Iterable[Call]:
-        def checked(request: RankRequest) -> Call:
+        def checked(number: int, request: RankRequest) -> Call:
             query, documents, *rest = request
-            return self._call(query, documents, top_k, rest[0] if rest else None, score_threshold)
+            instruction = rest[0] if rest else None
+            where = f" of request {number}"
+            return checked_call(self, query, documents, top_k, instruction, score_threshold, where=where)
 
-        calls: Iterator[Call] = map(checked, requests)
+        calls: Iterator[Call] = itertools.starmap(checked, enumerate(requests))
         return list(calls) if isinstance(requests, Sequence) else calls
-
-    def _call(
-        self,
-        query: Query,
-        documents: Documents,
-        top_k: int | None,
-        instruction: str | None,
-        score_threshold: float | None,
-        template: TemplateLike | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> Call:
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be > 0, but got {top_k}")
-        if not isinstance(text_of(query), str | None) or not (readable(query) or shows(query)):
-            raise ValueError(f"query must be a text that is not blank, but got {query!r}")
-        if isinstance(documents, str | bytes):
-            raise TypeError("documents must be several texts, but got a single one: put it into a list")
-        return Call(
-            query=query,
-            documents=list(documents),
-            instruction=self.instruction if instruction is None else instruction,
-            top_k=top_k,
-            score_threshold=score_threshold,
-            template=self.template if template is None else template,
-            template_kwargs=self.template_kwargs if template_kwargs is None else template_kwargs,
-        )

@@ -33,7 +33,7 @@ _NOT_IN_SCORES = frozenset(
     {
         *("gpu_memory_utilization", "kv_cache_memory_bytes", "enable_sleep_mode", "max_num_seqs"),
         *("max_num_batched_tokens", "enable_prefix_caching", "disable_log_stats", "use_tqdm_on_load"),
-        *("download_dir", "hf_token"),
+        *("download_dir", "cache_dir", "hf_token"),
         *("batch_tokens", "timeout", "max_retries", "chunk_size", "concurrency"),
     }
 )
@@ -222,13 +222,14 @@ def fingerprint(engine: Engine, *settings: EngineSettings) -> bytes:
     """
     checkpoint = engine.checkpoint
     kwargs = _kwargs(settings[0]) if settings else {}
+    cache_dir = settings[0].of_checkpoint()["cache_dir"] if settings else None
     parts = {
         "engine": [engine.name, f"{type(engine).__module__}.{type(engine).__qualname__}"],
         "packages": [[name, _version(name)] for name in _PACKAGES.get(engine.name, ())],
         "device": _device(engine.name, kwargs.get("device")),
         "settings": [[_kwargs(one), _urls(one)] for one in settings],
         "model": str(checkpoint.model),
-        "files": _files(str(checkpoint.model), kwargs.get("revision")),
+        "files": _files(str(checkpoint.model), kwargs.get("revision"), cache_dir),
         "config": checkpoint.config,
         "recipe": repr(checkpoint.recipe),
     }
@@ -249,22 +250,22 @@ def _version(package: str) -> str | None:
     return getattr(sys.modules.get(package), "__version__", None)
 
 
-def _files(model: str, revision: str | None) -> list[Any]:
+def _files(model: str, revision: str | None, cache_dir: str | None) -> list[Any]:
     """What tells one state of a model's files from another: its commit, or their sizes and times."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        return [revision, _commit(model, revision)]
+        return [revision, _commit(model, revision, cache_dir)]
     stats = [(path.name, path.stat()) for pattern in _FILES for path in sorted(folder.glob(pattern))]
     return [os.fspath(folder.resolve()), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
 
 
-def _commit(model: str, revision: str | None) -> str | None:
+def _commit(model: str, revision: str | None, cache_dir: str | None) -> str | None:
     """The commit that was downloaded; asks no server."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        file = try_to_load_from_cache(model, "config.json", revision=revision)
+        file = try_to_load_from_cache(model, "config.json", cache_dir=cache_dir, revision=revision)
     except HFValidationError:  # no name on the Hub: an engine of the user's own
         return None
     return Path(file).parent.name if isinstance(file, str) else None

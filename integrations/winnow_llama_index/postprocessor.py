@@ -222,7 +222,7 @@ class WinnowRerank(BaseNodePostprocessor):
             return finish(await self._core().arank(query, self._documents(nodes), **self._options()))
 
     def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _SETTINGS}
+        return {name: getattr(self, name) for name in _SETTINGS & type(self).model_fields.keys()}
 
     def _core(self) -> Reranker:
         """The reranker, made by the first query: only then are secrets looked up."""

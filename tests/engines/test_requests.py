@@ -191,7 +191,7 @@ def test_an_error_in_a_stream_names_the_request_and_ends_the_rest() -> None:
     with Reranker("fake", engine="fake") as reranker, pytest.raises(ValueError, match="surrogate") as caught:
         reranker.rank_many([("a", ["a"]), ("b", ["\ud800"])])
     assert "request 1" in "".join(caught.value.__notes__)
-    with Reranker("fake", engine="fake") as reranker, pytest.raises(ValueError, match="query must be"):
+    with Reranker("fake", engine="fake") as reranker, pytest.raises(ValueError, match="query of request 1 must be"):
         reranker.rank_many(iter([("a", ["a"]), (" ", ["a"])]))
 
 

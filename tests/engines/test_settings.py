@@ -10,6 +10,7 @@ import pytest
 from winnow import ConfigurationError, Reranker, RerankerConfig
 from winnow.engines.choose import create_engine
 from winnow.engines.known_settings import RERANKER_SETTINGS, SETTINGS, parse_argument
+from winnow.engines.vllm_fields import field_names
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -65,7 +66,8 @@ def test_what_is_right_is_taken() -> None:
         "enforce_eager": None,
         "device": torch.device("cpu"),
     }
-    assert RerankerConfig("m", engine_kwargs=right).engine_kwargs == right
+    stored = {**right, "dtype": "bfloat16", "device": "cpu"}
+    assert RerankerConfig("m", engine_kwargs=right).engine_kwargs == stored
 
 
 @pytest.mark.parametrize("name", ["model", "url", "api_key", "max_length", "engine"])
@@ -86,7 +88,7 @@ def test_two_names_of_the_length_must_agree(tiny_model: str) -> None:
 
 def test_a_setting_of_another_engine_says_whose_it_is(tiny_model: str) -> None:
     with pytest.raises(ConfigurationError, match=r"engine='transformers' takes no 'max_num_seqs'.*engine='vllm'"):
-        create_engine(RerankerConfig(tiny_model, engine="transformers", engine_kwargs={"max_num_seqs": 4}))
+        RerankerConfig(tiny_model, engine="transformers", engine_kwargs={"max_num_seqs": 4})
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_a_device_that_is_not_there(device: Any, message: str, tiny_model: str) 
     with pytest.raises(ConfigurationError, match=message):
         create_engine(RerankerConfig(tiny_model, engine="transformers", engine_kwargs={"device": device}))
     with pytest.raises(ConfigurationError, match="engine_kwargs has no 'delays'; did you mean 'delay'"):
-        create_engine(RerankerConfig("fake", engine="fake", engine_kwargs={"delays": 1}))
+        RerankerConfig("fake", engine="fake", engine_kwargs={"delays": 1})
 
 
 # --- vLLM's own fields -----------------------------------------------------------------------------------------------
@@ -224,7 +226,8 @@ def test_the_page_lists_every_argument_with_its_default_and_variable() -> None:
     rows = rows_of("| name | variable | default | |")
     fields = dataclasses.fields(RerankerConfig)
     assert [row[0] for row in rows] == [field.name for field in fields]
-    variables = {setting.name: setting.variable for setting in RERANKER_SETTINGS.values()}
+    settings = {**SETTINGS, **RERANKER_SETTINGS}
+    variables = {name: settings[name].variable for name in (field.name for field in fields) if name in settings}
     for (name, variable, default, _), field in zip(rows, fields, strict=True):
         assert variable == variables.get(name, "")
         expected = "{}" if field.default_factory is dict else repr(field.default).replace("'", '"')
@@ -246,5 +249,7 @@ def test_the_settings_are_those_of_vllm() -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
-    assert {name for name, setting in SETTINGS.items() if "vllm" in setting.engines} <= known
+    own = {"device", "cache_dir"}  # which vLLM has no fields of these names for
+    assert {name for name, setting in SETTINGS.items() if "vllm" in setting.engines} - own <= known
+    assert set(field_names()) == known  # read from the source
     assert not {name for name, setting in SETTINGS.items() if "vllm" not in setting.engines} & known

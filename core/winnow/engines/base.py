@@ -1,16 +1,14 @@
 """The seam between prompts and models: the `Engine` protocol, and a fake that needs no model."""
 
 import asyncio
-import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from winnow.checkpoint import Checkpoint
-from winnow.errors import ConfigurationError
 from winnow.prompts import Prompt
 from winnow.recipes import ModelRecipe
 from winnow.templates import ScoreTemplate
@@ -98,19 +96,6 @@ class SleepingEngine(Engine, Protocol):
 def name_of(engine: str | Engine) -> str:
     """The name of an engine that is given by its name or itself."""
     return engine if isinstance(engine, str) else engine.name
-
-
-def check_keywords(what: str, given: Iterable[str], known: Sequence[str]) -> None:
-    """Refuse keywords that an engine does not know.
-
-    Raises:
-        ConfigurationError: One is unknown; the message names the nearest known one.
-    """
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
-            raise ConfigurationError(f"{what} has no {name!r}; {hint}")
 
 
 class FakeEngine:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from winnow.checkpoint import Checkpoint, open_checkpoint
 from winnow.config import RerankerConfig
-from winnow.engines.base import Engine, FakeEngine, check_keywords
+from winnow.engines.base import Engine, FakeEngine
 from winnow.engines.settings import EngineSettings, resolve, url_in_environment, warn_about_variables
 from winnow.errors import MissingExtraError
 
@@ -29,13 +29,12 @@ def create_engine(config: RerankerConfig, settings: EngineSettings | None = None
     if not isinstance(settings.engine, str):
         return settings.engine
     if settings.engine == "fake":
-        check_keywords("engine_kwargs", settings.given, ["max_length", "delay"])
         return FakeEngine(**settings.given)
     warn_about_variables()
     checkpoint = open_checkpoint(config.model, recipe=config.recipe, **settings.of_checkpoint())
     if settings.max_length is not None:  # also where only the environment has it
         checkpoint = replace(checkpoint, max_length=min(settings.max_length, checkpoint.max_length))
-    name = _choose(checkpoint) if settings.engine == "auto" else settings.engine
+    name = _choose(checkpoint, settings.device) if settings.engine == "auto" else settings.engine
     if settings.engine == "auto" and url_in_environment():
         logger.warning("WINNOW_URL is not used: engine='auto' takes no server. Set WINNOW_ENGINE=server, too.")
     kwargs = settings.for_engine(name)
@@ -52,14 +51,15 @@ def create_engine(config: RerankerConfig, settings: EngineSettings | None = None
     return TransformersEngine(checkpoint, kwargs)
 
 
-def _choose(checkpoint: Checkpoint) -> str:
-    """VLLM where it can run, else transformers."""
+def _choose(checkpoint: Checkpoint, device: str | int | None) -> str:
+    """VLLM where it can run, and on that device, else transformers."""
     if importlib.util.find_spec("vllm") is None:
         name, why = "transformers", "vLLM is not installed"
     else:
         from winnow.engines.vllm import why_not
+        from winnow.engines.vllm_fields import other_platform
 
-        reason = why_not(checkpoint)
+        reason = why_not(checkpoint) or other_platform(device)
         name, why = ("vllm", "it is installed and runs here") if reason is None else ("transformers", reason)
     if name == "transformers" and importlib.util.find_spec("torch") is None:
         raise MissingExtraError("Neither vllm nor torch", "vllm")

@@ -3,9 +3,10 @@
 `winnow.engines.settings` reads these variables.
 """
 
+import difflib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,12 @@ def _parse_flag(text: str) -> bool:
 _FLAG = Values("true or false", lambda value: type(value) is bool, _parse_flag)
 _TEXT = Values("a text that is not blank", lambda value: isinstance(value, str) and bool(value.strip()))
 _MAPPING = Values("a mapping (as text: a JSON object)", lambda value: isinstance(value, Mapping), json.loads)
+
+
+def _is_device(value: Any) -> bool:
+    return (isinstance(value, str) and bool(value.strip())) or type(value) is int
+
+
 _DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 _DTYPE = Values(  # a torch.dtype is one of these, too, by its name
     f"one of {', '.join(_DTYPES)}", lambda value: str(value).removeprefix("torch.") in _DTYPES
@@ -128,6 +135,7 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("revision", _ALL, _TEXT),
         Setting("trust_remote_code", _ALL, _FLAG),
         Setting("hf_token", _ALL, _TEXT, secret=True),
+        Setting("cache_dir", _ALL, _TEXT),
         Setting("hf_overrides", _ALL, _MAPPING),
         Setting("mm_processor_kwargs", _ALL, _MAPPING),
         # Numbers and memory.
@@ -147,7 +155,7 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("runner", _VLLM, _choice("auto", "pooling")),
         Setting("convert", _VLLM, _choice("auto", "none", "classify")),
         # PyTorch.
-        Setting("device", ("transformers",), Values("a PyTorch device, such as cuda:1", bool)),
+        Setting("device", ("vllm", "transformers"), Values("a PyTorch device, such as cuda:1", _is_device)),
         Setting("batch_tokens", ("transformers",), _whole(1)),
         Setting("attn_implementation", ("transformers",), _TEXT),
         # HTTP.
@@ -175,8 +183,23 @@ _NOT_OF_AN_ENGINE = {"model", *RERANKER_SETTINGS}
 
 
 def settings_of(engine: str) -> list[str]:
-    """Names of the settings that an engine takes."""
-    return [name for name, setting in SETTINGS.items() if engine in setting.engines]
+    """Names of the settings that an engine takes; with "auto", that one of them takes."""
+    if engine == "fake":
+        return ["max_length", "delay"]
+    return [name for name, setting in SETTINGS.items() if engine in setting.engines or engine == "auto"]
+
+
+def check_keywords(what: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse keywords that nobody knows.
+
+    Raises:
+        ConfigurationError: One is unknown; the message names the nearest known one.
+    """
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
+            raise ConfigurationError(f"{what} has no {name!r}; {hint}")
 
 
 def check_values(engine_kwargs: Mapping[str, Any], max_length: int | None) -> int | None:

@@ -16,9 +16,9 @@ import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from winnow.checkpoint import Checkpoint
-from winnow.engines.base import EngineScore, check_keywords
+from winnow.engines.base import EngineScore
 from winnow.engines.chat_request import ScoreRequest, chat_requests, ids_request, server_options
-from winnow.engines.known_settings import check_values, settings_of
+from winnow.engines.known_settings import check_keywords, check_values, settings_of
 from winnow.engines.replica import Replica, ReplicaError
 from winnow.engines.replica_pool import ReplicaPool
 from winnow.errors import ConfigurationError, EngineError, EngineLoadError

@@ -11,7 +11,16 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from winnow.engines.known_settings import PREFIX, RERANKER_SETTINGS, SETTINGS, Setting, check_values
+from winnow.engines.known_settings import (
+    PREFIX,
+    RERANKER_SETTINGS,
+    SETTINGS,
+    Setting,
+    check_keywords,
+    check_values,
+    settings_of,
+)
+from winnow.engines.vllm_fields import field_names
 from winnow.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -26,7 +35,10 @@ _OF_CHECKPOINT = {
     "revision": "revision",
     "hf_token": "token",
     "mm_processor_kwargs": "mm_processor_kwargs",
+    "cache_dir": "cache_dir",
 }
+# Arguments of a reranker that are settings of its engine, too.
+_OF_BOTH = ("device", "cache_dir")
 
 _warned_about: set[str] = set()
 
@@ -59,6 +71,11 @@ class EngineSettings:
         where = (url, self.api_key) if engine == "server" else None
         return (engine, where, self.max_length, repr(sorted({**self.found, **self.given}.items())))
 
+    @property
+    def device(self) -> str | int | None:
+        """What the engine is to run on; None for its own choice."""
+        return {**self.found, **self.given}.get("device")
+
     def of_checkpoint(self) -> dict[str, Any]:
         """Keywords of `open_checkpoint`."""
         merged = {**self.found, **self.given}
@@ -74,12 +91,9 @@ class EngineSettings:
             name: "vllm", "server" or "transformers".
 
         Raises:
-            ConfigurationError: The user gave a setting of another engine.
+            ConfigurationError: The user gave a setting of another engine, or of none.
         """
-        for key in self.given:
-            if key in SETTINGS and name not in SETTINGS[key].engines:
-                others = " or ".join(f"engine={engine!r}" for engine in SETTINGS[key].engines)
-                raise ConfigurationError(f"engine={name!r} takes no {key!r}: it is a setting of {others}")
+        check_names(name, self.given)
         taken = {key: value for key, value in self.found.items() if name in SETTINGS[key].engines}
         if taken:
             shown = (
@@ -87,6 +101,29 @@ class EngineSettings:
             )
             logger.info("From the environment: %s", ", ".join(shown))
         return {**taken, **self.given}
+
+
+def check_names(engine: str, engine_kwargs: Mapping[str, Any]) -> None:
+    """Refuse settings that an engine does not take. Those of vLLM are known only where it is installed.
+
+    Args:
+        engine: Its name; with "auto", what no engine takes is refused.
+        engine_kwargs: What the user gave.
+
+    Raises:
+        ConfigurationError: A setting is of another engine, or of none. The message names the nearest.
+    """
+    known = settings_of(engine)
+    for name, value in engine_kwargs.items():
+        if name in SETTINGS and name not in known and value is not None:
+            others = " or ".join(f"engine={other!r}" for other in SETTINGS[name].engines)
+            raise ConfigurationError(f"engine={engine!r} takes no {name!r}: it is a setting of {others}")
+    unknown = [name for name in engine_kwargs if name not in SETTINGS and name not in known]
+    if unknown and engine in ("auto", "vllm"):
+        fields = field_names()
+        known = [*known, *fields]
+        unknown = unknown if fields else []
+    check_keywords("engine_kwargs", unknown, known)
 
 
 def resolve(config: "RerankerConfig", environment: Mapping[str, str] | None = None) -> EngineSettings:
@@ -114,8 +151,10 @@ def resolve(config: "RerankerConfig", environment: Mapping[str, str] | None = No
     engine = config.engine
     if engine == "auto":
         engine = variable(RERANKER_SETTINGS["engine"]) or engine
-    given = {name: value for name, value in config.engine_kwargs.items() if name not in SETTINGS or value is not None}
+    given = given_settings(config)
     if not isinstance(engine, str) or engine == "fake":
+        for name in _OF_BOTH:  # without a model there is nothing to run or to keep
+            given.pop(name, None)
         return EngineSettings(
             engine=engine, url=None, api_key=None, max_length=config.max_length, given=given, found={}
         )
@@ -139,6 +178,20 @@ def resolve(config: "RerankerConfig", environment: Mapping[str, str] | None = No
         url = _addresses(variable(RERANKER_SETTINGS["url"])) if url is None else url
         api_key = variable(RERANKER_SETTINGS["api_key"]) if api_key is None else api_key
     return EngineSettings(engine=engine, url=url, api_key=api_key, max_length=max_length, given=given, found=found)
+
+
+def given_settings(config: "RerankerConfig") -> dict[str, Any]:
+    """What the user gave of the engine's settings, in `engine_kwargs` or as arguments of the reranker.
+
+    Raises:
+        ConfigurationError: A setting has two values.
+    """
+    given = {name: value for name, value in config.engine_kwargs.items() if name not in SETTINGS or value is not None}
+    for name in _OF_BOTH:
+        value = getattr(config, name)
+        if value is not None and given.setdefault(name, value) != value:
+            raise ConfigurationError(f"{name}={value!r} and engine_kwargs {name} {given[name]!r} differ: give one")
+    return given
 
 
 def warn_about_variables(environment: Mapping[str, str] | None = None) -> None:

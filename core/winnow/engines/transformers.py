@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from winnow.checkpoint import Checkpoint
-from winnow.engines.base import EngineScore, check_keywords
-from winnow.engines.known_settings import settings_of
+from winnow.engines.base import EngineScore
+from winnow.engines.known_settings import check_keywords, settings_of
 from winnow.errors import ConfigurationError, EngineLoadError, MissingExtraError
 from winnow.prompts import Prompt
 from winnow.weights import check_weights
@@ -25,9 +25,9 @@ class TransformersEngine:
         checkpoint: The model.
         engine_kwargs: `device` (default: "cuda" if there is one, else "cpu"), `dtype` (default: the checkpoint's on a
             GPU, float32 on a CPU),
-            `batch_tokens` (most tokens of a padded batch), and `attn_implementation`, `revision`, `trust_remote_code`
-            and `hf_overrides` as in vLLM or transformers; `mm_processor_kwargs` (`min_pixels` and `max_pixels`, between
-            which images are resized).
+            `batch_tokens` (most tokens of a padded batch), and `attn_implementation`, `revision`, `trust_remote_code`,
+            `cache_dir` and `hf_overrides` as in vLLM or transformers; `mm_processor_kwargs` (`min_pixels` and
+            `max_pixels`, between which images are resized).
 
     Raises:
         ConfigurationError: A setting is unknown, or PyTorch finds no such device here.
@@ -48,7 +48,7 @@ class TransformersEngine:
         self._batch_tokens = engine_kwargs.get("batch_tokens", _BATCH_TOKENS)
         self._load_kwargs = {
             name: engine_kwargs[name]
-            for name in ("attn_implementation", "revision", "trust_remote_code")
+            for name in ("attn_implementation", "revision", "trust_remote_code", "cache_dir")
             if name in engine_kwargs
         }
         if engine_kwargs.get("hf_token"):
@@ -104,7 +104,7 @@ class TransformersEngine:
                 "engine_kwargs={'trust_remote_code': True}."
             )
         model.to(self._device)
-        self._forward = TransformersForward(model.eval(), self.checkpoint, self._load_kwargs.get("revision"))
+        self._forward = TransformersForward(model.eval(), self.checkpoint, self._hub)
 
     async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:  # noqa: ARG002
         """Score prompts, longest batches first, in this engine's thread."""

@@ -1,6 +1,6 @@
 """Prompts to raw logits: one padded batch through a loaded PyTorch model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,13 @@ class TransformersForward:
     Args:
         model: The PyTorch model, in evaluation mode.
         checkpoint: Its small files.
-        revision: Revision of the files on the Hub, where image and video processors come from.
+        hub: `revision`, `cache_dir` and `token`, with which image and video processors are loaded.
     """
 
-    def __init__(self, model: Any, checkpoint: Checkpoint, revision: str | None = None):
+    def __init__(self, model: Any, checkpoint: Checkpoint, hub: Mapping[str, Any]):
         self.model = model
         self._checkpoint = checkpoint
-        self._revision = revision
+        self._hub = hub
         self._processors: dict[str, Any] = {}
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[float]:
@@ -75,5 +75,5 @@ class TransformersForward:
             import transformers
 
             load: Any = getattr(transformers, kind).from_pretrained
-            self._processors[kind] = load(self._checkpoint.model, revision=self._revision)
+            self._processors[kind] = load(self._checkpoint.model, **self._hub)
         return self._processors[kind]

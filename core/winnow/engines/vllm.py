@@ -15,7 +15,7 @@ from typing import Any
 from winnow.checkpoint import Checkpoint
 from winnow.engines.base import EngineScore
 from winnow.engines.threads import in_daemon_thread
-from winnow.engines.vllm_fields import check_fields
+from winnow.engines.vllm_fields import as_fields, check_fields
 from winnow.engines.vllm_log import VllmLog
 from winnow.engines.vllm_start import LOGGING_IS_SET_UP, quieten, starting
 from winnow.engines.vllm_vision import vision_inputs, vision_settings
@@ -34,9 +34,10 @@ class VllmEngine:
     Args:
         checkpoint: The model.
         max_length: Most tokens of a prompt (vLLM's `max_model_len`).
-        engine_kwargs: Fields of vLLM's `AsyncEngineArgs` that override Winnow's choice.
+        engine_kwargs: Fields of vLLM's `AsyncEngineArgs` that override Winnow's choice, and `device` and `cache_dir`.
 
     Raises:
+        ConfigurationError: A setting is wrong, or this vLLM runs on another kind of device.
         MissingExtraError: vLLM is not installed.
     """
 
@@ -49,6 +50,7 @@ class VllmEngine:
             from vllm.engine.arg_utils import AsyncEngineArgs
         except ImportError as error:
             raise MissingExtraError("vllm", "vllm") from error
+        engine_kwargs = as_fields(engine_kwargs)
         check_fields(engine_kwargs)
         self._engine_args = AsyncEngineArgs(
             **{

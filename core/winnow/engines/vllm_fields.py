@@ -1,16 +1,82 @@
 """What vLLM's `AsyncEngineArgs` takes, checked before vLLM starts: its own errors come late, and from deep inside."""
 
+import ast
 import dataclasses
 import difflib
+import functools
+import importlib.util
 import types
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from winnow.engines.base import check_keywords
-from winnow.engines.known_settings import SETTINGS
+from winnow.engines.known_settings import SETTINGS, check_keywords
 from winnow.errors import ConfigurationError
 
 _PLAIN = (bool, int, float, str, type(None))
+
+
+@functools.cache
+def field_names() -> tuple[str, ...]:
+    """Names of the fields of `AsyncEngineArgs`, read from vLLM's source: importing it takes seconds.
+
+    Returns:
+        The names; none if vLLM is not installed, or is laid out otherwise.
+    """
+    package = importlib.util.find_spec("vllm")
+    for folder in (package and package.submodule_search_locations) or ():
+        source = Path(folder, "engine", "arg_utils.py")
+        if source.is_file():
+            classes = [node for node in ast.parse(source.read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
+            parts = [part for one in classes if one.name in ("EngineArgs", "AsyncEngineArgs") for part in one.body]
+            return tuple(
+                part.target.id
+                for part in parts
+                if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+            )
+    return ()
+
+
+def as_fields(engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under vLLM's names.
+
+    Raises:
+        ConfigurationError: vLLM does not run on the `device`, or `cache_dir` and `download_dir` differ.
+    """
+    named = dict(engine_kwargs)
+    device = named.pop("device", None)
+    if (reason := other_platform(device)) is not None:
+        raise ConfigurationError(f"device={device!r}: {reason}. Use engine='transformers'.")
+    if (number := _parts_of(device)[1]) not in ("", "0"):
+        raise ConfigurationError(
+            f"device={device!r}: vLLM takes the GPUs that CUDA_VISIBLE_DEVICES leaves. Leave device out, and set "
+            f"CUDA_VISIBLE_DEVICES={number} before Python starts; or use engine='transformers'."
+        )
+    folder = named.pop("cache_dir", None)
+    if folder is not None:
+        if named.get("download_dir") not in (None, folder):
+            raise ConfigurationError(
+                f"cache_dir={folder!r} and engine_kwargs download_dir {named['download_dir']!r} are two names of one "
+                "setting and differ: give cache_dir alone"
+            )
+        named["download_dir"] = folder
+    return named
+
+
+def other_platform(device: str | int | None) -> str | None:
+    """Why vLLM does not run on a device: it was built for another kind. None if it does."""
+    from vllm.platforms import current_platform
+
+    own, (kind, _) = current_platform.device_type, _parts_of(device)
+    return None if kind in ("", own) else f"this vLLM was built for {own!r}, not for {kind!r}"
+
+
+def _parts_of(device: str | int | None) -> tuple[str, str]:
+    """Kind and number, as texts; PyTorch takes a number alone for a GPU's."""
+    if isinstance(device, int):
+        return "cuda", str(device)
+    kind, _, number = (device or "").partition(":")
+    return kind, number
 
 
 def check_fields(engine_kwargs: Mapping[str, Any]) -> None:

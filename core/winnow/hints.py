@@ -1,0 +1,113 @@
+"""What to say to somebody who gives an argument that does not exist: its name here, where others name it otherwise."""
+
+import difflib
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from winnow.engines.known_settings import SETTINGS
+
+T = TypeVar("T")
+
+_MODEL = ("model",)
+_URL = ("url",)
+_TOKEN = ("token",)
+_COUNT = ("top_k", "top_n")
+_DTYPE = "it is a setting of the engine: engine_kwargs={'dtype': %r}"
+
+# Names of Haystack, LangChain, LlamaIndex, sentence-transformers, FlagEmbedding and hosted rerankers, with what takes
+# their place: arguments, of which the first that exists is named, or else a sentence.
+_ELSEWHERE: Mapping[str, tuple[str, ...] | str] = {
+    "model_name": _MODEL,
+    "model_name_or_path": _MODEL,
+    "pretrained_model_name_or_path": _MODEL,
+    "model_id": _MODEL,
+    "model_path": _MODEL,
+    "cache_folder": ("cache_dir",),
+    "download_dir": ("cache_dir",),
+    "base_url": _URL,
+    "api_base": _URL,
+    "api_base_url": _URL,
+    "api_url": _URL,
+    "endpoint": _URL,
+    "inference_server_url": _URL,
+    "api_token": ("api_key",),
+    "hf_token": _TOKEN,
+    "huggingface_token": _TOKEN,
+    "use_auth_token": _TOKEN,
+    "token": _TOKEN,
+    "top_k": _COUNT,
+    "top_n": _COUNT,
+    "k": _COUNT,
+    "threshold": ("score_threshold",),
+    "similarity_cutoff": ("score_threshold",),
+    "score_threshold": "it is an argument of each call: rank(..., score_threshold=...)",
+    "max_seq_length": ("max_length",),
+    "max_model_len": ("max_length",),
+    "max_tokens_per_doc": ("max_document_tokens",),
+    "max_chunk_len": ("max_document_tokens",),
+    "prompt": ("instruction",),
+    "task": ("instruction",),
+    "instruct": ("instruction",),
+    "query_instruction": ("instruction",),
+    "prompt_template": ("template",),
+    "score_template": ("template",),
+    "chat_template": ("template",),
+    "model_kwargs": ("engine_kwargs",),
+    "tokenizer_kwargs": ("engine_kwargs",),
+    "vllm_kwargs": ("engine_kwargs",),
+    "scale_score": ("scale_score", "raw_scores"),
+    "raw_scores": ("raw_scores", "scale_score"),
+    "normalize": ("scale_score", "raw_scores"),
+    "activation_fn": ("scale_score", "raw_scores"),
+    "request_timeout": ("deadline",),
+    "use_fp16": _DTYPE % "float16",
+    "use_bf16": _DTYPE % "bfloat16",
+    "torch_dtype": _DTYPE % "bfloat16",
+    "batch_size": "engines make their own batches; engine_kwargs has max_num_seqs (vllm), batch_tokens (transformers) "
+    "and chunk_size (server)",
+}
+
+
+def unknown_argument(owner: str, name: str, known: Iterable[str]) -> str:
+    """The message for an argument that does not exist.
+
+    Args:
+        owner: What was called, as in "Reranker".
+        name: The argument.
+        known: The arguments that exist.
+    """
+    known = list(known)
+    theirs = _ELSEWHERE.get(name, ())
+    if isinstance(theirs, str):
+        hint = theirs
+    elif ours := next((one for one in theirs if one in known), None):
+        hint = f"here it is {ours!r}"
+    elif name in SETTINGS and "engine_kwargs" in known:
+        hint = f"it is a setting of the engine: engine_kwargs={{{name!r}: ...}}"
+    elif theirs == _TOKEN:
+        hint = "it is a setting of the engine: engine_kwargs={'hf_token': ...}, or the environment variable HF_TOKEN"
+    elif theirs == _COUNT:
+        hint = "it is an argument of each call: rank(..., top_k=...)"
+    elif near := difflib.get_close_matches(name, known, n=1):
+        hint = f"did you mean {near[0]!r}?"
+    else:
+        hint = f"it takes {', '.join(known)}"
+    return f"{owner} has no argument {name!r}: {hint}"
+
+
+def hinting(dataclass: type[T]) -> type[T]:
+    """A dataclass whose unknown arguments are refused with a hint. To be put above `@dataclass`."""
+    init = dataclass.__init__
+    known = [field.name for field in fields(dataclass) if field.init]  # type: ignore[arg-type]
+
+    @functools.wraps(init)
+    def checked(self: T, *args: Any, **given: Any) -> None:
+        for name in given:
+            if name not in known:
+                raise TypeError(unknown_argument(dataclass.__name__, name, known))
+        init(self, *args, **given)
+
+    dataclass.__init__ = checked  # type: ignore[assignment,method-assign]
+    return dataclass
