@@ -53,6 +53,7 @@ class TransformersEngine:
         }
         if engine_kwargs.get("hf_token"):
             self._load_kwargs["token"] = engine_kwargs["hf_token"]
+        self._hub = {name: self._load_kwargs.get(name) for name in ("revision", "cache_dir", "token")}
         self._forward: Any = None
         self._thread: ThreadPoolExecutor | None = None
 
