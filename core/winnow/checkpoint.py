@@ -24,6 +24,7 @@ class Checkpoint:
 
     Attributes:
         model: Name or path as the user gave it; engines load their weights from it.
+        folder: Where its small files are; on a local model and in the Hub's cache its weights, too.
         config: The contents of config.json.
         recipe: How the model is loaded, prompted and scored.
         tokenizer: The model's tokenizer, safe for contents.
@@ -33,6 +34,7 @@ class Checkpoint:
     """
 
     model: str
+    folder: Path
     config: Mapping[str, Any]
     recipe: ModelRecipe
     tokenizer: PromptTokenizer
@@ -135,6 +137,7 @@ def open_checkpoint(
     max_length = min((limit for limit in limits if limit is not None), default=512)
     checkpoint = Checkpoint(
         model=model,
+        folder=folder,
         config=config,
         recipe=found,
         tokenizer=tokenizer,

@@ -24,6 +24,7 @@ from winnow.recipes import ModelRecipe, recipe_for
 from winnow.score_head import layout_of, score_head
 from winnow.shards import INDEX, find_shards
 from winnow.templates import TemplateLike
+from winnow.weights import faults_of
 
 Method = Literal["from_2_way_softmax", "no_post_processing"]
 METHODS: dict[str, int] = {"from_2_way_softmax": 2, "no_post_processing": 1}
@@ -98,6 +99,8 @@ def convert(
     if score_template is None:
         raise ModelError(f"{model} has no labels: it is not a causal model that a score head can be made of.")
     shards = find_shards(_with_weights(model, revision), model)
+    if faults := faults_of(checkpoint):
+        raise ModelError("\n".join(faults))
     check_disk(out, shards)
     layout = layout_of(shards, model)
     head = score_head(shards, layout, checkpoint)

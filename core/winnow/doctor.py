@@ -14,6 +14,7 @@ from winnow.recipes import ModelRecipe
 from winnow.segments import Content, PlainText, Segment
 from winnow.templates import TemplateLike
 from winnow.tokenization import PromptTokenizer
+from winnow.weights import check_files, faults_of
 
 PartName = Literal["before", "instruction", "query", "between", "document", "after"]
 PART_NAMES: tuple[PartName, ...] = get_args(PartName)
@@ -112,7 +113,7 @@ def examine(
     """Look at all that is wrong with a model's prompts, and at one of them.
 
     Args:
-        model: A folder, or a name on the Hugging Face Hub; its weights are not read.
+        model: A folder, or a name on the Hugging Face Hub. Of its weights, names and shapes are read, where they are.
         recipe: As for `Reranker`.
         template: As for `Reranker`.
         instruction: As for `Reranker`.
@@ -133,6 +134,8 @@ def examine(
             found.template = chosen.origin if chosen else "none: the tokenizer's own encoding of pairs"
             segments = bind_template(checkpoint, chosen, None, with_instruction=bool(instruction))
             _examine_prompt(found, checkpoint, segments, instruction or "", query, document)
+            check_files(checkpoint, required=False)
+            found.problems += faults_of(checkpoint, found.ids)
             needs_token_types = checkpoint.template is None and checkpoint.tokenizer.token_types
             if not found.problems and not needs_token_types:
                 found.serve = serve_command(checkpoint)

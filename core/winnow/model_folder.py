@@ -15,8 +15,14 @@ def folder_of(model: str, revision: str | None, token: str | None = None, cache_
     """The local folder of a model, its small files downloaded if it is on the Hub.
 
     Raises:
-        ModelError: There is no such folder or repository, or no network.
+        ModelError: There is no such folder or repository, no network, or an adapter in it.
     """
+    folder = _found(model, revision, token)
+    _refuse_adapter(folder, model)
+    return folder
+
+
+def _found(model: str, revision: str | None, token: str | None) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
@@ -43,6 +49,26 @@ def folder_of(model: str, revision: str | None, token: str | None = None, cache_
             " Check the spelling; a gated or private model needs hf_token or HF_TOKEN; without a network, give the "
             "path of a folder."
         ) from error
+
+
+def _refuse_adapter(folder: Path, model: str) -> None:
+    """Refuse a folder with a LoRA adapter of peft: engines would load the weights of its base and score with these.
+
+    Raises:
+        ModelError: There is one. The message names its base, and says how to merge the two.
+    """
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return
+    adapter = read_json(path, model)
+    kind = "SequenceClassification" if adapter.get("task_type") == "SEQ_CLS" else "CausalLM"
+    merged = " If its weights are merged already, remove adapter_config.json." if (folder / "config.json").is_file() else ""
+    raise ModelError(
+        f"{model} holds an adapter ({path.name}) of {adapter.get('base_model_name_or_path') or 'a base model'}, and "
+        f"Winnow does not apply adapters. Merge it and use FOLDER: peft.AutoPeftModelFor{kind}"
+        f".from_pretrained({model!r}).merge_and_unload().save_pretrained(FOLDER), and save the tokenizer there, too."
+        f"{merged}"
+    )
 
 
 def read_json(path: Path, model: str) -> dict[str, Any]:

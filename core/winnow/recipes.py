@@ -212,14 +212,18 @@ def _names_of(model: str, config: Mapping[str, Any]) -> Iterator[str]:
             yield re.sub(r"[_\s]", "-", part.lower())
 
 
+def label_count(config: Mapping[str, Any]) -> int:
+    """How many labels a classifier has. transformers writes `id2label` unless there are two, which is its default."""
+    return int(config.get("num_labels") or len(config.get("id2label") or ("", "")))
+
+
 def _check_single_score(model: str, config: Mapping[str, Any], architecture: str) -> None:
-    # transformers writes `id2label` unless there are two labels, which is its default.
     if not architecture.endswith("ForSequenceClassification"):
         raise ModelError(
             f"{model} is a {architecture}, which has no score head: give the recipe the labels whose logits score, "
             "labels=(negative, positive)."
         )
-    labels = config.get("num_labels") or len(config.get("id2label") or ("", ""))
+    labels = label_count(config)
     if labels != 1:
         raise ModelError(
             f"{model} is a {architecture} with {labels} labels: a classifier, not a reranker, which has one score. "

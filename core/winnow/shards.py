@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from winnow.errors import ModelError
 from winnow.model_folder import read_json
-from winnow.weights import check_weights
+from winnow.weights import INDEX as INDEX
+from winnow.weights import check_folder, read_header
 
-INDEX = "model.safetensors.index.json"
 _CHUNK = 2**24
 
 
@@ -56,11 +56,11 @@ def find_shards(folder: Path, model: str) -> Shards:
                 "and the tokenizer likewise."
             )
         raise ModelError(f"{model} has no weights: there is no model.safetensors in {folder}. Download it again.")
-    check_weights(str(folder))
+    check_folder(folder, model)
     indexed = not (folder / "model.safetensors").is_file()  # transformers takes that file first
     named: dict[str, str] = read_json(index, model).get("weight_map", {}) if indexed else {}
     files = tuple(sorted(set(named.values()))) or ("model.safetensors",)
-    file_of = {name: file for file in files for name in _header(folder / file)[0] if name != "__metadata__"}
+    file_of = {name: file for file in files for name in read_header(folder / file)[0] if name != "__metadata__"}
     wrong = [name for name, file in named.items() if file_of.get(name) != file]
     if wrong:
         raise ModelError(f"{index} says that {wrong[0]} is in {named[wrong[0]]}, but it is not. Download it again.")
@@ -91,7 +91,7 @@ def copy_shard(
     Raises:
         ModelError: The file ends too early.
     """
-    old, start = _header(source)
+    old, start = read_header(source)
     header: dict[str, Any] = {"__metadata__": old.pop("__metadata__", None) or {"format": "pt"}}
     kept = [(name, entry) for name, entry in old.items() if name not in without]
     kept.sort(key=lambda item: item[1]["data_offsets"])
@@ -122,10 +122,3 @@ def copy_shard(
                 begin += len(chunk)
                 progress(len(chunk))
     return size
-
-
-def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header, and where the tensors' bytes begin."""
-    with file.open("rb") as reader:
-        length = int.from_bytes(reader.read(8), "little")
-        return json.loads(reader.read(length)), 8 + length

@@ -124,6 +124,13 @@ class PromptTokenizer:
         """Number of token ids, added tokens included."""
         return self._original.get_vocab_size()
 
+    @cached_property
+    def largest_id(self) -> int:
+        """The largest id that a prompt has, whatever its texts: control tokens count only where they are always put."""
+        vocabulary = self._original.get_vocab()
+        ids = (index for token, index in vocabulary.items() if token not in self.control_tokens)
+        return max([*ids, *self.begin, *self.end, *self.last])
+
     def token_id(self, token: str) -> int | None:
         """Id of a token by its exact text in the vocabulary, or None."""
         index: int | None = self._original.token_to_id(token)

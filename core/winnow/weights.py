@@ -1,17 +1,58 @@
-"""A quick look at a model's weight files before an engine loads them: engines' own errors do not name the file."""
+"""A quick look at a model's weight files before an engine loads them: are they whole, and are they what config.json says?
 
+Only headers are read: names and shapes, in milliseconds. Engines' own errors do not name the file, and vLLM has none for
+an output embedding that is missing: it scores with whatever its memory held (vLLM, model_executor/models/adapters.py).
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from winnow.checkpoint import Checkpoint
 from winnow.errors import ModelError
 from winnow.model_folder import read_json
+from winnow.recipes import label_count
+
+INDEX = "model.safetensors.index.json"
+# What models call their input embedding: the module before "weight".
+_EMBEDDINGS = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte", "embed_in")
+# What they call their score head (`*ForSequenceClassification` in transformers): a module of any depth.
+_HEADS = {"score", "classifier", "classification_head", "logits_proj", "sequence_summary"}
+
+Shapes = Mapping[str, tuple[int, ...] | None]
+"""Shapes of tensors by name; None where only the index is there."""
 
 
-def check_weights(model: str) -> None:
-    """Check that the weight files of a local folder are whole: headers and lengths, in milliseconds.
+def check_weights(checkpoint: Checkpoint, *, required: bool = True) -> None:
+    """Check that a model's weight files are whole, and those that config.json describes.
 
-    Models on the Hub are not checked here: they may not be downloaded yet.
+    Files of a model on the Hub are looked at where they were downloaded before.
 
     Args:
+        checkpoint: The model.
+        required: Whether there must be weights; they may be on another machine.
+
+    Raises:
+        ModelError: A file is missing or damaged, or disagrees with config.json. The message names it.
+    """
+    check_files(checkpoint, required=required)
+    if faults := faults_of(checkpoint):
+        raise ModelError("\n".join(faults))
+
+
+def check_files(checkpoint: Checkpoint, *, required: bool = True) -> None:
+    """The part of `check_weights` that looks at lengths and headers of the files in a local folder."""
+    is_local = Path(checkpoint.model).expanduser().is_dir()
+    if is_local and (required or any(checkpoint.folder.glob("*.safetensors"))):
+        check_folder(checkpoint.folder, checkpoint.model)
+
+
+def check_folder(folder: Path, model: str) -> None:
+    """Check that the weight files of a folder are whole: headers and lengths.
+
+    Args:
+        folder: The folder.
         model: Name or path, as the user gave it.
 
     Raises:
@@ -19,10 +60,7 @@ def check_weights(model: str) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        return
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     files = set(folder.glob("*.safetensors"))
     if index.is_file():
         files |= {folder / name for name in read_json(index, model).get("weight_map", {}).values()}
@@ -36,3 +74,147 @@ def check_weights(model: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{file} of {model} is damaged or cut short: {error}. Download it again.") from error
+
+
+def faults_of(checkpoint: Checkpoint, ids: Iterable[int] = ()) -> list[str]:
+    """Where config.json, recipe and tokenizer disagree with the weights; empty where there are no weights to ask.
+
+    Args:
+        checkpoint: The model.
+        ids: Token ids of a prompt. They are looked at beside the largest that a caller's text can have.
+    """
+    shapes = shapes_of(checkpoint.folder, checkpoint.model)
+    embeddings = {name: shape for name, shape in shapes.items() if _is_embedding(name)}
+    if not embeddings:
+        return []
+    return [
+        *(_faults_of_labels(checkpoint, shapes, embeddings) if checkpoint.recipe.labels else ()),
+        *(_faults_of_head(checkpoint, shapes) if not checkpoint.recipe.labels else ()),
+        *_faults_of_rows(checkpoint, embeddings, max([checkpoint.tokenizer.largest_id, *ids])),
+    ]
+
+
+def untied_without_head(model: str) -> str:
+    """What to say of a model whose config.json asks for an output embedding that its weights lack."""
+    return (
+        f"config.json of {model} says that the output embedding differs from the input embedding "
+        "(tie_word_embeddings is false), but there is no lm_head in the weights: scores would come from random "
+        "numbers. If the model was trained with one embedding for both, set tie_word_embeddings to true in config.json "
+        "(or pass engine_kwargs={'hf_overrides': {'tie_word_embeddings': True}}); otherwise download it again."
+    )
+
+
+def _is_embedding(name: str) -> bool:
+    *_, module, last = ["", *name.split(".")]
+    return last == "weight" and module in _EMBEDDINGS
+
+
+def _faults_of_labels(checkpoint: Checkpoint, shapes: Shapes, embeddings: Shapes) -> Iterator[str]:
+    """The output embedding, of shape (vocabulary, hidden), must be there, with a row for each label."""
+    heads = {name: shape for name, shape in shapes.items() if "lm_head" in name.split(".")}
+    is_like_llama = any("embed_tokens" in name for name in embeddings)  # others have other names for lm_head
+    if not heads and is_like_llama and _ties_embeddings(checkpoint.config) is False:
+        yield untied_without_head(checkpoint.model)
+        return
+    for name, shape in (heads or embeddings).items():
+        if not name.endswith(".weight") or shape is None:
+            continue
+        for label, index in zip(checkpoint.recipe.labels, checkpoint.label_ids, strict=True):
+            if index >= shape[0]:
+                yield (
+                    f"The label {label!r} is token {index}, but {name} of {checkpoint.model} has {shape[0]} rows. The "
+                    "tokenizer does not belong to the model."
+                )
+
+
+def _faults_of_head(checkpoint: Checkpoint, shapes: Shapes) -> Iterator[str]:
+    """The score head must be there, with a row for each label of config.json."""
+    architecture = next(iter(checkpoint.config.get("architectures") or ()), "")
+    if not architecture.endswith("ForSequenceClassification") or (
+        _config_class(checkpoint.config) is None and not checkpoint.recipe.local_code
+    ):
+        return  # a model with code of its own may call its head anything
+    heads = {name: shape for name, shape in shapes.items() if not _HEADS.isdisjoint(name.split("."))}
+    if not heads:
+        yield (
+            f"config.json of {checkpoint.model} says {architecture}, but there is no score head in the weights: scores "
+            "would come from random numbers. They are those of a base model: check the name, or download it again."
+        )
+    rows = {name: shape[0] for name, shape in heads.items() if shape is not None and len(shape) == 2}
+    labels = label_count(checkpoint.config)
+    if rows and labels not in rows.values():
+        name, size = next(reversed(rows.items()))
+        yield (
+            f"config.json of {checkpoint.model} says that it has {labels} label{'s' if labels != 1 else ''}, but "
+            f"{name} has {size} rows: config.json and weights are of different models. Download it again."
+        )
+
+
+def _faults_of_rows(checkpoint: Checkpoint, embeddings: Shapes, largest: int) -> Iterator[str]:
+    """The input embedding, of shape (vocabulary, hidden), must have a row for each token."""
+    rows = {name: shape[0] for name, shape in embeddings.items() if shape is not None}
+    if not rows:
+        return
+    name = max(rows, key=rows.__getitem__)
+    expected = (checkpoint.config.get("text_config") or checkpoint.config).get("vocab_size")
+    if expected is not None and expected not in rows.values():
+        yield (
+            f"config.json of {checkpoint.model} says that its vocabulary has {expected} tokens, but {name} has "
+            f"{rows[name]} rows: config.json and weights are of different models. Download it again."
+        )
+    elif largest >= rows[name]:
+        yield (
+            f"A prompt can hold token {largest} of the tokenizer of {checkpoint.model}, but {name} has {rows[name]} "
+            "rows: the tokenizer does not belong to the model. Take the one that it was trained with."
+        )
+
+
+def _ties_embeddings(config: Mapping[str, Any]) -> bool | None:
+    """Whether input and output embedding are one; None where nobody says."""
+    parts = [config, config.get("text_config") or {}]
+    said = [part["tie_word_embeddings"] for part in parts if part.get("tie_word_embeddings") is not None]
+    if said:
+        return all(said)
+    kind = _config_class(config)
+    found: bool | None = None if kind is None else getattr(kind(), "tie_word_embeddings", None)
+    return found
+
+
+def _config_class(config: Mapping[str, Any]) -> Any:
+    """The configuration class of transformers; None for a model that only its own code knows."""
+    from transformers import CONFIG_MAPPING
+
+    model_type = config.get("model_type")
+    return CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
+
+
+def shapes_of(folder: Path, model: str) -> Shapes:
+    """The tensors of the safetensors files in a folder, as far as they or their index are there.
+
+    Args:
+        folder: The folder.
+        model: Name or path, as the user gave it.
+    """
+    whole, index = folder / "model.safetensors", folder / INDEX
+    if whole.is_file():  # transformers takes that file first
+        return dict(_shapes_in(whole))
+    if not index.is_file():
+        return {}
+    named: dict[str, str] = read_json(index, model).get("weight_map", {})
+    shapes: dict[str, tuple[int, ...] | None] = dict.fromkeys(named)
+    for file in sorted(set(named.values())):
+        if (folder / file).is_file():
+            shapes |= _shapes_in(folder / file)
+    return shapes
+
+
+def _shapes_in(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    header, _ = read_header(file)
+    return ((name, tuple(entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+
+
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where the tensors' bytes begin."""
+    with file.open("rb") as reader:
+        length = int.from_bytes(reader.read(8), "little")
+        return json.loads(reader.read(length)), 8 + length

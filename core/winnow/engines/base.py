@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -119,6 +120,7 @@ class FakeEngine:
     def __init__(self, *, max_length: int = 4096, delay: float = 0.0):
         self.checkpoint = Checkpoint(
             model="fake",
+            folder=Path(),  # it has no files
             config={},
             recipe=ModelRecipe(family="fake"),
             tokenizer=_byte_tokenizer(),

@@ -24,6 +24,7 @@ from winnow.engines.replica_pool import ReplicaPool
 from winnow.errors import ConfigurationError, EngineError, EngineLoadError
 from winnow.prompts import Prompt
 from winnow.videos import NO_VIDEOS
+from winnow.weights import check_weights
 
 # vLLM closes connections that are idle for 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); we must close them first, or a request
 # now and then goes out on a connection that is just being closed.
@@ -86,7 +87,9 @@ class ServerEngine:
 
         Raises:
             EngineLoadError: No server answers, or one serves something else. The message says what to do.
+            ModelError: The weights beside the tokenizer are not what config.json says; the server's are likely the same.
         """
+        check_weights(self.checkpoint, required=False)
         timeout = float(self._settings["timeout"])
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else {},

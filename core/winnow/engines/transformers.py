@@ -11,7 +11,7 @@ from winnow.engines.base import EngineScore
 from winnow.engines.known_settings import check_keywords, settings_of
 from winnow.errors import ConfigurationError, EngineLoadError, MissingExtraError
 from winnow.prompts import Prompt
-from winnow.weights import check_weights
+from winnow.weights import check_weights, untied_without_head
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class TransformersEngine:
 
         from winnow.engines.transformers_forward import TransformersForward
 
-        check_weights(self.checkpoint.model)
+        check_weights(self.checkpoint)
         kwargs = {"dtype": self._dtype, **self._load_kwargs}
         recipe = self.checkpoint.recipe
         kind: Any
@@ -98,11 +98,12 @@ class TransformersEngine:
                 transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
         if missing := sorted(loading["missing_keys"]):
             # transformers fills these with random numbers, and goes on.
+            hint = "Check that it is a reranker; if it brings code of its own, and you trust it, pass engine_kwargs={'trust_remote_code': True}."
+            if recipe.labels and any("lm_head" in name for name in missing):
+                hint = untied_without_head(self.checkpoint.model)
             raise EngineLoadError(
                 f"The weights of {self.checkpoint.model} are not those of a {type(model).__name__}: "
-                f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''} are missing. Check that it is a "
-                "reranker; if it brings code of its own, and you trust it, pass "
-                "engine_kwargs={'trust_remote_code': True}."
+                f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''} are missing. {hint}"
             )
         model.to(self._device)
         self._forward = TransformersForward(model.eval(), self.checkpoint, self._hub)

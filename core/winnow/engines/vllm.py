@@ -19,7 +19,7 @@ from winnow.engines.vllm_fields import as_fields, check_fields
 from winnow.engines.vllm_log import VllmLog
 from winnow.engines.vllm_start import LOGGING_IS_SET_UP, quieten, starting
 from winnow.engines.vllm_vision import vision_inputs, vision_settings
-from winnow.errors import ConfigurationError, EngineDeadError, EngineError, EngineLoadError, MissingExtraError
+from winnow.errors import ConfigurationError, EngineDeadError, EngineError, EngineLoadError, MissingExtraError, ModelError
 from winnow.prompts import Prompt
 from winnow.weights import check_weights
 
@@ -76,16 +76,23 @@ class VllmEngine:
         # request would ask, to wait for ever if vLLM's process died before it answered (v1/engine/async_llm.py).
         try:
             await self._ordered(self._llm.get_supported_tasks(), "start")
+            self._check_weights()  # again: it may have downloaded them
         except EngineError as error:
             await self.aclose()
             raise EngineLoadError(str(error)) from error
+        except ModelError:
+            await self.aclose()
+            raise
+
+    def _check_weights(self) -> None:
+        if self._engine_args.load_format != "dummy":  # random weights, for benchmarks: there is no file
+            check_weights(self.checkpoint)
 
     def _load(self) -> None:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        if self._engine_args.load_format != "dummy":  # random weights, for benchmarks: there is no file
-            check_weights(self.checkpoint.model)
+        self._check_weights()
         self._death = ""
         self._log = VllmLog(record=not LOGGING_IS_SET_UP, cache_is_set=bool(self._engine_args.kv_cache_memory_bytes))
         try:
