@@ -62,7 +62,9 @@ def _refuse_adapter(folder: Path, model: str) -> None:
         return
     adapter = read_json(path, model)
     kind = "SequenceClassification" if adapter.get("task_type") == "SEQ_CLS" else "CausalLM"
-    merged = " If its weights are merged already, remove adapter_config.json." if (folder / "config.json").is_file() else ""
+    merged = (
+        " If its weights are merged already, remove adapter_config.json." if (folder / "config.json").is_file() else ""
+    )
     raise ModelError(
         f"{model} holds an adapter ({path.name}) of {adapter.get('base_model_name_or_path') or 'a base model'}, and "
         f"Winnow does not apply adapters. Merge it and use FOLDER: peft.AutoPeftModelFor{kind}"

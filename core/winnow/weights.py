@@ -1,7 +1,7 @@
-"""A quick look at a model's weight files before an engine loads them: are they whole, and are they what config.json says?
+"""A quick look at weight files before an engine loads them: are they whole, and are they what config.json describes?
 
-Only headers are read: names and shapes, in milliseconds. Engines' own errors do not name the file, and vLLM has none for
-an output embedding that is missing: it scores with whatever its memory held (vLLM, model_executor/models/adapters.py).
+Only headers are read: names and shapes, in milliseconds. Engines' own errors do not name the file, and vLLM has none
+for an output embedding that is missing: it scores with whatever its memory held (vLLM, models/adapters.py).
 """
 
 import json
@@ -184,8 +184,9 @@ def _config_class(config: Mapping[str, Any]) -> Any:
     """The configuration class of transformers; None for a model that only its own code knows."""
     from transformers import CONFIG_MAPPING
 
-    model_type = config.get("model_type")
-    return CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
+    model_type = str(config.get("model_type"))
+    # Not `get`, which asks the empty dictionary below this lazy one.
+    return CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None  # noqa: SIM401
 
 
 def shapes_of(folder: Path, model: str) -> Shapes:

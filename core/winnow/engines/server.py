@@ -87,7 +87,7 @@ class ServerEngine:
 
         Raises:
             EngineLoadError: No server answers, or one serves something else. The message says what to do.
-            ModelError: The weights beside the tokenizer are not what config.json says; the server's are likely the same.
+            ModelError: The weights beside the tokenizer are not what config.json says, and the server's are the same.
         """
         check_weights(self.checkpoint, required=False)
         timeout = float(self._settings["timeout"])

@@ -98,7 +98,10 @@ class TransformersEngine:
                 transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
         if missing := sorted(loading["missing_keys"]):
             # transformers fills these with random numbers, and goes on.
-            hint = "Check that it is a reranker; if it brings code of its own, and you trust it, pass engine_kwargs={'trust_remote_code': True}."
+            hint = (
+                "Check that it is a reranker; if it brings code of its own, and you trust it, pass "
+                "engine_kwargs={'trust_remote_code': True}."
+            )
             if recipe.labels and any("lm_head" in name for name in missing):
                 hint = untied_without_head(self.checkpoint.model)
             raise EngineLoadError(

@@ -19,7 +19,14 @@ from winnow.engines.vllm_fields import as_fields, check_fields
 from winnow.engines.vllm_log import VllmLog
 from winnow.engines.vllm_start import LOGGING_IS_SET_UP, quieten, starting
 from winnow.engines.vllm_vision import vision_inputs, vision_settings
-from winnow.errors import ConfigurationError, EngineDeadError, EngineError, EngineLoadError, MissingExtraError, ModelError
+from winnow.errors import (
+    ConfigurationError,
+    EngineDeadError,
+    EngineError,
+    EngineLoadError,
+    MissingExtraError,
+    ModelError,
+)
 from winnow.prompts import Prompt
 from winnow.weights import check_weights
 
