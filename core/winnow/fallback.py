@@ -1,5 +1,6 @@
 """What ranks instead of an engine that failed: another engine, or nobody, and the documents stay as they came."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -39,13 +40,26 @@ class Fallback:
         self._retry_at = 0.0
 
     async def start(self, engine: Callable[[], Awaitable[None]]) -> None:
-        """Start the engine; where it does not start, the calls will have the fallback."""
+        """Start the engine; where it does not start, or not within the deadline, the calls will have the fallback.
+
+        One that is late loads on. One that failed is left alone for a while: pipelines start their parts with each run.
+        """
+        if self._failure is not None and time.monotonic() < self._retry_at:
+            return
+        clock = asyncio.timeout(self._config.deadline)
         try:
-            await engine()
+            async with clock:
+                await engine()
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            logger.warning("fallback=%r will rank until the engine has started; the deadline passed.", self._name)
         except EngineError as error:
             if isinstance(error, EngineLoadError):
                 self._hold_off(error)
             logger.warning("fallback=%r will rank: %s", self._name, error)
+        else:
+            self._failure = None
 
     async def rank(self, engine: Callable[[], Awaitable[Ranking]], call: "Call") -> Ranking:
         """The engine's ranking of a call, or the fallback's where the engine fails.

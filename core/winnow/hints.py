@@ -2,8 +2,8 @@
 
 import difflib
 import functools
+import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from typing import Any, TypeVar
 
 from winnow.engines.known_settings import SETTINGS
@@ -97,17 +97,20 @@ def unknown_argument(owner: str, name: str, known: Iterable[str]) -> str:
     return f"{owner} has no argument {name!r}: {hint}"
 
 
-def hinting(dataclass: type[T]) -> type[T]:
-    """A dataclass whose unknown arguments are refused with a hint. To be put above `@dataclass`."""
-    init = dataclass.__init__
-    known = [field.name for field in fields(dataclass) if field.init]  # type: ignore[arg-type]
+def hinting(cls: type[T]) -> type[T]:
+    """A class whose unknown arguments are refused with a hint. To be put above `@dataclass`.
+
+    The signature stays as it is: Haystack reads it where it loads what was saved, so it cannot end in `**kwargs`.
+    """
+    init = cls.__init__
+    known = list(inspect.signature(init).parameters)[1:]
 
     @functools.wraps(init)
     def checked(self: T, *args: Any, **given: Any) -> None:
         for name in given:
             if name not in known:
-                raise TypeError(unknown_argument(dataclass.__name__, name, known))
+                raise TypeError(unknown_argument(cls.__name__, name, known))
         init(self, *args, **given)
 
-    dataclass.__init__ = checked  # type: ignore[assignment,method-assign]
-    return dataclass
+    cls.__init__ = checked  # type: ignore[assignment,method-assign]
+    return cls

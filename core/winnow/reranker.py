@@ -187,7 +187,8 @@ class Reranker(RerankerConfig):
     def start(self) -> Self:
         """Load the model now instead of with the first call.
 
-        With a `fallback`, an engine that does not start is a warning in the log.
+        With a `fallback`, an engine that does not start is a warning in the log. So is one that does not start within
+        the reranker's `deadline`, but it loads on.
         """
         self._wait(self._calls.bind)
         return self
