@@ -7,15 +7,28 @@ import inspect
 import json
 import logging
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
-from haystack import Document
+from haystack import Document, Pipeline
 from haystack_help import BEST_FIRST, QUERY, TEXTS, Run, documents, fake, ids, run_async, run_sync, run_sync_in_loop
 
 from haystack_integrations.components.rankers.winnow import WinnowRanker
-from winnow import ConfigurationError, DocumentError, EngineError, EngineScore, FakeEngine, Prompt, Reranker
+from winnow import (
+    ConfigurationError,
+    DocumentError,
+    EngineError,
+    EngineScore,
+    FakeEngine,
+    Prompt,
+    RankedDocument,
+    Ranking,
+    RankStats,
+    Reranker,
+)
 
 
 @pytest.fixture(params=[run_sync, run_async, run_sync_in_loop], ids=["sync", "async", "sync-in-loop"])
@@ -66,6 +79,13 @@ def test_bad_top_k_at_init(top_k: int) -> None:
         fake(top_k=top_k)
 
 
+def test_top_k_of_numpy(run: Run) -> None:
+    ranker = fake(top_k=np.int64(3))
+    assert type(ranker.top_k) is int
+    assert ids(run(ranker, QUERY, documents())) == BEST_FIRST[:3]
+    assert ids(run(ranker, QUERY, documents(), top_k=np.uint8(2))) == BEST_FIRST[:2]
+
+
 @pytest.mark.parametrize("top_k", [1.0, "1", True])
 def test_top_k_of_another_type(run: Run, top_k: Any) -> None:
     with pytest.raises(TypeError, match="top_k must be an integer"):
@@ -88,8 +108,8 @@ def test_zero_threshold_of_the_run_wins(run: Run) -> None:
     assert ids(run(strict, QUERY, documents(), score_threshold=0.0)) == BEST_FIRST
 
 
-@pytest.mark.parametrize("threshold", [math.nan, math.inf, -math.inf])
-def test_a_threshold_that_compares_with_nothing(run: Run, threshold: float) -> None:
+@pytest.mark.parametrize("threshold", [math.nan, math.inf, -math.inf, "0.5", True, [0.5]])
+def test_a_threshold_that_compares_with_nothing(run: Run, threshold: Any) -> None:
     with pytest.raises(ValueError, match="score_threshold must be a finite number"):
         fake(score_threshold=threshold)
     with pytest.raises(ValueError, match="score_threshold must be a finite number"):
@@ -135,9 +155,13 @@ def test_no_documents_touch_no_engine(run: Run) -> None:
         "unique": 0,
         "truncated": [],
         "failed": {},
+        "reused": 0,
+        "cache_hits": 0,
+        "query_truncated": False,
         "elapsed_ms": 0.0,
         "fallback": None,
         "error": None,
+        "hits": [],
     }
     assert engine.started == 0
 
@@ -209,7 +233,36 @@ def test_nothing_given_is_changed_and_everything_is_kept(run: Run) -> None:
 @pytest.mark.parametrize("query", ["", " \n", None, 7])
 def test_a_query_that_asks_nothing(run: Run, query: Any) -> None:
     with pytest.raises(ValueError, match="query must be a text that is not blank"):
-        run(fake(query_prefix="query: "), query, documents())
+        run(fake(query_prefix="query: ", query_suffix="?"), query, documents())
+
+
+@pytest.mark.parametrize(
+    "softly", [{"on_error": "skip"}, {"fallback": "retrieval order"}, {"fallback": "transformers"}]
+)
+@pytest.mark.parametrize("query", ["", " \n"])
+def test_a_blank_query_leaves_the_documents_as_they_came(run: Run, softly: dict[str, Any], query: str) -> None:
+    found = [dataclasses.replace(each, score=0.1 * at) for at, each in enumerate(documents())]
+    engine = FakeEngine()
+    ranker = fake(engine=engine, top_k=3, score_threshold=0.9, query_prefix="query: ", query_suffix="?", **softly)
+    result = run(ranker, query, [*found, found[0]])
+    assert result["documents"] == found[:3]
+    meta = result["meta"]
+    assert (meta["fallback"], meta["documents"], list(meta["failed"])) == (
+        "retrieval order",
+        5,
+        ["0", "1", "2", "3", "4"],
+    )
+    assert "blank" in meta["error"]
+    assert engine.prompts == 0
+
+
+@pytest.mark.parametrize("query", [f"{QUERY}\n", f" {QUERY}", f"{QUERY}\u3000"])
+def test_nothing_is_stripped_from_a_query(run: Run, query: str) -> None:
+    with Reranker("fake", engine="fake") as core:
+        expected = core.rank(query, TEXTS)
+        assert expected.hits[0].logit != core.rank(QUERY, TEXTS).hits[0].logit
+    result = run(fake(scale_score=False), query, documents())
+    assert [document.score for document in result["documents"]] == [hit.logit for hit in expected]
 
 
 @pytest.mark.parametrize(
@@ -250,8 +303,6 @@ def test_settings_of_another_type() -> None:
     with pytest.raises(TypeError, match="token must be a Secret") as error:
         fake(token="hush-hush")
     assert "hush" not in str(error.value)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'topk'"):
-        fake(topk=3)
 
 
 # --- what went wrong, what it cost ------------------------------------------------------------------------------------
@@ -299,6 +350,58 @@ def test_windows_take_the_place_of_truncation(run: Run) -> None:
     found = [*documents(["in China."]), Document(id="late", content="x " * 500 + "capital of China")]
     assert ids(run(fake(max_length=600, on_overflow="truncate"), QUERY, found))[0] == "0"
     assert ids(run(fake(max_length=600, on_overflow="window"), QUERY, found))[0] == "late"
+
+
+VALUES: dict[Any, Any] = {int: 3, float: 0.25, bool: True, str: "text", str | None: "some text"}
+
+
+def test_all_that_the_core_says_reaches_meta(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fields `RankedDocument` and `RankStats` get."""
+    hit = RankedDocument(**{field.name: VALUES[field.type] for field in dataclasses.fields(RankedDocument)})
+    stats = RankStats(**{field.name: VALUES[field.type] for field in dataclasses.fields(RankStats)})
+
+    async def arank(*_: Any, **__: Any) -> Ranking:
+        return Ranking((hit,), stats)
+
+    monkeypatch.setattr(Reranker, "rank", lambda *_, **__: Ranking((hit,), stats))
+    monkeypatch.setattr(Reranker, "arank", arank)
+    meta = run(fake(), QUERY, documents())["meta"]
+    of_hit, of_stats = dataclasses.asdict(hit), dataclasses.asdict(stats)
+    del of_hit["text"]  # the document's own
+    assert meta["hits"] == [{"id": "3", **of_hit}]
+    of_stats |= {"documents": 1, "truncated": ["3"], "failed": {"3": "some text"}}
+    said = meta | meta["usage"]
+    assert {name: said[name] for name in of_stats} == of_stats
+
+
+def test_a_cut_query_is_told(run: Run) -> None:
+    ranker = fake(max_query_tokens=len(QUERY))
+    assert run(ranker, QUERY, documents())["meta"]["query_truncated"] is False
+    assert run(ranker, f"{QUERY} and more", documents())["meta"]["query_truncated"] is True
+
+
+def test_meta_tells_of_every_document_also_of_those_that_were_cut_off(run: Run) -> None:
+    found = [*documents(), Document(id="blank", content=" "), Document(id="long-one", content="China " * 400)]
+    result = run(fake(max_length=600, on_overflow="window", top_k=1, scale_score=False), QUERY, found)
+    hits = result["meta"]["hits"]
+    assert [hit["id"] for hit in hits] != [str(hit["index"]) for hit in hits]
+    assert {hit["id"] for hit in hits} == {document.id for document in found}
+    assert hits[0]["score"] == hits[0]["logit"] == result["documents"][0].score
+    windows = {hit["id"]: hit["windows"] for hit in hits}
+    assert windows.pop("long-one") > 1
+    assert windows.pop("blank") == 0
+    assert set(windows.values()) == {1}
+    json.dumps(result["meta"], allow_nan=False)
+
+
+def test_metadata_that_cannot_be_copied_stays_what_it_is(run: Run) -> None:
+    lock = threading.Lock()
+    found = [dataclasses.replace(each, meta={"lock": lock}) for each in documents()]
+    assert [each.meta["lock"] for each in run(fake(), QUERY, found)["documents"]] == [lock] * 5
+    pipeline = Pipeline()
+    pipeline.add_component("ranker", fake())
+    result = pipeline.run({"ranker": {"query": QUERY, "documents": found}})["ranker"]
+    assert [each.meta["lock"] for each in result["documents"]] == [lock] * 5
 
 
 class Odd(FakeEngine):

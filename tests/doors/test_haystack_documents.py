@@ -1,6 +1,7 @@
 """What the Haystack door hands to the core: metadata, prefixes, images."""
 
 import asyncio
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from haystack import Document, Pipeline
 from haystack.components.converters.image import ImageFileToDocument
 from haystack.dataclasses import ByteStream
-from haystack_help import QUERY, documents, fake, ids
+from haystack_help import BEST_FIRST, QUERY, TEXTS, documents, fake, ids
 
 import winnow
 from winnow import DocumentError, Ranking, Reranker
@@ -67,12 +68,12 @@ def test_metadata_alone_is_a_text(handed_over: list[Any]) -> None:
     assert given(handed_over, found, meta_fields_to_embed=["title"]) == ["A title"]
 
 
-def test_prefixes(handed_over: list[Any]) -> None:
+def test_prefixes_and_suffixes(handed_over: list[Any]) -> None:
     found = [Document(content="text", meta={"title": "A title"}), Document(content=" ")]
-    settings = {"query_prefix": "query: ", "document_prefix": "passage: ", "meta_fields_to_embed": ["title"]}
-    # A prefix alone is nothing to judge a document by.
-    assert given(handed_over, *found, **settings) == ["passage: A title\ntext", None]
-    assert handed_over[-1][0] == f"query: {QUERY}"
+    settings = {"query_prefix": "query: ", "query_suffix": "?", "document_prefix": "passage: ", "document_suffix": "!"}
+    # Prefix and suffix alone are nothing to judge a document by.
+    assert given(handed_over, *found, **settings, meta_fields_to_embed=["title"]) == ["passage: A title\ntext!", None]
+    assert handed_over[-1][0] == f"query: {QUERY}?"
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -128,9 +129,16 @@ def test_an_address_stays_an_address(handed_over: list[Any], tmp_path: Path) -> 
     assert given(handed_over, found, root_path=tmp_path) == [winnow.Document(image="https://example.org/china.png")]
 
 
-@pytest.mark.parametrize("path", ["paper.pdf", "notes.txt", "noext", "", None, 7])
+@pytest.mark.parametrize("path", ["paper.pdf", "notes.txt", "noext", "", " ", None, 7, 0, False, [], {}])
 def test_files_that_are_no_images(handed_over: list[Any], path: Any) -> None:
     assert given(handed_over, Document(content=None, meta={"file_path": path})) == [None]
+    titled = Document(content=None, meta={"file_path": path, "mime_type": path, "title": "A title"})
+    assert given(handed_over, titled, meta_fields_to_embed=["title"], root_path="files") == ["A title"]
+
+
+def test_a_blob_without_data_is_no_image(handed_over: list[Any]) -> None:
+    blob = ByteStream(data=b"", mime_type="image/png")
+    assert given(handed_over, Document(content="text", blob=blob), Document(content=None, blob=blob)) == ["text", None]
 
 
 def test_text_made_from_an_image_file_stands_for_it(handed_over: list[Any], tmp_path: Path) -> None:
@@ -159,8 +167,31 @@ def test_a_model_that_only_reads_refuses_images_and_says_which() -> None:
     assert list(skipped["meta"]["failed"]) == ["a-map"]
 
 
+def test_a_model_that_only_reads_reads_the_text_of_documents_with_images(tmp_path: Path) -> None:
+    blob = ByteStream(data=PNG, mime_type="image/png")
+    texts = documents()
+    shop = [  # image addresses that nobody asked to be opened
+        Document(id="1", content=None, meta={"title": TEXTS[1], "file_path": "https://example.org/1.png"}),
+        Document(id="4", content="", meta={"title": TEXTS[4], "file_path": "no/such/4.jpg"}),
+    ]
+    seen = [texts[0], shop[0], dataclasses.replace(texts[2], blob=blob), texts[3], shop[1]]
+    result = fake(meta_fields_to_embed=["title"]).run(QUERY, seen)
+    assert [(each.id, each.score) for each in result["documents"]] == [
+        (each.id, each.score) for each in fake().run(QUERY, texts)["documents"]
+    ]
+    assert result["meta"]["failed"] == {}
+
+
+def test_text_only_leaves_images_alone() -> None:
+    image = Document(id="a-map", content=None, blob=ByteStream(data=PNG, mime_type="image/png"))
+    result = fake(text_only=True).run(QUERY, [image, *documents()])
+    assert ids(result) == [*BEST_FIRST, "a-map"]
+    assert result["meta"]["failed"] == {}
+
+
 def test_image_settings_reach_the_core(tmp_path: Path) -> None:
-    ranker = fake(root_path=tmp_path, allow_remote_images=True)
+    ranker = fake(root_path=tmp_path, allow_remote_images=True, text_only=True)
     ranker.warm_up()
     assert ranker._reranker is not None
     assert (ranker._reranker.root_path, ranker._reranker.allow_remote_images) == (str(tmp_path), True)
+    assert ranker._reranker.text_only

@@ -1,34 +1,28 @@
-"""The Haystack door's life: warm-up and close from many threads and loops, secrets, tracing, saved pipelines."""
+"""The Haystack ranker's life: warm-up and close from many threads and loops, copies, secrets, tracing."""
 
 import asyncio
 import contextlib
 import copy
 import dataclasses
-import inspect
 import pickle
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_threads import engine_threads
 from haystack import Pipeline, tracing
-from haystack.core.errors import SerializationError
-from haystack.core.serialization import component_from_dict, component_to_dict
 from haystack.tracing import Span, Tracer
 from haystack.utils import Secret
 from haystack_help import BEST_FIRST, QUERY, documents, fake, ids
 
 from haystack_integrations.components.rankers.winnow import WinnowRanker
-from winnow import FakeEngine, ModelRecipe, Reranker, RerankerConfig
+from winnow import FakeEngine, Reranker
 from winnow.engines.choose import create_engine
-
-TYPE = "haystack_integrations.components.rankers.winnow.ranker.WinnowRanker"
 
 
 class Watched(FakeEngine):
@@ -175,12 +169,44 @@ def test_a_start_that_fails_is_tried_again() -> None:
     ranker.close()
 
 
-def test_copies_work_and_share_the_engine() -> None:
-    ranker = fake()
+class Uncopied(Watched):
+    """An engine that cannot be copied, as those with threads and models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+def test_a_copied_pipeline_holds_no_engine_until_it_runs() -> None:
+    engine = Uncopied()
+    pipeline = pipeline_of(fake(engine=engine))
+    pipeline.run(copy.deepcopy(INPUTS))
+    unused, used = copy.deepcopy(pipeline), copy.deepcopy(pipeline)
+    assert ids(used.run(copy.deepcopy(INPUTS))["ranker"]) == BEST_FIRST
+    assert engine.started == 1  # an engine object is shared, as between rankers that were made with it
+    pipeline.close()
+    assert engine.closed == 0
+    used.close()
+    assert engine.closed == 1
+    unused.close()
+    assert engine.closed == 1
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda ranker: pickle.loads(pickle.dumps(ranker))],  # noqa: S301
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_copies_work_and_make_their_own_reranker(copied: Callable[[WinnowRanker], WinnowRanker]) -> None:
+    ranker = fake(engine_kwargs={"delay": 0.0})
     ranker.warm_up()
-    for copied in (copy.deepcopy(ranker), pickle.loads(pickle.dumps(ranker))):  # noqa: S301
-        assert copied.to_dict() == ranker.to_dict()
-        assert ids(copied.run(QUERY, documents())) == BEST_FIRST
+    other = copied(ranker)
+    assert other._reranker is None
+    assert other.to_dict() == ranker.to_dict()
+    assert ids(other.run(QUERY, documents())) == BEST_FIRST
+    other.close()
+    assert ids(ranker.run(QUERY, documents())) == BEST_FIRST
+    ranker.close()
 
 
 # --- secrets and telemetry --------------------------------------------------------------------------------------------
@@ -214,7 +240,7 @@ def test_secrets_are_never_written() -> None:
     with pytest.raises(ValueError, match="Cannot serialize token-based secret"):
         fake(token=Secret.from_token("hush")).to_dict()
     with pytest.raises(ValueError, match=r"give token=Secret\.from_env_var\('HF_TOKEN'\)") as error:
-        fake(engine_kwargs={"hf_token": "hush"}).to_dict()
+        WinnowRanker("model", engine="transformers", engine_kwargs={"hf_token": "hush"}).to_dict()
     assert "hush" not in str(error.value)
 
 
@@ -369,91 +395,7 @@ def test_nothing_to_rank_makes_no_span(tracer: SpyTracer) -> None:
     assert tracer.spans == []
 
 
-# --- saved pipelines --------------------------------------------------------------------------------------------------
-
-EVERYTHING: dict[str, Any] = {
-    "model": "some/model",
-    "top_k": 3,
-    "query_prefix": "q: ",
-    "document_prefix": "d: ",
-    "instruction": "instruction",
-    "template": {"prefix": "", "query_template": "{query}", "document_template": "{document}", "suffix": ""},
-    "template_kwargs": {"language": "en", "levels": [1, 2]},
-    "meta_fields_to_embed": ["title"],
-    "embedding_separator": " | ",
-    "scale_score": False,
-    "score_threshold": -1.5,
-    "max_length": 512,
-    "max_query_tokens": 64,
-    "max_document_tokens": 256,
-    "on_overflow": "window",
-    "window_overlap": 0.25,
-    "window_score": "mean",
-    "on_error": "skip",
-    "recipe": "qwen3-reranker",
-    "engine": "server",
-    "engine_kwargs": {"revision": "main"},
-    "url": ["http://localhost:1", "http://localhost:2"],
-    "api_key": Secret.from_env_var(["MY_KEY", "OTHER_KEY"]),
-    "token": Secret.from_env_var("MY_TOKEN"),
-    "root_path": "images",
-    "allow_remote_images": True,
-    "score_cache": 1000,
-    "fallback": "retrieval order",
-    "max_restarts": 3,
-}
-
-
-def test_every_parameter_survives_a_saved_pipeline() -> None:
-    parameters = inspect.signature(WinnowRanker.__init__).parameters
-    assert set(EVERYTHING) == set(parameters) - {"self"}
-    assert all(EVERYTHING[name] != parameters[name].default for name in EVERYTHING)
-    pipeline = pipeline_of(WinnowRanker(**EVERYTHING))
-    loaded = Pipeline.loads(pipeline.dumps()).get_component("ranker")
-    assert {name: getattr(loaded, name) for name in EVERYTHING} == EVERYTHING
-
-
-def test_the_dictionary_of_a_ranker() -> None:
-    data = component_to_dict(WinnowRanker(Path("some/model")), "ranker")
-    assert data["type"] == TYPE
-    assert data["init_parameters"]["model"] == "some/model"
-    assert data["init_parameters"]["api_key"] == {"type": "env_var", "env_vars": ["WINNOW_API_KEY"], "strict": False}
-    assert component_from_dict(WinnowRanker, data, "ranker").to_dict() == data
-
-
-def test_a_dictionary_with_the_model_alone_has_the_defaults() -> None:
-    ranker = WinnowRanker.from_dict({"type": TYPE, "init_parameters": {"model": "fake"}})
-    assert ranker.to_dict() == WinnowRanker("fake").to_dict()
-
-
-def test_a_recipe_of_ones_own_survives() -> None:
-    recipe = ModelRecipe(family="mine", architectures=("Qwen3ForCausalLM",), labels=("no", "yes"), max_length=99)
-    saved = pipeline_of(fake(recipe=recipe)).dumps()
-    assert "python/tuple" not in saved  # plain YAML, for readers other than Haystack
-    loaded = Pipeline.loads(saved).get_component("ranker")
-    assert loaded.recipe == recipe
-    assert ids(loaded.run(QUERY, documents())) == BEST_FIRST
-
-
-def test_an_engine_object_cannot_be_saved() -> None:
-    with pytest.raises(SerializationError, match="'engine'"):
-        pipeline_of(fake(engine=FakeEngine())).dumps()
-
-
-def test_saved_settings_are_not_those_the_caller_may_change() -> None:
-    kwargs, fields = {"delay": 0.0}, ["title"]
-    ranker = fake(engine_kwargs=kwargs, meta_fields_to_embed=fields)
-    kwargs["nonsense"] = 1.0
-    fields.append("other")
-    assert (ranker.engine_kwargs, ranker.meta_fields_to_embed) == ({"delay": 0.0}, ["title"])
-
-
-def test_every_setting_of_the_core_is_offered_with_its_default() -> None:
-    ours = inspect.signature(WinnowRanker.__init__).parameters
-    core = {field.name: field.default for field in dataclasses.fields(RerankerConfig)}
-    assert set(core) - set(ours) == {"raw_scores"}  # scale_score, per run
-    same = set(core) & set(ours) - {"model", "api_key", "engine_kwargs"}
-    assert {name: ours[name].default for name in same} == {name: core[name] for name in same}
+# --- imports ----------------------------------------------------------------------------------------------------------
 
 
 def test_without_haystack_the_import_names_the_extra() -> None:

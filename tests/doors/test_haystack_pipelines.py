@@ -3,9 +3,10 @@
 import asyncio
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +20,10 @@ from haystack.components.retrievers.in_memory import InMemoryBM25Retriever, InMe
 from haystack.core.errors import PipelineRuntimeError
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.tools import ComponentTool
-from haystack_help import BEST_FIRST, QUERY, TEXTS, documents, fake, ids, run_async, run_sync
+from haystack_help import BEST_FIRST, QUERY, TEXTS, Run, documents, fake, ids, run_async, run_sync
 
 from haystack_integrations.components.rankers.winnow import WinnowRanker
-from winnow import EngineError, Reranker
+from winnow import EngineError, FakeEngine, ModelError, Reranker
 
 
 def store_of(found: list[Document]) -> InMemoryDocumentStore:
@@ -125,6 +126,24 @@ def test_errors_name_the_component_and_the_document() -> None:
         pipeline.run({"ranker": {"query": QUERY, "documents": documents(["China " * 100])}})
 
 
+def run_native(pipeline: Pipeline, inputs: dict[str, Any]) -> dict[str, Any]:
+    return asyncio.run(pipeline.run_async(inputs))
+
+
+@pytest.mark.parametrize("start", [Pipeline.run, run_native, lambda pipeline, _: pipeline.warm_up()])
+def test_a_failed_load_names_the_component_too(start: Callable[[Pipeline, Any], Any], tmp_path: Path) -> None:
+    """Haystack wraps errors of `run`, but not those of the warm-up, with which each run begins."""
+    ranker = WinnowRanker(tmp_path / "no-such-model", engine="transformers")
+    with pytest.raises(ModelError, match="no-such-model"):  # nobody's component
+        ranker.warm_up()
+    pipeline = Pipeline()
+    pipeline.add_component("my_ranker", ranker)
+    with pytest.raises(PipelineRuntimeError, match=r"(?s)my_ranker.*WinnowRanker.*no-such-model") as error:
+        start(pipeline, {"my_ranker": {"query": QUERY, "documents": documents()}})
+    assert isinstance(error.value.__cause__, ModelError)
+    assert (error.value.component_name, error.value.component_type) == ("my_ranker", WinnowRanker)
+
+
 def test_as_a_super_component_and_as_a_tool() -> None:
     pipeline = Pipeline()
     pipeline.add_component("retriever", InMemoryBM25Retriever(store_of(documents()), top_k=5))
@@ -210,7 +229,10 @@ def test_vllm_truncates_the_document_and_says_so(ranker: WinnowRanker, passages:
 class GatewayError(BaseHTTPRequestHandler):
     """What stands before a vLLM server that is down."""
 
+    requests = 0
+
     def do_GET(self) -> None:
+        GatewayError.requests += 1
         self.send_response(502)
         self.end_headers()
         self.wfile.write(b"<html><body>Bad gateway</body></html>")
@@ -223,6 +245,7 @@ class GatewayError(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def gateway() -> Iterator[str]:
+    GatewayError.requests = 0
     with ThreadingHTTPServer(("127.0.0.1", 0), GatewayError) as server:
         threading.Thread(target=server.serve_forever).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -238,3 +261,78 @@ def test_an_answer_that_is_no_json_is_an_engine_error_that_names_the_server(gate
     with pytest.raises(EngineError, match=gateway):
         asyncio.run(ranker.run_async(QUERY, documents()))
     ranker.close()
+
+
+class Silence(BaseHTTPRequestHandler):
+    """A server that takes requests and answers none until the test is over."""
+
+    over = threading.Event()
+
+    def do_GET(self) -> None:
+        self.over.wait()
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        """Keep still."""
+
+
+@pytest.fixture
+def silence() -> Iterator[str]:
+    Silence.over.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Silence) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        Silence.over.set()
+        server.shutdown()
+
+
+def test_a_chat_does_not_wait_for_a_stalled_server(
+    silence: str, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in the ranking nor in the warm-up before it. Without the deadline this would take ten hours."""
+    monkeypatch.setattr("winnow.engines.replica._LOOKUP_SECONDS", 36000.0)
+    ranker = WinnowRanker(
+        tiny_model,
+        engine="server",
+        url=silence,
+        engine_kwargs={"timeout": 36000},
+        deadline=0.5,
+        fallback="retrieval order",
+    )
+    pipeline = hybrid(ranker, store_of(documents()))
+    for run in (pipeline.run, lambda inputs: asyncio.run(pipeline.run_async(inputs))):
+        result = run(question())["ranker"]
+        assert len(result["documents"]) == 5
+        assert result["meta"]["fallback"] == "retrieval order"
+        assert "deadline" in result["meta"]["error"]
+    Silence.over.set()
+    pipeline.close()
+
+
+def test_a_server_that_is_down_is_not_asked_again_by_each_warm_up(
+    gateway: str, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("winnow.fallback._RETRY_SECONDS", 36000.0)
+    ranker = WinnowRanker(tiny_model, engine="server", url=gateway, fallback="retrieval order")
+    pipeline = hybrid(ranker, store_of(documents()))
+    asked = []
+    for run in (pipeline.run, lambda inputs: asyncio.run(pipeline.run_async(inputs))):
+        assert "502" in run(question())["ranker"]["meta"]["error"]
+        asked.append(GatewayError.requests)
+    assert asked[0] == asked[1] > 0
+    pipeline.close()
+
+
+@pytest.mark.parametrize("run", [run_sync, run_async])
+def test_the_deadline_of_the_run_wins(run: Run) -> None:
+    slow = FakeEngine(delay=36000)
+    with pytest.raises(TimeoutError):
+        run(fake(engine=slow, deadline=0.1), QUERY, documents())
+    with pytest.raises(TimeoutError):
+        run(fake(engine=slow, deadline=36000), QUERY, documents(), deadline=0.1)
+    late = run(fake(engine=slow, fallback="retrieval order"), QUERY, documents(), deadline=0.1)
+    assert ids(late) == ["0", "1", "2", "3", "4"]
+    assert late["meta"]["fallback"] == "retrieval order"
+    assert "deadline" in late["meta"]["error"]
+    assert ids(run(fake(engine=FakeEngine(delay=0.2), deadline=0.1), QUERY, documents(), deadline=600)) == BEST_FIRST

@@ -22,12 +22,13 @@ class Call:
     Attributes:
         model: The model.
         engine: Name of the engine.
-        query: What is searched for, with its prefix.
+        query: What is searched for, with prefix and suffix.
         instruction: What counts as relevant.
         documents: The candidates, with None where the input had a duplicate, so that positions stay the input's.
         top_k: How many to return; None for all.
         score_threshold: Least score to return.
         scale_score: Whether scores are sigmoid(logit).
+        deadline: Seconds after which it gives up; None for what was set at init.
     """
 
     model: str
@@ -38,31 +39,32 @@ class Call:
     top_k: int | None
     score_threshold: float | None
     scale_score: bool
+    deadline: float | None
 
     def output(self, ranking: Ranking) -> dict[str, Any]:
         """Copies of the documents with their scores, and `meta`."""
-        hits = [(hit, document) for hit in ranking if (document := self.documents[hit.index]) is not None]
-        stats = ranking.stats
-        if stats.fallback == RETRIEVAL_ORDER:
-            best = [document for _, document in hits]
-        else:
-            scored = [replace(document, score=_score(hit, self.scale_score)) for hit, document in hits]
-            least = -math.inf if self.score_threshold is None else self.score_threshold
-            best = [document for document in scored if document.score is not None and document.score >= least]
+        ranked = [(hit, document) for hit in ranking if (document := self.documents[hit.index]) is not None]
+        as_they_came = ranking.stats.fallback == RETRIEVAL_ORDER
+        scores = [document.score if as_they_came else _score(hit, self.scale_score) for hit, document in ranked]
+        least = -math.inf if self.score_threshold is None else self.score_threshold
+        best = [
+            replace(document, score=score)
+            for (_, document), score in zip(ranked, scores, strict=True)
+            if as_they_came or (score is not None and score >= least)
+        ]
+        said = replace(ranking, hits=tuple(hit for hit, _ in ranked)).as_dict()
+        prompt_tokens, cached_tokens = said.pop("prompt_tokens"), said.pop("cached_tokens")
         meta = {
             "model": self.model,
-            "usage": {
-                "prompt_tokens": stats.prompt_tokens,
-                "total_tokens": stats.prompt_tokens,
-                "cached_tokens": stats.cached_tokens,
-            },
-            "documents": len(hits),
-            "unique": stats.unique,
-            "truncated": [document.id for hit, document in hits if hit.truncated],
-            "failed": {document.id: hit.error for hit, document in hits if hit.error is not None},
-            "elapsed_ms": stats.elapsed_ms,
-            "fallback": stats.fallback,
-            "error": stats.error,
+            "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens, "cached_tokens": cached_tokens},
+            **said,
+            "documents": len(ranked),
+            "truncated": [document.id for hit, document in ranked if hit.truncated],
+            "failed": {document.id: hit.error for hit, document in ranked if hit.error is not None},
+            "hits": [
+                {"id": document.id, **facts, "score": score}
+                for facts, (_, document), score in zip(said["hits"], ranked, scores, strict=True)
+            ],
         }
         return {"documents": best[: self.top_k], "meta": meta}
 
@@ -77,13 +79,14 @@ class Call:
 
             def traced_output(ranking: Ranking) -> dict[str, Any]:
                 result = self.output(ranking)
-                stats = replace(ranking.stats, documents=result["meta"]["documents"])
+                documents, failed = result["meta"]["documents"], len(result["meta"]["failed"])
+                stats = replace(ranking.stats, documents=documents, failed=failed)
                 span.set_tags({f"winnow.{name}": value for name, value in asdict(stats).items() if value is not None})
-                if stats.failed:
+                if failed:
                     logger.warning(
                         "{failed} of {documents} documents could not be ranked; meta['failed'] says why.",
-                        failed=stats.failed,
-                        documents=stats.documents,
+                        failed=failed,
+                        documents=documents,
                     )
                 return result
 

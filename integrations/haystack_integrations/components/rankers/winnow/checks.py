@@ -1,30 +1,11 @@
-"""Arguments of the Haystack door: refused with what was given and what is wanted, or as basic types."""
+"""Arguments of the Haystack ranker: refused with what was given and what is wanted, or as types that can be saved."""
 
-import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from haystack import Document
-from haystack.utils import Secret
-
-
-def checked_top_k(top_k: int | None) -> int | None:
-    """`top_k`, if it is None or a number of documents."""
-    if top_k is None:
-        return None
-    if not isinstance(top_k, int) or isinstance(top_k, bool):
-        raise TypeError(f"top_k must be an integer, but got {top_k!r}")
-    if top_k < 1:
-        raise ValueError(f"top_k must be > 0, but got {top_k}")
-    return top_k
-
-
-def checked_threshold(threshold: float | None) -> float | None:
-    """`score_threshold`, if scores can be compared with it."""
-    if threshold is not None and not math.isfinite(threshold):
-        raise ValueError(f"score_threshold must be a finite number, but got {threshold}")
-    return threshold
+from haystack.core.errors import SerializationError
+from haystack.utils import ComponentDevice, Secret
 
 
 def checked_fields(names: Sequence[str] | None) -> list[str]:
@@ -41,17 +22,51 @@ def checked_secret(name: str, secret: Secret | None) -> Secret | None:
     return secret
 
 
-def basic(value: Any) -> Any:
-    """The value as a basic type that YAML holds, and that the caller cannot change any more."""
-    match value:
-        case os.PathLike():
-            return os.fspath(value)
-        case Mapping():
-            return dict(value)
-        case list() | tuple():
-            return list(value)
-        case _:
-            return value
+def checked_device(device: ComponentDevice | str | None) -> ComponentDevice | None:
+    """`device`, if it is one device."""
+    if isinstance(device, str):
+        device = ComponentDevice.from_str(device)
+    if device is not None and not isinstance(device, ComponentDevice):
+        raise TypeError(f"device must be a ComponentDevice, but got a {type(device).__name__}")
+    if device is not None and device.has_multiple_devices:
+        raise ValueError("device must be a single device, but got a device map")
+    return device
+
+
+def with_device_names(engine_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`engine_kwargs`, with Haystack's devices by their names."""
+    return {
+        name: value.to_torch_str() if isinstance(value, ComponentDevice) else value
+        for name, value in (engine_kwargs or {}).items()
+    }
+
+
+def check_savable(value: Any, name: str = "") -> None:
+    """Refuse parameters that YAML cannot hold.
+
+    Args:
+        value: All parameters, or one of them, or a part of one, as plain data.
+        name: What it is, for the error.
+
+    Raises:
+        SerializationError: The message names the parameter, and where in it the fault is.
+    """
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise SerializationError(f"{name} has the key {key!r}, but a saved pipeline holds only texts as keys")
+            check_savable(inner, f"{name}[{key!r}]" if name else key)
+    elif isinstance(value, list):
+        for at, inner in enumerate(value):
+            check_savable(inner, f"{name}[{at}]")
+    elif type(value) not in _SAVABLE:
+        raise SerializationError(
+            f"{name} is a {type(value).__name__}, which cannot be saved with a pipeline: give what it stands for, as "
+            "texts, numbers, lists and dictionaries, or leave it out and set it after loading"
+        )
+
+
+_SAVABLE = (str, int, float, bool, type(None))
 
 
 def check_documents(documents: Any) -> None:

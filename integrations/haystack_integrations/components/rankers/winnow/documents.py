@@ -29,15 +29,17 @@ class DocumentReader:
 
     Args:
         prefix: Put before each text.
+        suffix: Put after each text.
         meta_fields: Metadata fields to put before the content.
         separator: What stands between these and the content.
         root_path: Folder of the images and videos that `meta["file_path"]` names.
     """
 
     prefix: str
+    suffix: str
     meta_fields: Sequence[str]
     separator: str
-    root_path: str | None
+    root_path: str | os.PathLike[str] | None
 
     def read(self, document: Document) -> str | winnow.Document | None:
         """Its text, or a `winnow.Document` if it has an image or a video, or None if there is nothing to judge."""
@@ -46,17 +48,17 @@ class DocumentReader:
         parts = [str(value) for value in values if value is not None]
         if content is not None:
             parts.append(content)
-        text = self.prefix + self.separator.join(parts) if parts else None
+        text = self.prefix + self.separator.join(parts) + self.suffix if parts else None
         shown = self._shown(document, content)
         return winnow.Document(text=text, **shown) if shown else text
 
     def _shown(self, document: Document, content: str | None) -> dict[str, bytes | str]:
-        """Its image or its video, under that name."""
-        if document.blob is not None and (kind := _kind(document.blob.mime_type)):
+        """Its image or its video, under that name. Whether the model takes such is for the core to see."""
+        if document.blob is not None and document.blob.data and (kind := _kind(document.blob.mime_type)):
             return {kind: document.blob.data}
         path = document.meta.get("file_path")
         # Content was made from the file, and stands for it.
-        if content is not None or not isinstance(path, str | os.PathLike):
+        if content is not None or not isinstance(path, str | os.PathLike) or not os.fspath(path).strip():
             return {}
         path = os.fspath(path)
         kind = _kind(document.meta.get("mime_type") or mimetypes.guess_type(path)[0])

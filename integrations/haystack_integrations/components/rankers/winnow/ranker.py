@@ -1,42 +1,50 @@
-"""The Haystack door: documents in, documents out, best first."""
+"""The Haystack ranker: documents in, documents out, best first."""
 
+import copy
 import inspect
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from haystack import Document, component, default_from_dict, default_to_dict
-from haystack.utils import Secret
+from haystack.core.errors import PipelineRuntimeError
+from haystack.utils import ComponentDevice, Secret
 
 import winnow
 from haystack_integrations.components.rankers.winnow.calls import Call
 from haystack_integrations.components.rankers.winnow.checks import (
-    basic,
     check_documents,
+    check_savable,
+    checked_device,
     checked_fields,
     checked_secret,
-    checked_threshold,
-    checked_top_k,
+    with_device_names,
 )
 from haystack_integrations.components.rankers.winnow.documents import DocumentReader, without_duplicates
 from winnow import Engine, ModelRecipe, Ranking, Reranker, RerankerConfig
+from winnow.arguments import checked_deadline, checked_threshold, checked_top_k
 from winnow.engines.base import name_of
 from winnow.engines.settings import resolve
+from winnow.hints import hinting
+from winnow.plain import plain
 
 # Held for the moment it takes to make a Reranker (loading is not part of it). Not one a ranker: locks cannot be copied.
 _making = threading.Lock()
 
 
 @component
+@hinting
 class WinnowRanker:
     """Ranks documents by their relevance to the query, with a reranker model on vLLM.
 
     Making one loads nothing: `warm_up`, which pipelines call, or the first `run` does. Rankers with the same model and
-    engine settings share one engine in the process, also with Winnow's other doors. All methods may be called from any
-    thread and any event loop. After `close` the next run loads the model again.
+    engine settings share one engine in the process, also with Winnow's other integrations. All methods may be called
+    from any thread and any event loop. After `close` the next run loads the model again. A copy holds no engine until
+    it is used.
 
     ```python
     ranker = WinnowRanker("Qwen/Qwen3-Reranker-0.6B", top_k=3)
@@ -46,8 +54,10 @@ class WinnowRanker:
     Args:
         model: A folder, or a name on the Hugging Face Hub.
         top_k: How many documents to return; None for all.
-        query_prefix: Put before the query. Models with a template of their own need neither prefix.
+        query_prefix: Put before the query. Models with a template of their own need none of the four.
+        query_suffix: Put after the query.
         document_prefix: Put before each document, in front of its metadata.
+        document_suffix: Put after each document.
         instruction: What counts as relevant, for models that take an instruction; None for the template's default.
         template: A score template instead of the model's own: a built-in's name, a path, Jinja source, or format
             strings `{"prefix", "query_template", "document_template", "suffix"}`.
@@ -63,15 +73,21 @@ class WinnowRanker:
         on_overflow: What to do with longer documents: "truncate", "error", or "window" (score piece by piece).
         window_overlap: Share of a window that the next one repeats.
         window_score: How a document's windows make its score: "max", "mean" or "first".
-        on_error: "raise", or "skip": a document that cannot be scored ranks last, and `meta["failed"]` says why.
+        on_error: "raise", or "skip": a document that cannot be scored ranks last, and `meta["failed"]` says why. With a
+            blank query all documents then stay as they came.
+        deadline: Seconds after which a run gives up, with a `TimeoutError`, or with the `fallback` "retrieval order";
+            None to wait.
         recipe: The model's family, or a `winnow.ModelRecipe`, where the model's name does not tell.
         engine: "auto" (vLLM where it runs, else transformers), "vllm", "transformers", "server" (vLLM servers at
             `url`), "fake" (no model, for tests), or a `winnow.Engine`, which cannot be serialized.
         engine_kwargs: Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of Winnow's
             `TransformersEngine` or `ServerEngine`.
+        device: Where `engine="transformers"` computes: a Haystack `ComponentDevice`, or its text ("cpu", "cuda:1").
+        cache_dir: Folder that files from the Hugging Face Hub are kept in; None for the library's own.
         url: Address of a vLLM server, or several that serve the same model, for `engine="server"`.
         api_key: Key of these servers; read when it is first needed, and for no other engine.
         token: Access token of the Hugging Face Hub, for private and gated models; read when the model loads.
+        text_only: Leave images and videos alone, also where the model takes them.
         root_path: Folder that images in `meta["file_path"]` are read from; without it they are refused.
         allow_remote_images: Whether `meta["file_path"]` may be an http(s) address.
         score_cache: Keep scores from one run to the next: how many pairs in memory, or a folder to keep them in.
@@ -90,7 +106,9 @@ class WinnowRanker:
         *,
         top_k: int | None = 10,
         query_prefix: str = "",
+        query_suffix: str = "",
         document_prefix: str = "",
+        document_suffix: str = "",
         instruction: str | None = None,
         template: str | os.PathLike[str] | Mapping[str, str] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
@@ -105,12 +123,16 @@ class WinnowRanker:
         window_overlap: float = 0.1,
         window_score: Literal["max", "mean", "first"] = "max",
         on_error: Literal["raise", "skip"] = "raise",
+        deadline: float | None = None,
         recipe: str | ModelRecipe | None = None,
         engine: str | Engine = "auto",
         engine_kwargs: Mapping[str, Any] | None = None,
+        device: ComponentDevice | str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         url: str | Sequence[str] | None = None,
         api_key: Secret | None = Secret.from_env_var("WINNOW_API_KEY", strict=False),  # noqa: B008
         token: Secret | None = Secret.from_env_var(["HF_API_TOKEN", "HF_TOKEN"], strict=False),  # noqa: B008
+        text_only: bool = False,
         root_path: str | os.PathLike[str] | None = None,
         allow_remote_images: bool = False,
         score_cache: int | str | os.PathLike[str] | None = None,
@@ -120,10 +142,12 @@ class WinnowRanker:
         self.model = os.fspath(model)
         self.top_k = checked_top_k(top_k)
         self.query_prefix = query_prefix
+        self.query_suffix = query_suffix
         self.document_prefix = document_prefix
+        self.document_suffix = document_suffix
         self.instruction = instruction
-        self.template = basic(template)
-        self.template_kwargs = basic(template_kwargs)
+        self.template = plain(template)
+        self.template_kwargs = template_kwargs
         self.meta_fields_to_embed = checked_fields(meta_fields_to_embed)
         self.embedding_separator = embedding_separator
         self.scale_score = scale_score
@@ -135,29 +159,45 @@ class WinnowRanker:
         self.window_overlap = window_overlap
         self.window_score = window_score
         self.on_error = on_error
+        self.deadline = deadline
         self.recipe = recipe
         self.engine = engine
-        self.engine_kwargs = basic(engine_kwargs or {})
-        self.url = basic(url)
+        self.engine_kwargs = with_device_names(engine_kwargs)
+        self.device = checked_device(device)
+        self.cache_dir = cache_dir
+        self.url = url
         self.api_key = checked_secret("api_key", api_key)
         self.token = checked_secret("token", token)
-        self.root_path = basic(root_path)
+        self.text_only = text_only
+        self.root_path = root_path
         self.allow_remote_images = allow_remote_images
-        self.score_cache = basic(score_cache)
+        self.score_cache = score_cache
         self.fallback = fallback
         self.max_restarts = max_restarts
-        RerankerConfig(**self._settings())  # refuses what is out of range
+        config = RerankerConfig(**self._settings())  # refuses what is out of range
+        for name in _SETTINGS - {"device"}:
+            setattr(self, name, getattr(config, name))  # as plain data
         self._reranker: Reranker | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
     def warm_up(self) -> None:
-        """Load the model, unless it is loaded."""
-        self._ready().start()
+        """Load the model, unless it is loaded.
+
+        With a `fallback`, an engine that does not start within `deadline` is a warning in the log, and loads on.
+
+        Raises:
+            ConfigurationError: The model or the template cannot be used.
+            EngineError: The engine did not start.
+            PipelineRuntimeError: The same, of a ranker in a pipeline; it names the component.
+        """
+        with self._named():
+            self._ready().start()
 
     async def warm_up_async(self) -> None:
         """`warm_up` for event loops."""
-        await self._ready().astart()
+        with self._named():
+            await self._ready().astart()
 
     def close(self) -> None:
         """Wait for runs in flight, then free the engine unless others hold it."""
@@ -169,9 +209,32 @@ class WinnowRanker:
         if self._reranker is not None:
             await self._reranker.aclose()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the engine: a copy takes hold of it when it is used."""
+        return {**self.__dict__, "_reranker": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = memo[id(self)] = copy.copy(self)
+        if not isinstance(self.engine, str):
+            memo[id(self.engine)] = self.engine  # shared, as between rankers that were made with it
+        copied.__dict__.update(copy.deepcopy(copied.__dict__, memo))
+        return copied
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Name the component in an error, as pipelines do in those of `run`; those of the warm-up they leave bare."""
+        try:
+            yield
+        except Exception as error:
+            pipeline = getattr(self, "__haystack_added_to_pipeline__", None)
+            if pipeline is None:
+                raise
+            raise PipelineRuntimeError.from_exception(pipeline.get_component_name(self), type(self), error) from error
+
     def _settings(self) -> dict[str, Any]:
         """What `Reranker` is made of, but for the key. Scores are scaled here, as each run may want it differently."""
-        return {name: getattr(self, name) for name in _PARAMETERS if name in _SETTINGS}
+        settings = {name: getattr(self, name) for name in _PARAMETERS if name in _SETTINGS}
+        return settings | {"device": None if self.device is None else self.device.to_torch_str()}
 
     def _ready(self) -> Reranker:
         with _making:
@@ -204,6 +267,7 @@ class WinnowRanker:
 
         Raises:
             ValueError: A secret is not from an environment variable.
+            SerializationError: A parameter is an object that cannot be written down, such as an engine; it is named.
         """
         if isinstance(self.engine_kwargs.get("hf_token"), str):
             raise ValueError(
@@ -212,8 +276,10 @@ class WinnowRanker:
             )
         parameters = {name: getattr(self, name) for name in _PARAMETERS}
         if isinstance(self.recipe, ModelRecipe):
-            parameters["recipe"] = {name: basic(value) for name, value in asdict(self.recipe).items()}
-        return default_to_dict(self, **parameters)
+            parameters["recipe"] = asdict(self.recipe)
+        data = default_to_dict(self, **{name: plain(value) for name, value in parameters.items()})
+        check_savable(data["init_parameters"])
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "WinnowRanker":
@@ -223,11 +289,7 @@ class WinnowRanker:
             DeserializationError: The data is of another class.
             TypeError: A parameter is unknown.
         """
-        parameters: dict[str, Any] = dict(data.get("init_parameters", {}))
-        if isinstance(recipe := parameters.get("recipe"), dict):
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items()}
-            parameters["recipe"] = ModelRecipe(**values)
-        return default_from_dict(cls, {**data, "init_parameters": parameters})
+        return default_from_dict(cls, data)
 
     def _get_telemetry_data(self) -> dict[str, Any]:
         """What Haystack's usage statistics may hold."""
@@ -244,6 +306,7 @@ class WinnowRanker:
         score_threshold: float | None = None,
         scale_score: bool | None = None,
         instruction: str | None = None,
+        deadline: float | None = None,
     ) -> dict[str, Any]:
         """Rank documents by their relevance to the query.
 
@@ -257,26 +320,30 @@ class WinnowRanker:
             score_threshold: Least score to return (inclusive).
             scale_score: True for sigmoid(logit) as scores, False for logits.
             instruction: What counts as relevant; "" for the template's default.
+            deadline: Seconds after which the run gives up.
 
         Returns:
-            `documents`, copies with the new score, best first; and `meta`: the `model`, the `usage` in tokens, how many
-            `documents` were ranked and how many different ones scored (`unique`), the ids of those `truncated`, what
-            `failed` and why (id to message, with `on_error="skip"`), and `elapsed_ms`; `fallback`, None or what
-            ranked instead of the engine, and `error`, why.
+            `documents`, copies with the new score, best first; and `meta`: the `model`, the `usage` in tokens, and all
+            of `winnow.RankStats`, but that `truncated` is a list of ids, and `failed` maps ids to reasons. Its `hits`
+            are what `winnow.RankedDocument` says of each document, best first, those that were cut off included.
 
         Raises:
-            ValueError: The query is blank, `top_k` is below 1, or `score_threshold` not finite.
+            ValueError: The query is blank, and neither `on_error` is "skip" nor is there a `fallback`; `top_k` is below
+                1, or `score_threshold` no finite number.
             TypeError: `documents` is no list of `Document`, or `top_k` no integer.
             DocumentError: A document cannot be scored, and `on_error` is "raise". Its `index` is the place in
                 `documents`.
             ConfigurationError: The model or the template cannot be used.
             EngineError: The engine failed.
+            TimeoutError: The deadline passed, and `fallback` is not "retrieval order".
         """
-        call = self._call(query, documents, top_k, score_threshold, scale_score, instruction)
+        call = self._call(query, documents, top_k, score_threshold, scale_score, instruction, deadline)
         if not documents:
             return call.output(Ranking())
         with call.traced() as output:
-            return output(self._ready().rank(call.query, self._inputs(call), instruction=call.instruction))
+            return output(
+                self._ready().rank(call.query, self._inputs(call), instruction=call.instruction, deadline=call.deadline)
+            )
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
     async def run_async(
@@ -287,13 +354,18 @@ class WinnowRanker:
         score_threshold: float | None = None,
         scale_score: bool | None = None,
         instruction: str | None = None,
+        deadline: float | None = None,
     ) -> dict[str, Any]:
         """`run` for event loops; arguments, returns and errors are the same."""
-        call = self._call(query, documents, top_k, score_threshold, scale_score, instruction)
+        call = self._call(query, documents, top_k, score_threshold, scale_score, instruction, deadline)
         if not documents:
             return call.output(Ranking())
         with call.traced() as output:
-            return output(await self._ready().arank(call.query, self._inputs(call), instruction=call.instruction))
+            return output(
+                await self._ready().arank(
+                    call.query, self._inputs(call), instruction=call.instruction, deadline=call.deadline
+                )
+            )
 
     def _call(
         self,
@@ -303,26 +375,29 @@ class WinnowRanker:
         score_threshold: float | None,
         scale_score: bool | None,
         instruction: str | None,
+        deadline: float | None,
     ) -> Call:
         top_k = checked_top_k(top_k)
         score_threshold = checked_threshold(score_threshold)
         check_documents(documents)
-        if documents and (not isinstance(query, str) or not query.strip()):
-            raise ValueError(f"query must be a text that is not blank, but got {query!r}")
+        # Prefix and suffix would hide that a query is blank, or no text, which the core sees to.
+        asks = isinstance(query, str) and not (query == "" or query.isspace())
         return Call(
             model=self.model,
             engine=name_of(self.engine),
-            query=f"{self.query_prefix}{query}",
+            query=f"{self.query_prefix}{query}{self.query_suffix}" if asks else query,
             instruction=self.instruction if instruction is None else instruction,
             documents=without_duplicates(documents),
             top_k=self.top_k if top_k is None else top_k,
             score_threshold=self.score_threshold if score_threshold is None else score_threshold,
             scale_score=self.scale_score if scale_score is None else scale_score,
+            deadline=checked_deadline(deadline),
         )
 
     def _inputs(self, call: Call) -> list[str | winnow.Document | None]:
         reader = DocumentReader(
             prefix=self.document_prefix,
+            suffix=self.document_suffix,
             meta_fields=self.meta_fields_to_embed,
             separator=self.embedding_separator,
             root_path=self.root_path,
