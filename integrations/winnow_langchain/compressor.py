@@ -1,17 +1,16 @@
-"""The LangChain door: documents in, documents out, best first."""
+"""WinnowRerank: documents in, documents out, best first."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
-from langchain_core.messages import convert_to_openai_image_block
-from pydantic import Field
+from pydantic import Field, StrictFloat, StrictInt
+from winnow.arguments import checked_top_k
 
 import winnow
-from winnow.types import RETRIEVAL_ORDER, finite
+from winnow_langchain.documents import Reading, as_results, check_documents, check_list, reranked
 from winnow_langchain.settings import WinnowSettings
 from winnow_langchain.tracing import atraced, traced
 
@@ -29,10 +28,10 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
     what `winnow.Ranking.as_dict` says: what the call cost, and what was truncated or failed.
     """
 
-    top_n: int | None = Field(default=3, ge=1)
+    top_n: StrictInt | None = Field(default=3, ge=1)
     """How many documents to return; None for all."""
 
-    score_threshold: float | None = Field(default=None, allow_inf_nan=False)
+    score_threshold: StrictFloat | None = Field(default=None, allow_inf_nan=False)
     """Least score to return (inclusive), applied before `top_n`."""
 
     metadata_fields: list[str] = Field(default_factory=list)
@@ -46,8 +45,8 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
     as they came and says why in `metadata["rerank_error"]`. None to raise."""
 
     image_key: str | None = "image"
-    """Where in the metadata a document's image is: a data URI, an address, or a standard content block. None to read
-    the text only."""
+    """Where in the metadata a document's image is, for models that take images: a data URI, an address, or a standard
+    content block. A number, a flag, something empty or another record is no image. None to read none."""
 
     video_key: str | None = None
     """Where in the metadata a document's video is: likewise, or a list of frames. None to read none."""
@@ -60,6 +59,7 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
         *,
         instruction: str | None = None,
         top_n: int | None = None,
+        deadline: float | None = None,
     ) -> list[Document]:
         """Rerank documents.
 
@@ -69,26 +69,30 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
             callbacks: The caller's; by default those of the run that this is called in.
             instruction: Instead of the reranker's; "" for the template's default. Retrievers cannot give it.
             top_n: Instead of the reranker's.
+            deadline: Instead of the reranker's: seconds after which the call gives up.
 
         Returns:
-            The best `top_n`, best first; ties keep the input's order.
+            The best `top_n`, best first; ties keep the input's order. Where nothing could be ranked (a blank query with
+            `on_error="skip"` or a `fallback`, or the fallback "retrieval order"), the first `top_n` as they came, each
+            with the reason in `metadata["rerank_error"]`.
 
         Raises:
-            TypeError: `documents` are not documents.
+            TypeError: `documents` are not documents, or `top_n` is no integer.
             ValueError: The query is blank, or `top_n` is below 1.
             DocumentError: A document cannot be scored, and `on_error` is "raise".
             ConfigurationError: The model or the template cannot be used.
-            EngineError: The engine failed.
+            EngineError: The engine failed, and there is no `fallback`.
+            TimeoutError: The deadline passed, and `fallback` is not "retrieval order".
         """
-        options = self._options(instruction, top_n)
-        found = _check_documents(documents)
+        options = self._options(instruction, top_n, deadline)
+        found = check_documents(documents)
         if not found:
             return []
         with traced(**self._run(query, found, callbacks)) as outputs:
             ranking = self._reranker.rank(query, self._readable(found), **options)
-            reranked = self._reranked(found, ranking)
-            outputs.update(documents=reranked, winnow=ranking.as_dict())
-        return reranked
+            best = reranked(found, ranking)
+            outputs.update(documents=best, winnow=_reported(ranking))
+        return best
 
     async def acompress_documents(
         self,
@@ -98,17 +102,18 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
         *,
         instruction: str | None = None,
         top_n: int | None = None,
+        deadline: float | None = None,
     ) -> list[Document]:
         """`compress_documents` for event loops. Cancelling it withdraws its prompts from the engine."""
-        options = self._options(instruction, top_n)
-        found = _check_documents(documents)
+        options = self._options(instruction, top_n, deadline)
+        found = check_documents(documents)
         if not found:
             return []
         async with atraced(**self._run(query, found, callbacks)) as outputs:
             ranking = await self._reranker.arank(query, self._readable(found), **options)
-            reranked = self._reranked(found, ranking)
-            outputs.update(documents=reranked, winnow=ranking.as_dict())
-        return reranked
+            best = reranked(found, ranking)
+            outputs.update(documents=best, winnow=_reported(ranking))
+        return best
 
     def rerank(
         self,
@@ -117,32 +122,34 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
         *,
         instruction: str | None = None,
         top_n: int | None = None,
+        deadline: float | None = None,
         callbacks: Callbacks | None = None,
     ) -> list[dict[str, Any]]:
-        """Rank documents or texts, with settings for this call.
+        """Rank documents or texts, with settings for this call; traced as `compress_documents` is.
 
         Args:
             documents: Documents, or texts.
             query: What was searched for.
             instruction: As in `compress_documents`.
             top_n: As in `compress_documents`.
+            deadline: As in `compress_documents`.
             callbacks: As in `compress_documents`.
 
         Returns:
-            `{"index": position in documents, "relevance_score": score}`, best first; one that was skipped has a
-            "rerank_error" too.
+            `{"index": position in documents, "relevance_score": score}`, best first; one that was not scored because of
+            an error has a "rerank_error" too.
 
         Raises:
             TypeError: `documents` is a single one. Others as in `compress_documents`.
         """
-        options = self._options(instruction, top_n)
-        found = _check_list(documents)
+        options = self._options(instruction, top_n, deadline)
+        found = check_list(documents)
         if not found:
             return []
         with traced(**self._run(query, found, callbacks)) as outputs:
             ranking = self._reranker.rank(query, self._readable(found), **options)
-            results = _as_results(ranking)
-            outputs.update(results=results, winnow=ranking.as_dict())
+            results = as_results(ranking)
+            outputs.update(results=results, winnow=_reported(ranking))
         return results
 
     async def arerank(
@@ -152,27 +159,37 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
         *,
         instruction: str | None = None,
         top_n: int | None = None,
+        deadline: float | None = None,
         callbacks: Callbacks | None = None,
     ) -> list[dict[str, Any]]:
         """`rerank` for event loops."""
-        options = self._options(instruction, top_n)
-        found = _check_list(documents)
+        options = self._options(instruction, top_n, deadline)
+        found = check_list(documents)
         if not found:
             return []
         async with atraced(**self._run(query, found, callbacks)) as outputs:
             ranking = await self._reranker.arank(query, self._readable(found), **options)
-            results = _as_results(ranking)
-            outputs.update(results=results, winnow=ranking.as_dict())
+            results = as_results(ranking)
+            outputs.update(results=results, winnow=_reported(ranking))
         return results
 
-    def _options(self, instruction: str | None, top_n: int | None) -> dict[str, Any]:
-        if top_n is not None and top_n < 1:
-            raise ValueError(f"top_n must be > 0, but got {top_n}")
+    def _options(self, instruction: str | None, top_n: int | None, deadline: float | None) -> dict[str, Any]:
+        top_n = checked_top_k(top_n, "top_n")
         return {
             "top_k": self.top_n if top_n is None else top_n,
             "score_threshold": self.score_threshold,
             "instruction": self.instruction if instruction is None else instruction,
+            "deadline": self.deadline if deadline is None else deadline,
         }
+
+    def _readable(self, documents: Sequence[str | Document]) -> list[str | winnow.Document]:
+        reading = Reading(
+            metadata_fields=self.metadata_fields,
+            embedding_separator=self.embedding_separator,
+            image_key=self.image_key,
+            video_key=self.video_key,
+        )
+        return [reading.of(document) for document in documents]
 
     def _run(self, query: str, documents: Sequence[str | Document], callbacks: Callbacks | None) -> dict[str, Any]:
         """How a call is traced."""
@@ -183,79 +200,9 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
             "callbacks": callbacks,
         }
 
-    def _readable(self, documents: Sequence[str | Document]) -> list[str | winnow.Document]:
-        """What the model reads of each document."""
-        return [
-            self._text_and_media(at, document) if isinstance(document, Document) else document
-            for at, document in enumerate(documents)
-        ]
 
-    def _text_and_media(self, at: int, document: Document) -> str | winnow.Document:
-        metadata = document.metadata
-        parts = [str(metadata[name]) for name in self.metadata_fields if metadata.get(name) is not None]
-        if document.page_content.strip():
-            parts.append(document.page_content)
-        text = self.embedding_separator.join(parts)
-        image, video = (self._medium(at, metadata, key) for key in (self.image_key, self.video_key))
-        return text if image is video is None else winnow.Document(text=text or None, image=image, video=video)
-
-    def _medium(self, at: int, metadata: Mapping[str, Any], key: str | None) -> Any:
-        """The image or video below a key of the metadata, as the core takes it; None if there is none."""
-        medium = None if key is None else metadata.get(key)
-        if isinstance(medium, str) and not medium.strip():
-            return None
-        if not isinstance(medium, dict):
-            return medium
-        try:
-            return convert_to_openai_image_block(medium)["image_url"]["url"]  # blocks of videos look the same
-        except ValueError as error:
-            if self.on_error == "skip":
-                return medium  # skipped by the core, which knows no such image
-            raise winnow.DocumentError(
-                f"Document {at}: metadata[{key!r}] is not a block that can be read: {error} "
-                "Give a data URI, an address, or a standard content block with url, or base64 and mime_type.",
-                at,
-            ) from error
-
-    def _reranked(self, documents: Sequence[Document], ranking: winnow.Ranking) -> list[Document]:
-        if ranking.stats.failed:
-            logger.warning("%d of %d documents could not be reranked.", ranking.stats.failed, len(documents))
-        scored = ranking.stats.fallback != RETRIEVAL_ORDER
-        return [_with_score(documents[hit.index], hit, scored) for hit in ranking]
-
-
-def _check_list(documents: Sequence[Any]) -> list[Any]:
-    if isinstance(documents, str | Document):  # a Document is iterable too: over its fields
-        raise TypeError("documents must be several, but got a single one: put it into a list")
-    return list(documents)
-
-
-def _check_documents(documents: Sequence[Document]) -> list[Document]:
-    found = _check_list(documents)
-    for at, document in enumerate(found):
-        if not isinstance(document, Document):
-            raise TypeError(
-                f"documents[{at}] is a {type(document).__name__}, not a langchain_core Document; rerank() takes texts"
-            )
-    return found
-
-
-def _with_score(document: Document, hit: winnow.RankedDocument, scored: bool) -> Document:
-    metadata = deepcopy(document.metadata)
-    if scored:
-        metadata["relevance_score"] = finite(hit.score)
-    metadata.pop("rerank_error", None)
-    if hit.error is not None:
-        metadata["rerank_error"] = hit.error
-    return document.model_copy(update={"metadata": metadata})
-
-
-def _as_results(ranking: winnow.Ranking) -> list[dict[str, Any]]:
-    return [
-        {
-            "index": hit.index,
-            "relevance_score": finite(hit.score),
-            **({} if hit.error is None else {"rerank_error": hit.error}),
-        }
-        for hit in ranking
-    ]
+def _reported(ranking: winnow.Ranking) -> dict[str, Any]:
+    """What a trace tells of a ranking; failures are logged, too."""
+    if ranking.stats.failed:
+        logger.warning("%d of %d documents could not be reranked.", ranking.stats.failed, ranking.stats.documents)
+    return ranking.as_dict()

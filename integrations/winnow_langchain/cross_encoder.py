@@ -31,6 +31,7 @@ class WinnowCrossEncoder(WinnowSettings, BaseCrossEncoder):
             DocumentError: A text cannot be scored, and `on_error` is "raise".
             ConfigurationError: The model or the template cannot be used.
             EngineError: The engine failed.
+            TimeoutError: The deadline passed.
         """
         positions: dict[str, list[int]] = {}
         for at, pair in enumerate(text_pairs):
@@ -40,7 +41,8 @@ class WinnowCrossEncoder(WinnowSettings, BaseCrossEncoder):
         if not positions:
             return []
         rankings = self._reranker.rank_many(
-            (query, [text_pairs[at][1] for at in where], self.instruction) for query, where in positions.items()
+            [(query, [text_pairs[at][1] for at in where], self.instruction) for query, where in positions.items()],
+            deadline=self.deadline,
         )
         scores = [0.0] * len(text_pairs)
         for ranking, where in zip(rankings, positions.values(), strict=True):

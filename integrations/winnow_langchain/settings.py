@@ -2,17 +2,30 @@
 
 import copy
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from langchain_core.utils import secret_from_env
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, StrictInt, field_serializer, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+from winnow.hints import unknown_argument
+from winnow.plain import plain
 
 from winnow import ModelRecipe, Reranker, RerankerConfig
 
-# Given with each call, so that it may be assigned.
-_PER_CALL = ("instruction",)
+# Given with each call, so that they may be assigned.
+_PER_CALL = ("instruction", "deadline")
 
 
 class WinnowSettings(BaseModel):
@@ -42,25 +55,25 @@ class WinnowSettings(BaseModel):
     template_kwargs: dict[str, Any] | None = Field(default=None, frozen=True)
     """More variables for the template."""
 
-    raw_scores: bool = Field(default=False, frozen=True)
+    raw_scores: StrictBool = Field(default=False, frozen=True)
     """Return logits as scores instead of sigmoid(logit)."""
 
     recipe: str | ModelRecipe | None = Field(default=None, frozen=True)
     """The model's family, where the model's name does not tell."""
 
-    max_length: int | None = Field(default=None, ge=1, frozen=True)
+    max_length: StrictInt | None = Field(default=None, ge=1, frozen=True)
     """Most tokens of a prompt; None for the model's limit."""
 
-    max_query_tokens: int | None = Field(default=None, ge=1, frozen=True)
+    max_query_tokens: StrictInt | None = Field(default=None, ge=1, frozen=True)
     """Most tokens of the query; None for three quarters of the room that template and instruction leave."""
 
-    max_document_tokens: int | None = Field(default=None, ge=1, frozen=True)
+    max_document_tokens: StrictInt | None = Field(default=None, ge=1, frozen=True)
     """Most tokens of a document, or of each window; None for what is left."""
 
     on_overflow: Literal["truncate", "error", "window"] = Field(default="truncate", frozen=True)
     """What to do with longer documents; "window" scores them piece by piece."""
 
-    window_overlap: float = Field(default=0.1, ge=0, lt=1, frozen=True)
+    window_overlap: StrictFloat = Field(default=0.1, ge=0, lt=1, frozen=True)
     """Share of a window that the next one repeats."""
 
     window_score: Literal["max", "mean", "first"] = Field(default="max", frozen=True)
@@ -76,6 +89,13 @@ class WinnowSettings(BaseModel):
     """Settings of the engine: any field of vLLM's AsyncEngineArgs, or the keywords of Winnow's TransformersEngine or
     ServerEngine. hf_token is never dumped."""
 
+    device: str | None = Field(default=None, frozen=True)
+    """What PyTorch runs on, such as "cpu" or "cuda:1"; None to find it. For vLLM, CUDA_VISIBLE_DEVICES chooses the GPU.
+    """
+
+    cache_dir: str | None = Field(default=None, frozen=True)
+    """Folder that files from the Hub are kept in; None for that of the environment."""
+
     url: str | list[str] | None = Field(default=None, frozen=True)
     """Address of a vLLM server, or several that serve the same model, for `engine="server"`."""
 
@@ -87,21 +107,36 @@ class WinnowSettings(BaseModel):
     root_path: str | None = Field(default=None, frozen=True)
     """Folder that images with local paths are read from; without it such images are refused."""
 
-    allow_remote_images: bool = Field(default=False, frozen=True)
+    allow_remote_images: StrictBool = Field(default=False, frozen=True)
     """Whether images may be fetched from http(s) addresses (never from private networks)."""
+
+    text_only: StrictBool = Field(default=False, frozen=True)
+    """Leave images and videos alone even where the model takes them. A model that only reads does so in any case."""
+
+    deadline: StrictFloat | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds after which a call gives up, loading the model included; None to wait."""
 
     score_cache: StrictInt | str | None = Field(default=None, frozen=True)
     """Keep scores from one call to the next: how many pairs in memory, or a folder to keep them in."""
 
-    max_restarts: int = Field(default=1, ge=0, frozen=True)
+    max_restarts: StrictInt = Field(default=1, ge=0, frozen=True)
     """How often in a row an engine that died is started again."""
 
     _reranker: Reranker = PrivateAttr()
 
-    @field_validator("model", "template", "root_path", "score_cache", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _path_to_str(cls, value: Any) -> Any:
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
+    def _hint(cls, data: Any) -> Any:
+        for name in data if isinstance(data, dict) else ():
+            if name not in cls.model_fields:
+                raise ValueError(unknown_argument(cls.__name__, name, cls.model_fields))
+        return data
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        """A path, a `torch.dtype` or a number of NumPy's can be dumped then, and is equal when it is read back."""
+        return plain(value)
 
     @field_serializer("engine_kwargs")
     def _without_token(self, value: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +149,10 @@ class WinnowSettings(BaseModel):
         if self.engine == "server" and self.api_key:
             settings["api_key"] = self.api_key.get_secret_value()
         self._reranker = Reranker(**settings)
+
+    def __copy__(self) -> Self:
+        """Not with the same reranker: a copy holds no engine until it is used, and closing it closes no other."""
+        return self.model_copy()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other settings, checked; it shares the engine if model and engine settings are the same."""

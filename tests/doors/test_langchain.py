@@ -4,8 +4,10 @@ import asyncio
 import copy
 import json
 import math
+import threading
 from typing import Any
 
+import numpy as np
 import pytest
 from langchain_core.documents import Document
 from langchain_core.load import dumps
@@ -23,7 +25,6 @@ from langchain_kit import (
     scores,
 )
 
-import winnow
 from winnow import DocumentError, EngineError, FakeEngine, Reranker
 from winnow_langchain import WinnowRerank
 
@@ -99,13 +100,23 @@ def test_ties_keep_the_order_and_equal_texts_are_scored_once(monkeypatch: pytest
 
 
 @every_call
-def test_inputs_are_not_changed_nor_shared(call: Call) -> None:
+def test_inputs_are_not_changed(call: Call) -> None:
     documents = [Document(text, metadata={"relevance_score": 7, "deep": {"list": [1]}}) for text in TEXTS]
     before = copy.deepcopy(documents)
     found = call(fake(), documents, QUERY)
-    found[0].metadata["deep"]["list"].append(2)
+    found[0].metadata["more"] = 2
     assert documents == before
     assert not any(copied is document for copied in found for document in documents)
+
+
+@every_call
+def test_what_metadata_hold_is_the_users_and_is_not_copied(call: Call) -> None:
+    lock = threading.Lock()  # cannot be copied
+    documents = [Document(text, metadata={"lock": lock}) for text in TEXTS]
+    for settings in ({}, {"on_error": "skip", "max_document_tokens": 25, "on_overflow": "error"}):
+        found = call(fake(**settings), documents, QUERY)
+        assert [document.metadata["lock"] for document in found] == [lock] * 5
+        assert documents[0].metadata == {"lock": lock}
 
 
 @every_call
@@ -152,96 +163,6 @@ def test_metadata_fields_change_the_order() -> None:
     assert [document.metadata["about"] for document in found] == [QUERY, "France"]
 
 
-DATA_URI = "data:image/png;base64,AAAA"
-ADDRESS = "https://example.com/a.png"
-
-
-@every_call
-@pytest.mark.parametrize(
-    ("image", "handed_over"),
-    [
-        (DATA_URI, DATA_URI),
-        (ADDRESS, ADDRESS),
-        ({"type": "image", "base64": "AAAA", "mime_type": "image/png"}, DATA_URI),
-        ({"type": "image", "url": ADDRESS}, ADDRESS),
-        ({"type": "image", "source_type": "base64", "data": "AAAA", "mime_type": "image/png"}, DATA_URI),
-        (b"\x89PNG", b"\x89PNG"),
-        ("folder/a.png", "folder/a.png"),  # the core refuses it, unless it lies below root_path
-    ],
-)
-def test_images_are_handed_over(call: Call, monkeypatch: pytest.MonkeyPatch, image: Any, handed_over: Any) -> None:
-    handed = record_handed_over(monkeypatch)
-    documents = [
-        Document("a caption", metadata={"image": image}),
-        Document("", metadata={"image": image}),
-        Document("text", metadata={"image": None}),
-        Document("text", metadata={"image": ""}),
-    ]
-    before = copy.deepcopy(documents)
-    call(fake(on_error="skip"), documents, QUERY)
-    assert handed == [winnow.Document("a caption", handed_over), winnow.Document(None, handed_over), "text", "text"]
-    assert documents == before
-
-
-@every_call
-def test_images_are_an_error_where_the_model_only_reads_text(call: Call) -> None:
-    """Above all an image alone is not scored as a blank text."""
-    documents = [*make_documents(), Document("", metadata={"image": DATA_URI})]
-    with pytest.raises(DocumentError, match=r"Document 5 .*image"):
-        call(fake(), documents, QUERY)
-    last = call(fake(on_error="skip"), documents, QUERY)[-1]
-    assert last.metadata["image"] == DATA_URI
-    assert "image" in last.metadata["rerank_error"]
-
-
-def test_image_key() -> None:
-    documents = [Document("a", metadata={"image": DATA_URI}), Document("b", metadata={"picture": DATA_URI})]
-    assert len(fake(image_key=None).compress_documents(documents, QUERY)) == 2
-    with pytest.raises(DocumentError) as caught:
-        fake(image_key="picture").compress_documents(documents, QUERY)
-    assert caught.value.index == 1
-
-
-VIDEO_URI = "data:video/mp4;base64,AAAA"
-
-
-@every_call
-@pytest.mark.parametrize(
-    ("video", "handed_over"),
-    [
-        (VIDEO_URI, VIDEO_URI),
-        ({"type": "video", "base64": "AAAA", "mime_type": "video/mp4"}, VIDEO_URI),
-        ({"type": "video", "url": "https://example.com/a.mp4"}, "https://example.com/a.mp4"),
-        ([DATA_URI, DATA_URI], [DATA_URI, DATA_URI]),
-    ],
-)
-def test_videos_are_handed_over_on_demand(
-    call: Call, monkeypatch: pytest.MonkeyPatch, video: Any, handed_over: Any
-) -> None:
-    handed = record_handed_over(monkeypatch)
-    documents = [Document("a caption", metadata={"video": video}), Document("", metadata={"video": video})]
-    call(fake(on_error="skip", video_key="video"), documents, QUERY)
-    assert handed == [winnow.Document("a caption", video=handed_over), winnow.Document(None, video=handed_over)]
-    handed.clear()
-    call(fake(), documents, QUERY)
-    assert handed == ["a caption", ""]
-
-
-@every_call
-@pytest.mark.parametrize(
-    "block", [{"type": "image", "base64": "AAAA"}, {"type": "image", "file_id": "file-1"}, {"path": "/etc/passwd"}, {}]
-)
-def test_image_blocks_that_cannot_be_read(call: Call, block: dict[str, str]) -> None:
-    documents = [*make_documents(), Document("text", id="5", metadata={"image": block})]
-    with pytest.raises(DocumentError, match=r"Document 5: metadata\['image'\] .* mime_type") as caught:
-        call(fake(), documents, QUERY)
-    assert caught.value.index == 5
-    found = call(fake(on_error="skip"), documents, QUERY)
-    assert ids(found) == [*BEST_FIRST, 5]
-    assert found[-1].metadata["rerank_error"]
-    assert found[-1].metadata["relevance_score"] == 0.0
-
-
 # --- rerank: indices and scores ---------------------------------------------------------------------------------------
 
 
@@ -279,9 +200,13 @@ def test_compressing_with_settings_for_the_call(call: Call) -> None:
     assert ids(call(reranker, make_documents(), QUERY, instruction="", top_n=3)) == BEST_FIRST[:3]
     assert ids(call(reranker, make_documents(), QUERY, instruction="Paris", top_n=4)) == [1, 2, 3, 4]
     assert ids(call(reranker, make_documents(), QUERY)) == [1, 0]
+    assert ids(call(reranker, make_documents(), QUERY, top_n=np.int64(1))) == [1]
     for documents in ([], make_documents()):
         with pytest.raises(ValueError, match="top_n must be > 0, but got 0"):
             call(reranker, documents, QUERY, top_n=0)
+        for top_n in (True, "3", 1.5):
+            with pytest.raises(TypeError, match="top_n must be an integer"):
+                call(reranker, documents, QUERY, top_n=top_n)
 
 
 def test_rerank_says_what_was_skipped() -> None:
@@ -292,6 +217,32 @@ def test_rerank_says_what_was_skipped() -> None:
         fake(max_document_tokens=25, on_overflow="error").rerank(TEXTS, QUERY)
 
 
+# --- deadlines --------------------------------------------------------------------------------------------------------
+
+
+@every_call
+def test_a_deadline_ends_a_call(call: Call) -> None:
+    stalled = {"engine_kwargs": {"delay": 600.0}}
+    for reranker, options in ((fake(**stalled, deadline=0.2), {}), (fake(**stalled, deadline=500), {"deadline": 0.2})):
+        with pytest.raises(TimeoutError):
+            call(reranker, make_documents(), QUERY, **options)
+    reranker = fake(**stalled, deadline=0.2, fallback="retrieval order")
+    found = call(reranker, make_documents(), QUERY)
+    assert ids(found) == [0, 1, 2, 3, 4]
+    assert all("deadline" in document.metadata["rerank_error"] for document in found)
+    reranker.deadline = None  # given with each call
+    assert "deadline" in call(reranker, make_documents(), QUERY, deadline=0.2)[0].metadata["rerank_error"]
+
+
+def test_a_deadline_ends_rerank() -> None:
+    stalled = {"engine_kwargs": {"delay": 600.0}}
+    for reranker, options in ((fake(**stalled, deadline=0.2), {}), (fake(**stalled), {"deadline": 0.2})):
+        with pytest.raises(TimeoutError):
+            reranker.rerank(TEXTS, QUERY, **options)
+        with pytest.raises(TimeoutError):
+            asyncio.run(reranker.arerank(TEXTS, QUERY, **options))
+
+
 # --- wrong arguments, failures ----------------------------------------------------------------------------------------
 
 
@@ -300,6 +251,21 @@ def test_rerank_says_what_was_skipped() -> None:
 def test_blank_query(call: Call, query: Any) -> None:
     with pytest.raises(ValueError, match="query"):
         call(fake(), make_documents(), query)
+    assert call(fake(), [], query) == []
+
+
+@every_call
+@pytest.mark.parametrize("settings", [{"on_error": "skip"}, {"fallback": "retrieval order"}], ids=str)
+def test_a_blank_query_may_leave_the_documents_as_they_came(call: Call, settings: dict[str, Any]) -> None:
+    """As in a chat, where an LLM condensed the question to nothing."""
+    documents = [Document(text, metadata={"relevance_score": at}) for at, text in enumerate(TEXTS)]
+    found = call(fake(top_n=3, **settings), documents, " \n")
+    assert [document.page_content for document in found] == TEXTS[:3]
+    assert [document.metadata["relevance_score"] for document in found] == [0, 1, 2]
+    assert all("blank" in document.metadata["rerank_error"] for document in found)
+    results = fake(**settings).rerank(TEXTS, "")
+    assert [one["index"] for one in results] == [0, 1, 2, 3, 4]
+    assert all("blank" in one["rerank_error"] for one in results)
 
 
 @every_call

@@ -4,20 +4,26 @@ import asyncio
 import copy
 import dataclasses
 import gc
+import json
 import pickle
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from engine_threads import engine_threads
 from langchain_kit import BEST_FIRST, QUERY, TEXTS, Call, every_call, fake, ids, make_documents, scores
 from pydantic import SecretStr, ValidationError
 
 from winnow import FakeEngine, ModelError, ModelRecipe, Reranker, RerankerConfig
+from winnow.engines import shared
 from winnow_langchain import WinnowCrossEncoder, WinnowRerank
 
 BOTH = pytest.mark.parametrize("kind", [WinnowRerank, WinnowCrossEncoder])
@@ -59,6 +65,9 @@ def test_settings_reach_the_reranker(kind: Any) -> None:
         "engine_kwargs": {"delay": 0.0},
         "root_path": "/pictures",
         "allow_remote_images": True,
+        "text_only": True,
+        "cache_dir": "/files",
+        "device": "cpu",
         "score_cache": 1000,
         "max_restarts": 3,
     }
@@ -73,8 +82,17 @@ def test_settings_reach_the_reranker(kind: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"topn": 3}, "topn"),
+        ({"topn": 3}, "has no argument 'topn'"),
+        ({"model_name": "m"}, "has no argument 'model_name': here it is 'model'"),
+        ({"cache_folder": "m"}, "has no argument 'cache_folder': here it is 'cache_dir'"),
+        ({"use_fp16": True}, r"has no argument 'use_fp16'.*engine_kwargs=.'dtype': 'float16'"),
+        ({"batch_size": 8}, "has no argument 'batch_size'.*own batches"),
         ({"max_length": 0}, "max_length"),
+        ({"max_length": True}, "max_length"),
+        ({"engine": "vllm", "engine_kwargs": {"dtypee": 1}}, "dtypee"),
+        ({"deadline": 0}, "deadline"),
+        ({"deadline": float("nan")}, "deadline"),
+        ({"deadline": "3"}, "deadline"),
         ({"on_overflow": "drop"}, "truncate"),
         ({"score_cache": 0}, "score_cache must be a number of pairs > 0"),
         ({"score_cache": True}, "score_cache"),
@@ -91,7 +109,14 @@ def test_wrong_settings(kind: Any, settings: dict[str, Any], message: str) -> No
         kind(**{"model": "fake", "engine": "fake", **settings})
 
 
-@pytest.mark.parametrize("settings", [{"top_n": 0}, {"top_n": -1}, {"top_n": 1.5}, {"score_threshold": float("nan")}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"top_n": value} for value in (0, -1, 1.5, True, "3")),
+        *({"score_threshold": value} for value in (float("nan"), "0.5", True)),
+    ],
+    ids=str,
+)
 def test_wrong_settings_of_the_compressor(settings: dict[str, Any]) -> None:
     (name,) = settings
     with pytest.raises(ValidationError, match=name):
@@ -109,6 +134,11 @@ def test_what_makes_the_reranker_cannot_be_assigned() -> None:
     for instruction, best in (("noodles", 0), (None, 2), ("Paris", 3)):
         reranker.instruction = instruction
         assert ids(reranker.compress_documents(make_documents(), "of"))[0] == best
+
+
+def test_what_peers_call_top_n() -> None:
+    with pytest.raises(ValidationError, match="has no argument 'top_k': here it is 'top_n'"):
+        fake(top_k=3)
 
 
 @every_call
@@ -181,6 +211,38 @@ def test_round_trips() -> None:
     assert one != WinnowCrossEncoder(model="fake", engine="fake")
 
 
+# Whatever runs can be dumped: what stands for a text or a number is one.
+RICH: dict[str, Any] = {
+    "model": Path("some") / "folder",
+    "engine": "transformers",
+    "engine_kwargs": MappingProxyType(
+        {"dtype": torch.bfloat16, "hf_overrides": MappingProxyType({"a": {"b": (1, 2)}})}
+    ),
+    "template_kwargs": {"style": MappingProxyType({"short": np.bool_(True)})},
+    "device": torch.device("cpu"),
+    "cache_dir": Path("/files"),
+    "root_path": Path("/pictures"),
+    "score_cache": Path("/scores"),
+    "max_length": np.int64(100),
+    "window_overlap": np.float64(0.25),
+    "deadline": np.float32(0.5),
+}
+
+
+@BOTH
+def test_whatever_runs_can_be_dumped_and_is_equal_when_read_back(kind: Any) -> None:
+    one = kind(**RICH)
+    assert kind(**one.model_dump()) == kind.model_validate_json(one.model_dump_json()) == one
+    assert json.loads(one.model_dump_json()) == one.model_dump()
+    assert one.model == str(RICH["model"])
+    assert one.engine_kwargs == {"dtype": "bfloat16", "hf_overrides": {"a": {"b": [1, 2]}}}
+    assert (one.device, one.cache_dir, one.max_length, one.deadline) == ("cpu", "/files", 100, 0.5)
+    chosen = fake(top_n=np.int64(3), score_threshold=np.float32(0.5))
+    assert (chosen.top_n, chosen.score_threshold) == (3, 0.5)
+    chosen.top_n = np.int64(2)  # type: ignore[assignment]
+    assert WinnowRerank.model_validate_json(chosen.model_dump_json()) == chosen
+
+
 def test_copies_work_and_updates_take_effect() -> None:
     one = fake(top_n=1)
     expected = one.compress_documents(make_documents(), QUERY)
@@ -225,6 +287,43 @@ def test_constructor_and_empty_input_load_nothing_and_equal_settings_share_one_e
         assert engine_threads() == before + 1
         one.close()
     assert engine_threads() == before
+
+
+@BOTH
+def test_copies_hold_no_engine_until_they_are_used_and_dropped_ones_give_it_back(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "_GRACE_SECONDS", 0.1)
+    gc.collect()
+    gc.disable()  # what is gone is gone because nothing refers to it
+    try:
+        one = kind(model="fake", engine="fake", engine_kwargs={"delay": 4e-6}).start()
+        key = one._reranker.engine_key
+        running = shared._registry[key]
+        copies = [one.model_copy(), one.model_copy(update={"instruction": "noodles"}), one.model_copy(deep=True)]
+        copies += [copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))]  # noqa: S301
+        one.close()
+        assert running.closed.is_set()
+        while copies:
+            use(copies.pop())
+        wait_until(lambda: key not in shared._registry)
+    finally:
+        gc.enable()
+
+
+def use(one: Any) -> None:
+    if isinstance(one, WinnowCrossEncoder):
+        assert len(one.score([(QUERY, text) for text in TEXTS])) == 5
+    else:
+        assert len(one.compress_documents(make_documents(), QUERY)) == 3
+        assert len(asyncio.run(one.arerank(TEXTS, QUERY))) == 3
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.01)
 
 
 @every_call

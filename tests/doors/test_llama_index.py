@@ -1,11 +1,14 @@
 """The LlamaIndex door: order, cut, what is read of a node, bad input, nothing mutated."""
 
+import asyncio
 import copy
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, LlamaDebugHandler
 from llama_index.core.instrumentation.events import BaseEvent
@@ -211,6 +214,75 @@ def test_a_blank_query_is_refused(call: Call, query: Any) -> None:
     assert call(fake(), [], query_bundle=QueryBundle(query)) == []
 
 
+@pytest.mark.parametrize("settings", [{"on_error": "skip"}, {"fallback": "retrieval order"}], ids=str)
+def test_a_blank_query_may_leave_the_nodes_as_they_came(call: Call, settings: dict[str, Any]) -> None:
+    """As in a chat, where an LLM condensed the question to nothing."""
+    nodes = [NodeWithScore(node=node, score=at / 10) for at, node in enumerate(text_nodes())]
+    found = call(fake(top_n=3, **settings), nodes, query_str=" \n")
+    assert ids(found) == [0, 1, 2]
+    assert [hit.score for hit in found] == [0.0, 0.1, 0.2]
+    assert all("blank" in hit.node.metadata["rerank_error"] for hit in found)
+    assert "rerank_error" not in nodes[0].node.metadata
+
+
+# --- settings for one call --------------------------------------------------------------------------------------------
+
+
+def rerank_sync(reranker: WinnowRerank, *args: Any, **kwargs: Any) -> list[NodeWithScore]:
+    return reranker.rerank(*args, **kwargs)
+
+
+def rerank_async(reranker: WinnowRerank, *args: Any, **kwargs: Any) -> list[NodeWithScore]:
+    return asyncio.run(reranker.arerank(*args, **kwargs))
+
+
+every_rerank = pytest.mark.parametrize("rerank", [rerank_sync, rerank_async], ids=["sync", "async"])
+
+
+@every_rerank
+def test_rerank_takes_settings_for_the_call(rerank: Call, events: list[BaseEvent], spans: SimpleSpanHandler) -> None:
+    reranker = fake(top_n=2, instruction="noodles rice")
+    nodes = scored(text_nodes())
+    settings = reranker.to_dict()
+    assert ids(rerank(reranker, nodes, QUERY)) == [1, 0]
+    assert ids(rerank(reranker, nodes, QueryBundle(QUERY), top_n=np.int64(1))) == [1]
+    assert ids(rerank(reranker, nodes, QUERY, instruction="", top_n=3)) == BEST_FIRST[:3]
+    assert ids(rerank(reranker, nodes, QUERY, instruction="Paris", top_n=4)) == [1, 2, 3, 4]
+    assert ids(reranker.postprocess_nodes(nodes, query_str=QUERY)) == [1, 0]
+    assert reranker.to_dict() == settings
+    starts = [event for event in events if isinstance(event, ReRankStartEvent)]
+    assert [event.top_n for event in starts] == [2, 1, 3, 4, 2]
+    name = "WinnowRerank.rerank" if rerank is rerank_sync else "WinnowRerank.arerank"
+    assert {str(event.span_id).split("-")[0] for event in starts[:4]} == {name}
+    assert len(spans.completed_spans) == 5
+
+
+@every_rerank
+def test_wrong_settings_for_the_call(rerank: Call, events: list[BaseEvent]) -> None:
+    for nodes in (scored(text_nodes()), []):
+        with pytest.raises(ValueError, match="top_n must be > 0, but got 0"):
+            rerank(fake(), nodes, QUERY, top_n=0)
+        for top_n in (True, "3", 1.5):
+            with pytest.raises(TypeError, match="top_n must be an integer"):
+                rerank(fake(), nodes, QUERY, top_n=top_n)
+    assert events == []
+    assert rerank(fake(), [], QUERY) == []
+
+
+def test_a_deadline_ends_a_query(call: Call) -> None:
+    stalled = {"engine_kwargs": {"delay": 600.0}}
+    nodes = scored(text_nodes())
+    with pytest.raises(TimeoutError):
+        call(fake(**stalled, deadline=0.2), nodes, query_str=QUERY)
+    reranker = fake(**stalled, deadline=0.2, fallback="retrieval order")
+    found = call(reranker, nodes, query_str=QUERY)
+    assert ids(found) == [0, 1, 2, 3, 4]
+    assert all("deadline" in hit.node.metadata["rerank_error"] for hit in found)
+    reranker.deadline = None  # given with each call
+    for rerank in (rerank_sync, rerank_async):
+        assert "deadline" in rerank(reranker, nodes, QUERY, deadline=0.2)[0].node.metadata["rerank_error"]
+
+
 @pytest.mark.parametrize("wrong", [TextNode(text="a"), "a", None], ids=["node", "text", "none"])
 def test_what_is_no_node_with_score_is_refused_before_any_event(
     call: Call, wrong: Any, events: list[BaseEvent]
@@ -243,6 +315,15 @@ def test_a_model_that_is_missing_is_an_error_and_ends_the_events(
 
 
 # --- nothing is mutated -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_metadata_hold_is_the_users_and_is_not_copied(call: Call, keep: bool) -> None:
+    lock = threading.Lock()  # cannot be copied
+    nodes = scored([TextNode(text=text, metadata={"lock": lock}) for text in TEXTS])
+    found = call(fake(keep_retrieval_score=keep, metadata_mode=MetadataMode.NONE), nodes, query_str=QUERY)
+    assert [hit.node.metadata["lock"] for hit in found] == [lock] * 5
+    assert all(hit.node.metadata == {"lock": lock} for hit in nodes)
 
 
 @pytest.mark.parametrize("keep", [False, True])

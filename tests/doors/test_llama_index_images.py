@@ -1,7 +1,10 @@
 """Nodes with images, at the LlamaIndex door: what of them reaches the core, in which order LlamaIndex would look."""
 
+import asyncio
 import base64
+import importlib.util
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from llama_index.core.schema import (
 from llama_index_helpers import QUERY, Call, fake, ids, scored, text_nodes
 
 from winnow import Document, DocumentError, RankedDocument, Ranking, Reranker
+from winnow_llama_index import WinnowRerank
 
 pytest_plugins = ["llama_index_helpers"]
 
@@ -122,10 +126,23 @@ def test_metadata_mode_holds_for_images_too(handed: list[Any]) -> None:
     assert [document.text for document in handed] == ["A map.", None, None]
 
 
-@pytest.mark.parametrize("image", [ImageNode(id_="1", image=BASE64), ImageNode(id_="1", text="China", image=BASE64)])
-def test_a_model_that_only_reads_says_which_node_it_cannot_see(call: Call, image: ImageNode) -> None:
+def test_a_model_that_only_reads_reads_the_caption(call: Call) -> None:
+    captions = [
+        ImageNode(id_="0", text="Paris.", image=BASE64),
+        ImageNode(id_="1", text=QUERY, image_url=URL),
+        Node(id_="2", text_resource=MediaResource(text="China."), image_resource=MediaResource(data=PNG)),
+        Node(id_="3", text_resource=MediaResource(text="Rice."), video_resource=MediaResource(path="a.mp4")),
+    ]
+    found = call(fake(), scored(captions), query_str=QUERY)
+    expected = call(fake(), scored(text_nodes(["Paris.", QUERY, "China.", "Rice."])), query_str=QUERY)
+    assert ids(found) == ids(expected)
+    assert [hit.score for hit in found] == [hit.score for hit in expected]
+    assert all("rerank_error" not in hit.node.metadata for hit in found)
+
+
+def test_a_model_that_only_reads_says_which_node_it_cannot_see(call: Call) -> None:
     debug = LlamaDebugHandler(print_trace_on_end=False)
-    nodes = scored([text_nodes()[0], image])
+    nodes = scored([text_nodes()[0], ImageNode(id_="1", image=BASE64)])
     with pytest.raises(DocumentError, match=r"(?i)document 1 .*image") as caught:
         call(fake(callback_manager=CallbackManager([debug])), nodes, query_str=QUERY)
     assert caught.value.index == 1
@@ -133,7 +150,7 @@ def test_a_model_that_only_reads_says_which_node_it_cannot_see(call: Call, image
 
 
 def test_skipping_what_the_model_cannot_see(call: Call, events: list[BaseEvent]) -> None:
-    nodes = scored([ImageNode(id_="9", text=QUERY, image=BASE64), *text_nodes()])
+    nodes = scored([ImageNode(id_="9", image=BASE64), *text_nodes()])
     found = call(fake(on_error="skip"), nodes, query_str=QUERY)
     assert ids(found)[-1] == 9
     assert found[-1].score == 0.0
@@ -147,3 +164,24 @@ def test_skipping_what_the_model_cannot_see(call: Call, events: list[BaseEvent])
 def test_the_image_of_a_query_is_not_read(call: Call) -> None:
     with pytest.raises(ValueError, match="query must be a text"):
         call(fake(), scored(text_nodes()), query_bundle=QueryBundle("", image_path="a.png"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="Qwen3-VL's processor needs torchvision")
+def test_text_only_on_a_model_that_sees(tmp_path: Path) -> None:
+    from tiny_families import build_qwen3_vl
+    from tiny_vision import encoded, picture
+
+    model = str(build_qwen3_vl(tmp_path / "qwen3-vl-reranker-2b"))
+    data = encoded(picture(320, 200, "lightblue", "Beijing"))
+    node = NodeWithScore(node=ImageNode(id_="0", text="A map.", image=base64.b64encode(data)))
+    with Reranker(model, engine="transformers") as core:
+        seen, unseen = core.score(QUERY, [Document("A map.", data), "A map."])
+        assert seen != pytest.approx(unseen, abs=1e-3)
+        for text_only, expected in ((False, seen), (True, unseen)):
+            reranker = WinnowRerank(model=model, engine="transformers", text_only=text_only)
+            for (found,) in (
+                reranker.postprocess_nodes([node], query_str=QUERY),
+                asyncio.run(reranker.apostprocess_nodes([node], query_str=QUERY)),
+            ):
+                assert found.score == pytest.approx(expected, abs=1e-5)
+            reranker.close()

@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from engine_threads import engine_threads
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.instrumentation.events import BaseEvent
@@ -26,6 +29,7 @@ from llama_index.core.schema import (
 from llama_index_helpers import BEST_FIRST, QUERY, TEXTS, Call, fake, ids, scored, text_nodes
 
 from winnow import ModelRecipe, Reranker, RerankerConfig
+from winnow.engines import shared
 from winnow_llama_index import WinnowRerank
 
 pytest_plugins = ["llama_index_helpers"]
@@ -51,6 +55,14 @@ pytest_plugins = ["llama_index_helpers"]
         {"max_document_tokens": -1},
         {"metadata_mode": "everything"},
         {"score_threshold": math.nan},
+        {"score_threshold": "0.5"},
+        {"top_n": True},
+        {"top_n": "3"},
+        {"deadline": 0},
+        {"deadline": "3"},
+        {"deadline": math.nan},
+        {"model_name": "m"},
+        {"engine_kwargs": {"delayy": 1.0}},
     ],
     ids=str,
 )
@@ -58,6 +70,23 @@ def test_wrong_arguments_are_named_and_values_not_printed(wrong: dict[str, Any])
     with pytest.raises(ValueError, match=next(iter(wrong))) as caught:
         fake(**{"api_key": "sk-secret", **wrong})
     assert "sk-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ({"model_name": "m"}, "here it is 'model'"),
+        ({"cache_folder": "m"}, "here it is 'cache_dir'"),
+        ({"top_k": 3}, "here it is 'top_n'"),
+        ({"use_fp16": True}, "engine_kwargs={'dtype': 'float16'}"),
+        ({"batch_size": 8}, "own batches"),
+        ({"topn": 3}, "did you mean 'top_n'"),
+    ],
+    ids=str,
+)
+def test_unknown_arguments_get_a_hint(wrong: dict[str, Any], hint: str) -> None:
+    with pytest.raises(ValueError, match=f"has no argument '{next(iter(wrong))}'.*{re.escape(hint)}"):
+        fake(**wrong)
 
 
 def test_model_is_required() -> None:
@@ -98,8 +127,12 @@ EVERYTHING: dict[str, Any] = {
     "url": None,
     "api_key": None,
     "engine_kwargs": {"delay": 0.001},
+    "device": "cpu",
+    "cache_dir": "files",
     "root_path": "images",
     "allow_remote_images": True,
+    "text_only": True,
+    "deadline": 60.0,
     "score_cache": 1000,
     "fallback": "retrieval order",
     "max_restarts": 3,
@@ -130,6 +163,40 @@ def test_round_trips(name: str) -> None:
         assert other.postprocess_nodes(nodes, query_str=QUERY) == one.postprocess_nodes(nodes, query_str=QUERY), used
     one.close()
     other.close()
+
+
+# Whatever runs can be dumped: what stands for a text or a number is one.
+RICH: dict[str, Any] = {
+    "model": Path("some") / "folder",
+    "engine": "transformers",
+    "engine_kwargs": MappingProxyType(
+        {"dtype": torch.bfloat16, "hf_overrides": MappingProxyType({"a": {"b": (1, 2)}})}
+    ),
+    "template_kwargs": {"style": MappingProxyType({"short": np.bool_(True)})},
+    "device": torch.device("cpu"),
+    "cache_dir": Path("/files"),
+    "root_path": Path("/images"),
+    "score_cache": Path("/scores"),
+    "max_length": np.int64(100),
+    "window_overlap": np.float64(0.25),
+    "deadline": np.float32(0.5),
+    "top_n": np.int64(3),
+    "score_threshold": np.float32(0.5),
+}
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_whatever_runs_can_be_dumped_and_is_equal_when_read_back(name: str) -> None:
+    one = WinnowRerank(**RICH)
+    other = ROUND_TRIPS[name](one)
+    assert json.loads(one.to_json()) == other.to_dict() == one.to_dict()
+    assert other.model_dump() == one.model_dump()
+    assert one.model == str(RICH["model"])
+    assert one.engine_kwargs == {"dtype": "bfloat16", "hf_overrides": {"a": {"b": [1, 2]}}}
+    assert (one.device, one.cache_dir, one.max_length, one.deadline) == ("cpu", "/files", 100, 0.5)
+    assert (one.top_n, one.score_threshold) == (3, 0.5)
+    one.top_n = np.int64(2)  # type: ignore[assignment]
+    assert json.loads(one.to_json())["top_n"] == 2
 
 
 def test_servers_round_trip() -> None:
@@ -228,7 +295,7 @@ def test_the_servers_key_comes_from_the_environment_with_the_first_query(monkeyp
 
 def test_settings_reach_the_reranker(tmp_path: Path) -> None:
     core = WinnowRerank(**{**EVERYTHING, "root_path": tmp_path})._core()
-    per_call = {"instruction", "template", "template_kwargs"}
+    per_call = {"instruction", "template", "template_kwargs", "deadline"}
     for name in {field.name for field in dataclasses.fields(RerankerConfig)} - per_call - {"root_path"}:
         assert getattr(core, name) == EVERYTHING[name], name
     assert core.root_path == str(tmp_path)
@@ -256,6 +323,33 @@ def test_constructor_loads_nothing_and_equal_settings_share_one_engine() -> None
         assert engine_threads() == before + 1
         reranker.close()
     assert engine_threads() == before
+
+
+def test_copies_hold_no_engine_until_they_are_used_and_dropped_ones_give_it_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shared, "_GRACE_SECONDS", 0.1)
+    gc.collect()
+    gc.disable()  # what is gone is gone because nothing refers to it
+    try:
+        one = fake(engine_kwargs={"delay": 4e-6})
+        nodes = scored(text_nodes())
+        one.postprocess_nodes(nodes, query_str=QUERY)
+        key = one._core().engine_key
+        running = shared._registry[key]
+        copies = [one.model_copy(), one.model_copy(update={"instruction": "noodles"}), one.model_copy(deep=True)]
+        copies += [copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))]  # noqa: S301
+        one.close()
+        assert running.closed.is_set()
+        while copies:
+            assert len(copies[-1].postprocess_nodes(nodes, query_str=QUERY)) == 5
+            assert len(asyncio.run(copies.pop().arerank(nodes, QUERY))) == 5
+        end = time.monotonic() + 60
+        while key in shared._registry:
+            assert time.monotonic() < end, "a dropped copy holds the engine"
+            time.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 def test_close_frees_the_engine_and_the_next_query_loads_it_again(call: Call) -> None:

@@ -1,0 +1,212 @@
+"""The settings of the postprocessor, as described fields, and the reranker made of them."""
+
+import copy
+import dataclasses
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from llama_index.core.bridge.pydantic import (
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    StrictFloat,
+    StrictInt,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from pydantic import StrictBool
+from winnow.hints import unknown_argument
+from winnow.plain import plain
+
+from winnow import ModelRecipe, Reranker, RerankerConfig
+
+# Given with each call, so that they may be assigned between two queries; api_key waits for the first.
+_PER_CALL = {"instruction", "template", "template_kwargs", "deadline"}
+_SETTINGS = {field.name for field in dataclasses.fields(RerankerConfig)} - _PER_CALL - {"api_key"}
+
+_making = threading.Lock()
+
+
+class WinnowSettings(BaseNodePostprocessor):
+    """Settings of a `winnow.Reranker`, as LlamaIndex's components have them, and the reranker made of them."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, hide_input_in_errors=True)
+
+    model: str = Field(description="A folder, or a name on the Hugging Face Hub.", frozen=True)
+    instruction: str | None = Field(
+        default=None,
+        description="What counts as relevant, for models that take an instruction; None for the template's default.",
+    )
+    template: str | dict[str, str] | None = Field(
+        default=None,
+        description="A score template instead of the model's own: a built-in's name, a path, Jinja source, or format "
+        "strings for prefix, query_template, document_template and suffix.",
+    )
+    template_kwargs: dict[str, Any] | None = Field(default=None, description="More variables for the template.")
+    raw_scores: StrictBool = Field(
+        default=False, frozen=True, description="Return logits as scores instead of sigmoid(logit)."
+    )
+    recipe: str | ModelRecipe | None = Field(
+        default=None, frozen=True, description="The model's family, where the model's name does not tell."
+    )
+    max_length: StrictInt | None = Field(
+        default=None, ge=1, frozen=True, description="Most tokens of a prompt; None for the model's limit."
+    )
+    max_query_tokens: StrictInt | None = Field(
+        default=None, ge=1, frozen=True, description="Most tokens of the query; None for three quarters of the room."
+    )
+    max_document_tokens: StrictInt | None = Field(
+        default=None, ge=1, frozen=True, description="Most tokens of a node, or of each window; None for what is left."
+    )
+    on_overflow: Literal["truncate", "error", "window"] = Field(
+        default="truncate", frozen=True, description='What to do with longer nodes; "window" scores piece by piece.'
+    )
+    window_overlap: StrictFloat = Field(
+        default=0.1, ge=0, lt=1, frozen=True, description="Share of a window that the next one repeats."
+    )
+    window_score: Literal["max", "mean", "first"] = Field(
+        default="max", frozen=True, description="How a node's windows make its score."
+    )
+    on_error: Literal["raise", "skip"] = Field(
+        default="raise",
+        frozen=True,
+        description='"skip": a node that cannot be scored ranks last and says why in its metadata, as rerank_error.',
+    )
+    engine: str = Field(
+        default="auto",
+        frozen=True,
+        description='"auto", "vllm" (in this process), "server" (vLLM servers at url), "transformers", or "fake" (no '
+        "model, for tests).",
+    )
+    url: str | list[str] | None = Field(
+        default=None, frozen=True, description='Address of a vLLM server, or of several, for engine="server".'
+    )
+    api_key: SecretStr | None = Field(
+        default=None,
+        frozen=True,
+        exclude=True,
+        repr=False,
+        description="Key of these servers; None for the environment variable WINNOW_API_KEY. Never serialized.",
+    )
+    engine_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        frozen=True,
+        repr=False,
+        description="Settings of the engine: any field of vLLM's AsyncEngineArgs, or the keywords of Winnow's "
+        "TransformersEngine or ServerEngine. hf_token is never serialized.",
+    )
+    device: str | None = Field(
+        default=None,
+        frozen=True,
+        description='What PyTorch runs on, such as "cpu" or "cuda:1"; None to find it. For vLLM, CUDA_VISIBLE_DEVICES '
+        "chooses the GPU.",
+    )
+    cache_dir: str | None = Field(
+        default=None,
+        frozen=True,
+        description="Folder that files from the Hub are kept in; None for that of the environment.",
+    )
+    root_path: str | None = Field(
+        default=None,
+        frozen=True,
+        description="Folder that images with local paths are read from; without it such images are refused.",
+    )
+    allow_remote_images: StrictBool = Field(
+        default=False, frozen=True, description="Whether images may be fetched from http(s) addresses."
+    )
+    text_only: StrictBool = Field(
+        default=False,
+        frozen=True,
+        description="Leave images and videos alone even where the model takes them. A model that only reads does so in "
+        "any case.",
+    )
+    deadline: StrictFloat | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds after which a query gives up, loading the model included; None to wait.",
+    )
+    score_cache: StrictInt | str | None = Field(
+        default=None,
+        frozen=True,
+        description="Keep scores from one query to the next: how many pairs in memory, or a folder to keep them in.",
+    )
+    fallback: str | None = Field(
+        default=None,
+        frozen=True,
+        description='What ranks where the engine fails: the name of another engine, or "retrieval order", which leaves '
+        "the nodes and their scores as they came and says why in their metadata, as rerank_error. None to raise.",
+    )
+    max_restarts: StrictInt = Field(
+        default=1, ge=0, frozen=True, description="How often in a row an engine that died is started again."
+    )
+
+    _reranker: Reranker | None = PrivateAttr(default=None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hint(cls, data: Any) -> Any:
+        """LlamaIndex writes `class_name` into every dump; everything else that is unknown is refused."""
+        if not isinstance(data, dict):
+            return data
+        given = {name: value for name, value in data.items() if name != "class_name"}
+        for name in given:
+            if name not in cls.model_fields:
+                raise ValueError(unknown_argument(cls.__name__, name, cls.model_fields))
+        return given
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        """A path, a `torch.dtype` or a number of NumPy's can be serialized then, and is equal when it is read back."""
+        return plain(value)
+
+    @field_serializer("engine_kwargs")
+    def _without_token(self, value: dict[str, Any]) -> dict[str, Any]:
+        return {key: item for key, item in value.items() if key != "hf_token"}
+
+    def model_post_init(self, _context: Any, /) -> None:
+        """Refuse settings that do not go together; nothing is loaded yet."""
+        RerankerConfig(**self._settings())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the reranker, which may know a key from the environment: a copy makes its own."""
+        return {**super().__getstate__(), "__pydantic_private__": None}
+
+    def __copy__(self) -> Self:
+        """Not with the same reranker: a copy holds no engine until it is used, and closing it closes no other."""
+        return self.model_copy()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other settings, checked; it shares the engine if model and engine settings are the same."""
+        values = dict(self)
+        return type(self)(**{**(copy.deepcopy(values) if deep else values), **(update or {})})
+
+    def close(self) -> None:
+        """Wait for calls in flight, then free the engine unless others hold it. The next query loads it again."""
+        if self._reranker is not None:
+            self._reranker.close()
+
+    async def aclose(self) -> None:
+        """`close` for event loops."""
+        if self._reranker is not None:
+            await self._reranker.aclose()
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _SETTINGS}
+
+    def _core(self) -> Reranker:
+        """The reranker, made by the first query: only then are secrets looked up."""
+        with _making:
+            if self._reranker is None:
+                key = None
+                if self.engine == "server":
+                    given = None if self.api_key is None else self.api_key.get_secret_value()
+                    key = (os.environ.get("WINNOW_API_KEY") if given is None else given) or None
+                self._reranker = Reranker(**self._settings(), api_key=key)
+            return self._reranker
