@@ -19,10 +19,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from winnow.hints import unknown_argument
-from winnow.plain import plain
 
 from winnow import ModelRecipe, Reranker, RerankerConfig
+from winnow.hints import unknown_argument
+from winnow.plain import plain
 
 # Given with each call, so that they may be assigned.
 _PER_CALL = ("instruction", "deadline")

@@ -20,10 +20,10 @@ from llama_index.core.bridge.pydantic import (
 )
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from pydantic import StrictBool
-from winnow.hints import unknown_argument
-from winnow.plain import plain
 
 from winnow import ModelRecipe, Reranker, RerankerConfig
+from winnow.hints import unknown_argument
+from winnow.plain import plain
 
 # Given with each call, so that they may be assigned between two queries; api_key waits for the first.
 _PER_CALL = {"instruction", "template", "template_kwargs", "deadline"}
