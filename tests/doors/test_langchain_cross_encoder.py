@@ -86,6 +86,18 @@ def test_failures_raise_or_are_logged(monkeypatch: pytest.MonkeyPatch, caplog: p
         fake().score(pairs)
 
 
+def test_a_blank_query_may_leave_the_others_their_scores(caplog: pytest.LogCaptureFixture) -> None:
+    found = fake(on_error="skip").score([(QUERY, TEXTS[1]), (" ", TEXTS[1]), (QUERY, TEXTS[0])])
+    assert found[1] == 0.0
+    assert [found[0], found[2]] == fake().score([(QUERY, TEXTS[1]), (QUERY, TEXTS[0])])
+    assert "1 of 3 texts" in caplog.text
+
+
+def test_a_deadline_ends_a_call() -> None:
+    with pytest.raises(TimeoutError):
+        fake(engine_kwargs={"delay": 600.0}, deadline=0.2).score([(QUERY, TEXTS[1])])
+
+
 def test_in_cross_encoder_reranker() -> None:
     reranker = CrossEncoderReranker(model=fake(), top_n=2)
     for found in (
