@@ -1,11 +1,13 @@
 """Which recipe a model gets, and what is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tokenizer_kinds import qwen3
 from winnow import ConfigurationError, ModelRecipe
+from winnow.checkpoint import open_checkpoint
 from winnow.errors import ModelError
 from winnow.recipes import RECIPES, recipe_for
 from winnow.tokenization import PromptTokenizer
@@ -176,23 +178,31 @@ def test_a_model_that_only_its_own_code_runs_is_refused() -> None:
         recipe_for("nvidia/llama-nemotron-rerank-vl-1b-v2", nemotron)
 
 
-def test_an_unknown_architecture_is_refused_with_both_ways_out() -> None:
-    with pytest.raises(ModelError, match=r"not a reranker that Winnow knows.*labels=\(negative, positive\)"):
+def test_an_unknown_architecture_is_refused_with_the_way_out_that_leads_somewhere() -> None:
+    known = "not a reranker that Winnow knows"
+    with pytest.raises(ModelError, match=rf"{known}.*labels=\(negative, positive\)"):
         recipe_for("m", config("FalconForCausalLM"))
+    with pytest.raises(ModelError, match=rf"{known}.*recipe=ModelRecipe\(family='mine'\)"):
+        recipe_for("m", config("MPNetForSequenceClassification", **ONE_SCORE))
+    with pytest.raises(ModelError, match=rf"{known}.*gives no relevance score.*modules.json") as error:
+        recipe_for("m", config("ModernBertModel"))
+    assert "ModelRecipe" not in str(error.value)
     with pytest.raises(ModelError, match="names no architecture"):
         recipe_for("m", {})
 
 
 @pytest.mark.parametrize("fields", [{}, {"id2label": {"0": "NEGATIVE", "1": "NEUTRAL", "2": "POSITIVE"}}])
 def test_a_classifier_with_several_labels_is_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ModelError, match=r"with [23] labels: a classifier, not a reranker"):
+    with pytest.raises(
+        ModelError, match=r"classifier with 2 labels, 0 and 1|has 3 labels: it is a classifier, not a reranker"
+    ):
         recipe_for("sentiment", config("BertForSequenceClassification", **fields))
 
 
 def test_a_recipe_without_labels_needs_a_single_score() -> None:
     mine = ModelRecipe(family="mine")
     assert recipe_for("m", config("MPNetForSequenceClassification", **ONE_SCORE), mine).architectures
-    with pytest.raises(ModelError, match=r"with 2 labels: a classifier, not a reranker"):
+    with pytest.raises(ModelError, match=r"with 2 labels.*recipe=ModelRecipe\(family='mine', positive_label=1\)"):
         recipe_for("m", config("MPNetForSequenceClassification"), mine)
     with pytest.raises(ModelError, match=r"LlamaForCausalLM, which has no score head: give the recipe the labels"):
         recipe_for("m", config("LlamaForCausalLM"), mine)
@@ -212,3 +222,64 @@ def test_labels_are_one_or_two_and_differ(labels: tuple[str, ...]) -> None:
 def test_a_temperature_is_positive() -> None:
     with pytest.raises(ConfigurationError, match=r"temperature of the recipe 'judge' must be > 0, but got 0"):
         ModelRecipe(family="judge", temperature=0)
+
+
+# --- score heads with two labels --------------------------------------------------------------------------------------
+
+TWO = {"id2label": {"0": "relevant", "1": "irrelevant"}}
+
+
+@pytest.mark.parametrize("label", [0, "relevant"])
+def test_the_positive_label_by_number_or_name(label: int | str) -> None:
+    recipe = ModelRecipe(family="mine", positive_label=label, temperature=2.0)
+    found = recipe_for("m", config("BertForSequenceClassification", **TWO), recipe)
+    assert found.formula == "(output 0 − output 1 of the score head) / 2"
+    assert found.outputs == 2
+    assert found.calibrated(found.of_outputs([3.0, 1.0])) == 1.0
+
+
+def test_labels_without_names_have_numbers() -> None:
+    """transformers does not write `id2label` where there are two labels."""
+    found = recipe_for("m", config("BertForSequenceClassification"), ModelRecipe(family="mine", positive_label=1))
+    assert found.of_outputs([3.0, 1.0]) == -2.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "label", "message"),
+    [
+        (TWO, 2, r"has no label 2; positive_label is one of its labels 0 \('relevant'\) and 1 \('irrelevant'\)"),
+        (TWO, "Relevant", "has no label 'Relevant'"),
+        (TWO, True, "has no label True"),
+        (ONE_SCORE, 0, "has one score: leave out positive_label"),
+        ({"num_labels": 3}, 0, "has 3 labels: it is a classifier"),
+    ],
+)
+def test_a_positive_label_that_is_not_there(fields: dict[str, Any], label: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        recipe_for(
+            "m", config("BertForSequenceClassification", **fields), ModelRecipe(family="mine", positive_label=label)
+        )
+
+
+def test_labels_that_are_tokens_and_a_label_of_a_head_exclude_each_other() -> None:
+    with pytest.raises(ConfigurationError, match="'judge' has labels, which are tokens, and positive_label"):
+        ModelRecipe(family="judge", labels=("no", "yes"), positive_label=1)
+
+
+# --- what no engine runs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", [None, ModelRecipe(family="judge", labels=("false", "true"))])
+def test_an_encoder_decoder_is_refused_with_an_alternative(recipe: ModelRecipe | None) -> None:
+    t5 = config("T5ForConditionalGeneration", model_type="t5", is_encoder_decoder=True)
+    with pytest.raises(ModelError, match=r"an encoder and a decoder, as monoT5 is.* such as BAAI/bge-reranker-v2-m3"):
+        recipe_for("castorini/monot5-base-msmarco", t5, recipe)
+
+
+@pytest.mark.parametrize("files", [["model-Q4_K_M.gguf"], ["model-Q4_K_M.gguf", "config.json"]])
+def test_gguf_is_refused_with_an_alternative(files: list[str], tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    for model in (tmp_path, tmp_path / "model-Q4_K_M.gguf"):
+        with pytest.raises(ModelError, match=r"GGUF, which Winnow does not run: give the model that it was made from"):
+            open_checkpoint(str(model))

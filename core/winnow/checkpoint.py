@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from winnow.cross_encoder_head import HeadModule, read_head
 from winnow.errors import ModelError, TemplateError
 from winnow.model_folder import CrossEncoderFiles, folder_of, read_cross_encoder_files, read_json
+from winnow.overrides import completed, merged, overridden
 from winnow.recipes import ModelRecipe, recipe_for
 from winnow.segments import Segment, fields_of
 from winnow.template_search import find_template
@@ -25,12 +27,14 @@ class Checkpoint:
     Attributes:
         model: Name or path as the user gave it; engines load their weights from it.
         folder: Where its small files are; on a local model and in the Hub's cache its weights, too.
-        config: The contents of config.json.
+        config: The contents of config.json, with `hf_overrides` over them.
         recipe: How the model is loaded, prompted and scored.
         tokenizer: The model's tokenizer, safe for contents.
         template: The template that the model brings or that its family has; None for the tokenizer's pair encoding.
         max_length: Most tokens of a prompt: the model's own limit, or less if the family's reference code says so.
         vision: How the model sees; None if it only reads.
+        head: The modules that sentence-transformers put after the transformer, where they are the score head.
+        user_overrides: The user's `hf_overrides`, completed (`winnow.overrides`); they are in `config`, too.
     """
 
     model: str
@@ -41,15 +45,35 @@ class Checkpoint:
     template: ScoreTemplate | None
     max_length: int
     vision: Vision | None = None
+    head: tuple[HeadModule, ...] = ()
+    user_overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the weights are saved in a quantised form, as config.json says."""
+        return any(part.get("quantization_config") for part in (self.config, self.config.get("text_config") or {}))
+
+    def check_runs_on_vllm(self) -> None:
+        """Refuse what only transformers runs.
+
+        Raises:
+            ModelError: The score head is made of modules of sentence-transformers.
+        """
+        if self.head:
+            raise ModelError(
+                f"The score head of {self.model} is made of modules of sentence-transformers "
+                f"({', '.join(module.kind for module in self.head)}), which vLLM does not run. "
+                'Use engine="transformers".'
+            )
 
     @property
     def vllm_overrides(self) -> dict[str, Any]:
-        """`hf_overrides` that make vLLM load the model: the recipe's, and what vLLM misses in the config."""
+        """`hf_overrides` that make vLLM load the model: the recipe's, what vLLM misses in the config, the user's."""
         overrides = self.recipe.vllm_overrides
         if self.vision is not None and overrides and "tie_word_embeddings" not in self.config.get("text_config", {}):
             # vLLM looks for it there, but transformers 5 writes it beside text_config only.
             overrides["text_config"] = {"tie_word_embeddings": bool(self.config.get("tie_word_embeddings"))}
-        return overrides
+        return merged(overrides, self.user_overrides)
 
     @property
     def label_ids(self) -> tuple[int, ...]:
@@ -103,12 +127,18 @@ def open_checkpoint(
     Raises:
         ModelError: The model is not found, is no reranker, or a file is missing or damaged. The message says which.
     """
+    if str(model).lower().endswith(".gguf"):
+        raise _gguf(model)
     folder = folder_of(model, revision, token, cache_dir)
+    if _has_only_gguf(folder, model):
+        raise _gguf(model)
     own_config = read_json(folder / "config.json", model)
-    config = {**own_config, **(hf_overrides or {})}
+    overrides = completed(own_config, hf_overrides or {})
+    config = overridden(own_config, overrides)
     cross_encoder = read_cross_encoder_files(folder)
+    head = () if cross_encoder is None else read_head(folder, model)
     try:
-        found = recipe_for(str(model), config, recipe)
+        found = recipe_for(str(model), config, recipe, module_scores=head[-1].scores if head else None)
         tokenizer, own_limit = _load_tokenizer(folder, model, trust_remote_code, found.last_token)
     except ModelError:
         if cross_encoder is None or not cross_encoder.label_ids:
@@ -144,6 +174,8 @@ def open_checkpoint(
         template=template,
         max_length=max_length,
         vision=vision_of(folder, model, config, found, tokenizer, mm_processor_kwargs),
+        head=head,
+        user_overrides=overrides,
     )
     labels = checkpoint.label_ids  # a wrong label is an error now, not a wrong score later
     if cross_encoder is not None and labels and cross_encoder.label_ids not in ((), labels):
@@ -243,6 +275,19 @@ def warnings_about(
             'needs it, end the file with {{ "\\n" }}.'
         )
     return found
+
+
+def _has_only_gguf(folder: Path, model: str) -> bool:
+    others = any(file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
+    named = "gguf" in str(model).lower() and not (folder / "config.json").is_file()  # on the Hub
+    return not others and (named or any(folder.glob("*.gguf")))
+
+
+def _gguf(model: str) -> ModelError:
+    return ModelError(
+        f"{model} is in llama.cpp's format GGUF, which Winnow does not run: give the model that it was made from "
+        "(base_model on its page on the Hub), with engine_kwargs={'quantization': 'fp8'} if memory is short."
+    )
 
 
 def _recipe_of(files: CrossEncoderFiles, config: Mapping[str, Any], tokenizer: PromptTokenizer) -> ModelRecipe:

@@ -137,7 +137,7 @@ def examine(
             check_files(checkpoint, required=False)
             found.problems += faults_of(checkpoint, found.ids)
             needs_token_types = checkpoint.template is None and checkpoint.tokenizer.token_types
-            if not found.problems and not needs_token_types:
+            if not found.problems and not needs_token_types and not checkpoint.head:
                 found.serve = serve_command(checkpoint)
         except WinnowError as error:
             found.problems.append(str(error))

@@ -79,13 +79,18 @@ def read_json(path: Path, model: str) -> dict[str, Any]:
     Raises:
         ModelError: The file is missing or damaged.
     """
-    content = _parse(path, model)
+    content = parse_json(path, model)
     if not isinstance(content, dict):
         raise ModelError(f"{path} of {model} is damaged: it should hold a JSON object. Download it again.")
     return content
 
 
-def _parse(path: Path, model: str) -> Any:
+def parse_json(path: Path, model: str) -> Any:
+    """What a file of JSON holds.
+
+    Raises:
+        ModelError: The file is missing or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -148,7 +153,7 @@ def _label_ids(folder: Path) -> tuple[int, ...]:
     modules = folder / "modules.json"
     if not modules.is_file():
         return ()
-    for module in _parse(modules, str(folder)):
+    for module in parse_json(modules, str(folder)):
         if str(module.get("type", "")).endswith(".LogitScore"):
             score = read_json(folder / str(module.get("path", "")) / "config.json", str(folder))
             ids = (score.get("false_token_id"), score.get("true_token_id"))

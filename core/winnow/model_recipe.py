@@ -1,6 +1,7 @@
 """What Winnow must know of a reranker to load, prompt and score it."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ class ModelRecipe:
             families share an architecture. Empty: the architecture alone tells.
         template: Name of the built-in template, or None for the tokenizer's pair encoding.
         labels: Tokens whose logits make the score: (negative, positive), or (positive,) alone; empty for a score head.
+        positive_label: For a score head with two labels, the one that means relevant: its number, or its name in
+            `id2label` of config.json. The logit is then its own less the other's.
         shift: Subtracted from the logit, as the family's reference code does.
         temperature: What the logit is then divided by.
         vllm_calibrates: Whether vLLM does both by itself for this architecture (vLLM, model_executor/models/config.py).
@@ -45,6 +48,7 @@ class ModelRecipe:
     names: str = ""
     template: str | None = None
     labels: tuple[str, ...] = ()
+    positive_label: int | str | None = None
     shift: float = 0.0
     temperature: float = 1.0
     vllm_calibrates: bool = False
@@ -65,6 +69,11 @@ class ModelRecipe:
                 f"labels of the recipe {self.family!r} must be (negative, positive), two different tokens, or "
                 f"(positive,) alone, but got {self.labels!r}"
             )
+        if self.labels and self.positive_label is not None:
+            raise ConfigurationError(
+                f"the recipe {self.family!r} has labels, which are tokens, and positive_label, which is one of a score "
+                "head: give one of them"
+            )
         if self.temperature <= 0:
             raise ConfigurationError(
                 f"temperature of the recipe {self.family!r} must be > 0, but got {self.temperature}"
@@ -78,13 +87,34 @@ class ModelRecipe:
                 formula = f"logit[{positive!r}] − logit[{negative!r}]"
             case (positive,):
                 formula = f"logit[{positive!r}]"
-            case _:
+            case _ if self.positive_label is None:
                 formula = "output of the score head"
+            case _:
+                formula = f"output {self.positive_label} − output {self._negative_label} of the score head"
         if self.shift:
             formula = f"{formula} − {self.shift:g}"
         if self.temperature != 1:
             formula = f"({formula}) / {self.temperature:g}"
         return formula
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the score head puts out."""
+        return 1 if self.positive_label is None else 2
+
+    @property
+    def _negative_label(self) -> int:
+        return 1 - int(self.positive_label or 0)
+
+    def of_outputs(self, outputs: Sequence[float]) -> float:
+        """The raw logit, from the numbers that the score head, or vLLM in its place, puts out.
+
+        Args:
+            outputs: `self.outputs` numbers.
+        """
+        if self.positive_label is None:
+            return outputs[0]
+        return outputs[int(self.positive_label)] - outputs[self._negative_label]
 
     def calibrated(self, raw: float) -> float:
         """The logit of `formula`, from what the model itself puts out."""

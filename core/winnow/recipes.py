@@ -130,29 +130,41 @@ RECIPES: tuple[ModelRecipe, ...] = (
 )
 
 
-def recipe_for(model: str, config: Mapping[str, Any], recipe: str | ModelRecipe | None = None) -> ModelRecipe:
+def recipe_for(
+    model: str,
+    config: Mapping[str, Any],
+    recipe: str | ModelRecipe | None = None,
+    *,
+    module_scores: int | None = None,
+) -> ModelRecipe:
     """The recipe of a model, with all that its config.json settles.
 
     Args:
         model: Its name or path, as the user gave it.
         config: Its config.json. `winnow_family` in it names the family; `winnow convert` writes it.
         recipe: A recipe, or the family name of one, that the user gave; then nothing is guessed.
+        module_scores: How many scores the modules give that sentence-transformers put after the model; None without
+            such modules.
 
     Raises:
         ConfigurationError: No family has that name.
         ModelError: The model is not one Winnow knows as a reranker.
     """
     architectures = tuple(config.get("architectures") or ())
+    _refuse_encoder_decoder(model, config, architectures)
+    if module_scores is not None:
+        given = recipe if isinstance(recipe, ModelRecipe) else ModelRecipe(family=recipe or "sentence-transformers")
+        return replace(_with_scores(model, config, given, module_scores), architectures=architectures)
     if isinstance(recipe, ModelRecipe):
         if not recipe.labels and architectures:
-            _check_single_score(model, config, architectures[0])
+            recipe = _with_score_head(model, config, architectures[0], recipe)
         return recipe if recipe.architectures else replace(recipe, architectures=architectures)
     if config.get("winnow_family"):
         return _converted(model, config, architectures, recipe)
     row = _named(recipe, architectures) if recipe else _guess(model, config, architectures)
     if architectures and architectures[0] in map(classifier_of, row.architectures):
         if architectures[0].endswith("ForSequenceClassification"):
-            _check_single_score(model, config, architectures[0])
+            _with_score_head(model, config, architectures[0], row)
         row = replace(row, labels=(), architectures=architectures)
     if row.family == "llama-nemotron-rerank":
         row = replace(row, temperature=float(config.get("temperature", 1.0)))
@@ -163,7 +175,8 @@ def _converted(
     model: str, config: Mapping[str, Any], architectures: tuple[str, ...], family: str | None
 ) -> ModelRecipe:
     """The recipe of what `winnow convert` wrote: labels, shift and temperature are in its score head."""
-    _check_single_score(model, config, architectures[0] if architectures else "model without architectures")
+    name = architectures[0] if architectures else "model without architectures"
+    _with_score_head(model, config, name, ModelRecipe(family="converted"))
     own = str(config["winnow_family"])
     known = any(row.family == own for row in RECIPES)
     # A judge of the user's own is in no table; its template is in its folder.
@@ -198,10 +211,21 @@ def _guess(model: str, config: Mapping[str, Any], architectures: Sequence[str]) 
             "For a judge of your own pass recipe=ModelRecipe(family='judge', labels=(negative, positive)) and "
             "template=..."
         )
+    if architectures and architectures[0].endswith("ForSequenceClassification"):
+        hint = "Its score head is used as it is with recipe=ModelRecipe(family='mine')."
+    elif architectures and architectures[0].endswith(("ForCausalLM", "ForConditionalGeneration")):
+        hint = (
+            "If you prompt it as a judge, pass recipe=ModelRecipe(family='judge', labels=(negative, positive)) and "
+            "template=..."
+        )
+    else:
+        hint = (
+            "A model without a score head and without a language model's head, such as an embedding model, gives no "
+            "relevance score; if sentence-transformers saved it as a CrossEncoder, its modules.json and "
+            "config_sentence_transformers.json are missing."
+        )
     raise ModelError(
-        f"{is_a}, which is not a reranker that Winnow knows ({_families(RECIPES)}). Check the name. If it is a "
-        "language model that you prompt as a judge, pass recipe=ModelRecipe(family='judge', labels=(negative, "
-        "positive)) and template=...; if it has a score head, recipe=ModelRecipe(family='mine')."
+        f"{is_a}, which is not a reranker that Winnow knows ({_families(RECIPES)}). Check the name. {hint}"
     )
 
 
@@ -217,17 +241,48 @@ def label_count(config: Mapping[str, Any]) -> int:
     return int(config.get("num_labels") or len(config.get("id2label") or ("", "")))
 
 
-def _check_single_score(model: str, config: Mapping[str, Any], architecture: str) -> None:
+def _with_score_head(model: str, config: Mapping[str, Any], architecture: str, recipe: ModelRecipe) -> ModelRecipe:
+    """The recipe of a model with a score head, whose labels are looked at."""
     if not architecture.endswith("ForSequenceClassification"):
         raise ModelError(
             f"{model} is a {architecture}, which has no score head: give the recipe the labels whose logits score, "
             "labels=(negative, positive)."
         )
-    labels = label_count(config)
-    if labels != 1:
+    return _with_scores(model, config, recipe, label_count(config))
+
+
+def _with_scores(model: str, config: Mapping[str, Any], recipe: ModelRecipe, scores: int) -> ModelRecipe:
+    """The recipe with `positive_label` as a number."""
+    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()} if scores == 2 else {}
+    shown = " and ".join(f"{index} ({names[index]!r})" if index in names else str(index) for index in range(2))
+    given = recipe.positive_label
+    if scores == 1 and given is None:
+        return recipe
+    if scores == 2 and given is not None:
+        numbers = [index for index in range(2) if given in (index, names.get(index)) and type(given) is not bool]
+        if len(numbers) == 1:
+            return replace(recipe, positive_label=numbers[0])
+        raise ModelError(f"{model} has no label {given!r}; positive_label is one of its labels {shown}.")
+    if scores == 2:
         raise ModelError(
-            f"{model} is a {architecture} with {labels} labels: a classifier, not a reranker, which has one score. "
-            "Check the name."
+            f"{model} is a classifier with 2 labels, {shown}, and a reranker has one score. If one of them means "
+            f"relevant, say which: recipe=ModelRecipe(family={recipe.family!r}, positive_label=1)."
+        )
+    if scores == 1:
+        raise ModelError(f"{model} has one score: leave out positive_label, which is for score heads with two labels.")
+    raise ModelError(
+        f"{model} has {scores} labels: it is a classifier, not a reranker, which has one score. Check the name."
+    )
+
+
+def _refuse_encoder_decoder(model: str, config: Mapping[str, Any], architectures: Sequence[str]) -> None:
+    """Refuse models such as monoT5, which no engine here runs."""
+    name = architectures[0] if architectures else str(config.get("model_type"))
+    if config.get("is_encoder_decoder") and not name.endswith("ForSequenceClassification"):
+        raise ModelError(
+            f"{model} is a {name}, a model with an encoder and a decoder, as monoT5 is, and Winnow does not run such: "
+            "take a reranker that is an encoder or a decoder alone, such as BAAI/bge-reranker-v2-m3 or "
+            "Qwen/Qwen3-Reranker-0.6B."
         )
 
 

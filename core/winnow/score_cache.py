@@ -255,7 +255,9 @@ def _files(model: str, revision: str | None, cache_dir: str | None) -> list[Any]
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return [revision, _commit(model, revision, cache_dir)]
-    stats = [(path.name, path.stat()) for pattern in _FILES for path in sorted(folder.glob(pattern))]
+    # In folders below are the modules that sentence-transformers puts after a transformer.
+    found = (path for pattern in _FILES for place in ("", "*/") for path in sorted(folder.glob(place + pattern)))
+    stats = [(str(path.relative_to(folder)), path.stat()) for path in found]
     return [os.fspath(folder.resolve()), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
 
 

@@ -76,7 +76,7 @@ def test_the_length_has_two_names(tiny_model: str) -> None:
 
 
 def test_the_serve_command_survives_a_shell(tiny_model: str) -> None:
-    command = serve_command(open_checkpoint(tiny_model), hf_overrides={"note": "it's"})
+    command = serve_command(open_checkpoint(tiny_model, hf_overrides={"note": "it's"}))
     words = subprocess.run(
         ["/bin/sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True
     ).stdout.splitlines()

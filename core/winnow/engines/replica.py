@@ -19,6 +19,7 @@ import httpx
 
 from winnow.engines.chat_request import ScoreRequest, ids_request
 from winnow.errors import EngineError
+from winnow.model_recipe import ModelRecipe
 
 # Worth another try, there or elsewhere; so is every 5xx but 501, with which vLLM refuses what a model cannot do.
 _TRY_AGAIN = {408, 425, 429}
@@ -45,6 +46,7 @@ class Replica:
         client: Sends the requests; holds timeouts and the API key.
         url: The server's address without a final slash.
         model: The model as the user named it.
+        recipe: How the model scores.
         served_name: Name under which the server should serve it; None to look for `model`.
         max_length: Most tokens of a prompt that may be sent.
         probe: Token ids of a short prompt, to see that the server scores.
@@ -69,6 +71,7 @@ class Replica:
         url: str,
         *,
         model: str,
+        recipe: ModelRecipe,
         served_name: str | None,
         max_length: int,
         probe: list[int],
@@ -86,6 +89,7 @@ class Replica:
         self.prompts = 0
         self._client = client
         self._model = model
+        self._recipe = recipe
         self._served_name = served_name
         self._max_length = max_length
         self._probe = ids_request([probe])
@@ -155,7 +159,7 @@ class Replica:
         answer = await self._ask("POST", self._path, body)
         try:
             rows = sorted(answer["data"], key=lambda row: row["index"])
-            logits = [self._one_number(row["data"] if self._path == "/pooling" else row["probs"]) for row in rows]
+            logits = [self._one_logit(row["data"] if self._path == "/pooling" else row["probs"]) for row in rows]
             tokens = answer["usage"]["prompt_tokens"] if request.with_images else None
         except (KeyError, TypeError, ValueError, binascii.Error, struct.error) as error:
             raise ReplicaError(
@@ -171,17 +175,17 @@ class Replica:
             )
         return logits
 
-    def _one_number(self, data: str | list[float | None]) -> float:
+    def _one_logit(self, data: str | list[float | None]) -> float:
         numbers = data
         if isinstance(data, str):
             packed = base64.b64decode(data, validate=True)
             numbers = list(struct.unpack(f"<{len(packed) // 4}f", packed))
-        if len(numbers) != 1:
+        if len(numbers) != self._recipe.outputs:
             raise EngineError(
-                f"{self.url} gives {len(numbers)} numbers for a prompt, and a reranker gives one: it does not serve "
-                f"{self._model} as a reranker. Start it with its --hf-overrides."
+                f"{self.url} gives {len(numbers)} numbers for a prompt, and {self._model} gives "
+                f"{self._recipe.outputs}: it is not served as a reranker. Start it with its --hf-overrides."
             )
-        return math.nan if numbers[0] is None else float(numbers[0])
+        return self._recipe.of_outputs([math.nan if number is None else float(number) for number in numbers])
 
     async def _ask(self, method: str, path: str, body: Any = None) -> Any:
         where = f"{self.url}{path}"

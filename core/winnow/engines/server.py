@@ -70,6 +70,7 @@ class ServerEngine:
     ):
         check_keywords("engine_kwargs", engine_kwargs, settings_of(self.name))
         max_length = check_values(engine_kwargs, max_length)
+        checkpoint.check_runs_on_vllm()
         if checkpoint.vision is not None:
             checkpoint = replace(checkpoint, vision=replace(checkpoint.vision, as_text=True))
         self.checkpoint = checkpoint
@@ -119,7 +120,7 @@ class ServerEngine:
 
     @property
     def _command(self) -> str:
-        return serve_command(self.checkpoint, self._max_length, self._settings.get("hf_overrides"))
+        return serve_command(self.checkpoint, self._max_length)
 
     def _replica(self, client: httpx.AsyncClient, url: str) -> Replica:
         return Replica(
@@ -128,6 +129,7 @@ class ServerEngine:
             model=self.checkpoint.model,
             served_name=self._settings.get("served_model_name"),
             max_length=self._max_length,
+            recipe=self.checkpoint.recipe,
             probe=self.checkpoint.tokenizer.encode("winnow")[: self._max_length] or [0],
             # Otherwise vLLM applies a sigmoid to one number (get_act_fn in vllm/model_executor/layers/pooler).
             has_activation=not any(self.checkpoint.config.get(key) for key in _ACTIVATION_SETTINGS),
@@ -212,19 +214,15 @@ class ServerEngine:
                 starting.get_loop().call_soon_threadsafe(starting.cancel)
 
 
-def serve_command(
-    checkpoint: Checkpoint, max_length: int | None = None, hf_overrides: Mapping[str, Any] | None = None
-) -> str:
+def serve_command(checkpoint: Checkpoint, max_length: int | None = None) -> str:
     """The shell command that starts a vLLM server of a model, such that `ServerEngine` can use it.
 
     Args:
         checkpoint: The model.
         max_length: Most tokens of a prompt; None for the model's limit.
-        hf_overrides: More overrides of the model's config.
     """
     words = ["vllm", "serve", checkpoint.model, "--runner", "pooling"]
-    overrides = {**checkpoint.vllm_overrides, **(hf_overrides or {})}
-    if overrides:
+    if overrides := checkpoint.vllm_overrides:
         words += ["--hf-overrides", json.dumps(overrides, ensure_ascii=False)]
     words += ["--max-model-len", str(max_length or checkpoint.max_length)]
     if checkpoint.vision is not None:

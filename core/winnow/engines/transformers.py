@@ -9,13 +9,19 @@ from typing import Any
 from winnow.checkpoint import Checkpoint
 from winnow.engines.base import EngineScore
 from winnow.engines.known_settings import check_keywords, settings_of
-from winnow.errors import ConfigurationError, EngineLoadError, MissingExtraError
+from winnow.errors import ConfigurationError, MissingExtraError
 from winnow.prompts import Prompt
-from winnow.weights import check_weights, untied_without_head
 
 logger = logging.getLogger(__name__)
 
 _BATCH_TOKENS = 16384
+# Settings with which all files of a model are read, and transformers' names for them.
+_HUB = {
+    "revision": "revision",
+    "trust_remote_code": "trust_remote_code",
+    "cache_dir": "cache_dir",
+    "hf_token": "token",
+}
 
 
 class TransformersEngine:
@@ -24,7 +30,7 @@ class TransformersEngine:
     Args:
         checkpoint: The model.
         engine_kwargs: `device` (default: "cuda" if there is one, else "cpu"), `dtype` (default: the checkpoint's on a
-            GPU, float32 on a CPU),
+            GPU, float32 on a CPU where the checkpoint is not quantised),
             `batch_tokens` (most tokens of a padded batch), and `attn_implementation`, `revision`, `trust_remote_code`,
             `cache_dir` and `hf_overrides` as in vLLM or transformers; `mm_processor_kwargs` (`min_pixels` and
             `max_pixels`, between which images are resized).
@@ -44,18 +50,19 @@ class TransformersEngine:
         check_keywords("engine_kwargs", engine_kwargs, settings_of("transformers"))
         self.checkpoint = checkpoint
         self._device = _device(engine_kwargs.get("device"))
-        self._dtype = engine_kwargs.get("dtype") or ("float32" if self._device.type == "cpu" else "auto")
         self._batch_tokens = engine_kwargs.get("batch_tokens", _BATCH_TOKENS)
-        self._load_kwargs = {
-            name: engine_kwargs[name]
-            for name in ("attn_implementation", "revision", "trust_remote_code", "cache_dir")
-            if name in engine_kwargs
+        self._hub = {
+            theirs: engine_kwargs[ours] for ours, theirs in _HUB.items() if engine_kwargs.get(ours) is not None
         }
-        if engine_kwargs.get("hf_token"):
-            self._load_kwargs["token"] = engine_kwargs["hf_token"]
-        self._hub = {name: self._load_kwargs.get(name) for name in ("revision", "cache_dir", "token")}
+        self._load_kwargs = {"dtype": engine_kwargs.get("dtype") or self._default_dtype(), **self._hub}
+        if "attn_implementation" in engine_kwargs:
+            self._load_kwargs["attn_implementation"] = engine_kwargs["attn_implementation"]
         self._forward: Any = None
         self._thread: ThreadPoolExecutor | None = None
+
+    def _default_dtype(self) -> str:
+        """The checkpoint's; on a CPU float32, unless the checkpoint is quantised, which fixes what it computes in."""
+        return "float32" if self._device.type == "cpu" and not self.checkpoint.quantized else "auto"
 
     async def start(self) -> None:
         """Load the model in the thread that will run it."""
@@ -63,53 +70,12 @@ class TransformersEngine:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
 
     def _load(self) -> None:
-        import transformers
-
         from winnow.engines.transformers_forward import TransformersForward
+        from winnow.engines.transformers_load import load_model
 
-        check_weights(self.checkpoint)
-        kwargs = {"dtype": self._dtype, **self._load_kwargs}
-        recipe = self.checkpoint.recipe
-        kind: Any
-        model: Any
-        if recipe.local_code:
-            from winnow.engines.local_code import class_and_config
-
-            kind, kwargs["config"] = class_and_config(self.checkpoint.config)
-        elif not recipe.labels:
-            kind = transformers.AutoModelForSequenceClassification
-        elif any(name.endswith("ForConditionalGeneration") for name in recipe.architectures):
-            kind = transformers.AutoModelForImageTextToText
-        else:
-            kind = transformers.AutoModelForCausalLM
-        progress = transformers.utils.logging.is_progress_bar_enabled()
-        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
-            model, loading = kind.from_pretrained(self.checkpoint.model, output_loading_info=True, **kwargs)
-        except Exception as error:  # transformers fails to load with errors of every kind
-            raise EngineLoadError(
-                f"transformers could not load {self.checkpoint.model} ({', '.join(recipe.architectures)}): "
-                f"{type(error).__name__}: {error}\nIf the model brings code of its own, and you trust it, pass "
-                "engine_kwargs={'trust_remote_code': True}; if it is newer than your transformers "
-                f"({transformers.__version__}), upgrade."
-            ) from error
-        finally:
-            if progress:
-                transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-        if missing := sorted(loading["missing_keys"]):
-            # transformers fills these with random numbers, and goes on.
-            hint = (
-                "Check that it is a reranker; if it brings code of its own, and you trust it, pass "
-                "engine_kwargs={'trust_remote_code': True}."
-            )
-            if recipe.labels and any("lm_head" in name for name in missing):
-                hint = untied_without_head(self.checkpoint.model)
-            raise EngineLoadError(
-                f"The weights of {self.checkpoint.model} are not those of a {type(model).__name__}: "
-                f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''} are missing. {hint}"
-            )
+        model = load_model(self.checkpoint, self._load_kwargs)
         model.to(self._device)
-        self._forward = TransformersForward(model.eval(), self.checkpoint, self._hub)
+        self._forward = TransformersForward(model, self.checkpoint, self._hub)
 
     async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:  # noqa: ARG002
         """Score prompts, longest batches first, in this engine's thread."""

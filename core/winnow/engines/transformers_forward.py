@@ -15,7 +15,7 @@ class TransformersForward:
     Args:
         model: The PyTorch model, in evaluation mode.
         checkpoint: Its small files.
-        hub: `revision`, `cache_dir` and `token`, with which image and video processors are loaded.
+        hub: `revision`, `cache_dir`, `token` and `trust_remote_code`, with which image and video processors are loaded.
     """
 
     def __init__(self, model: Any, checkpoint: Checkpoint, hub: Mapping[str, Any]):
@@ -49,7 +49,7 @@ class TransformersForward:
         inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         with torch.inference_mode():
             if not causal:
-                return list(map(float, self.model(**inputs).logits.float()[:, 0].tolist()))
+                return list(map(self._checkpoint.recipe.of_outputs, self.model(**inputs).logits.float().tolist()))
             logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float()
             labels = logits[:, list(self._checkpoint.label_ids)]
             return list(map(float, (labels[:, -1] - labels[:, 0] if labels.shape[1] == 2 else labels[:, 0]).tolist()))

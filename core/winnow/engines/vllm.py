@@ -57,16 +57,17 @@ class VllmEngine:
             from vllm.engine.arg_utils import AsyncEngineArgs
         except ImportError as error:
             raise MissingExtraError("vllm", "vllm") from error
+        checkpoint.check_runs_on_vllm()
         engine_kwargs = as_fields(engine_kwargs)
         check_fields(engine_kwargs)
         self._engine_args = AsyncEngineArgs(
             **{
                 "model": checkpoint.model,
                 "max_model_len": max_length,
-                **_platform_defaults(engine_kwargs),
+                **_platform_defaults(checkpoint, engine_kwargs),
                 **_config_settings(checkpoint),
                 **engine_kwargs,
-                "hf_overrides": {**checkpoint.vllm_overrides, **engine_kwargs.get("hf_overrides", {})},
+                "hf_overrides": checkpoint.vllm_overrides,
                 **vision_settings(checkpoint.vision, engine_kwargs),
             }
         )
@@ -140,7 +141,8 @@ class VllmEngine:
                         raise EngineError(
                             f"vLLM changed a prompt of {self.checkpoint.model}: its score would be wrong."
                         )
-                    logit = self.checkpoint.recipe.calibrated_by_vllm(output.outputs.data.float().item())
+                    recipe = self.checkpoint.recipe
+                    logit = recipe.calibrated_by_vllm(recipe.of_outputs(output.outputs.data.float().tolist()))
                     return EngineScore(logit, output.num_cached_tokens or 0)
         except VllmDeadError as error:
             raise self._dead() from error
@@ -211,7 +213,7 @@ def _compressed_types(prompt: Prompt) -> int | tuple[int, int]:
     return (start, len(prompt.ids)) if tuple(__version_tuple__[:2]) >= (0, 33) else start
 
 
-def _platform_defaults(engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _platform_defaults(checkpoint: Checkpoint, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Winnow's choice of `AsyncEngineArgs`; on a machine without a GPU, settings under which vLLM's CPU build runs."""
     from vllm.platforms import current_platform
 
@@ -227,12 +229,13 @@ def _platform_defaults(engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         # between prompts, and the shared beginning of a reranker's prompts is short.
         # The cache takes 1 GiB, unless the user's VLLM_CPU_KVCACHE_SPACE says otherwise, which vLLM puts first.
         chosen |= {
-            "dtype": "float32",
             "enforce_eager": True,
             "gpu_memory_utilization": 0.3,
             "block_size": 32,
             "kv_cache_memory_bytes": 1 << 30,
         }
+        if not checkpoint.quantized and not engine_kwargs.get("quantization"):  # its kernels say what they compute in
+            chosen["dtype"] = "float32"
     elif current_platform.is_cuda():
         chosen |= attention_for(current_platform.get_device_capability(), engine_kwargs)
     return chosen
@@ -278,6 +281,8 @@ def why_not(checkpoint: Checkpoint) -> str | None:
         return f"vLLM does not import ({type(error).__name__}: {error})"
     if current_platform.is_unspecified():
         return "vLLM finds no device that it can use"
+    if checkpoint.head:
+        return "vLLM does not run the modules of sentence-transformers that are its score head"
     recipe = checkpoint.recipe
     wanted = recipe.vllm_overrides.get("architectures", checkpoint.config.get("architectures") or [])
     # vLLM turns any causal model of its registry into a classifier, so the stem counts (vLLM, models/registry.py).
