@@ -17,12 +17,12 @@ def folder_of(model: str, revision: str | None, token: str | None = None, cache_
     Raises:
         ModelError: There is no such folder or repository, no network, or an adapter in it.
     """
-    folder = _found(model, revision, token)
+    folder = _found(model, revision, token, cache_dir)
     _refuse_adapter(folder, model)
     return folder
 
 
-def _found(model: str, revision: str | None, token: str | None) -> Path:
+def _found(model: str, revision: str | None, token: str | None, cache_dir: str | None) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
