@@ -14,6 +14,9 @@ _MODEL = ("model",)
 _URL = ("url",)
 _TOKEN = ("token",)
 _COUNT = ("top_k", "top_n")
+_THRESHOLD = ("score_threshold",)
+# Arguments of each call, by the name that `Reranker` has for them.
+_OF_EACH_CALL = {_COUNT: "top_k", _THRESHOLD: "score_threshold"}
 _DTYPE = "it is a setting of the engine: engine_kwargs={'dtype': %r}"
 
 # Names of Haystack, LangChain, LlamaIndex, sentence-transformers, FlagEmbedding and hosted rerankers, with what takes
@@ -40,9 +43,9 @@ _ELSEWHERE: Mapping[str, tuple[str, ...] | str] = {
     "top_k": _COUNT,
     "top_n": _COUNT,
     "k": _COUNT,
-    "threshold": ("score_threshold",),
-    "similarity_cutoff": ("score_threshold",),
-    "score_threshold": "it is an argument of each call: rank(..., score_threshold=...)",
+    "threshold": _THRESHOLD,
+    "similarity_cutoff": _THRESHOLD,
+    "score_threshold": _THRESHOLD,
     "max_seq_length": ("max_length",),
     "max_model_len": ("max_length",),
     "max_tokens_per_doc": ("max_document_tokens",),
@@ -88,8 +91,10 @@ def unknown_argument(owner: str, name: str, known: Iterable[str]) -> str:
         hint = f"it is a setting of the engine: engine_kwargs={{{name!r}: ...}}"
     elif theirs == _TOKEN:
         hint = "it is a setting of the engine: engine_kwargs={'hf_token': ...}, or the environment variable HF_TOKEN"
-    elif theirs == _COUNT:
-        hint = "it is an argument of each call: rank(..., top_k=...)"
+    elif theirs in _OF_EACH_CALL and owner.startswith("Reranker"):
+        hint = f"it is an argument of each call: rank(..., {_OF_EACH_CALL[theirs]}=...)"
+    elif theirs in _OF_EACH_CALL:
+        hint = "it scores, and leaves what to keep to its caller"
     elif near := difflib.get_close_matches(name, known, n=1):
         hint = f"did you mean {near[0]!r}?"
     else:

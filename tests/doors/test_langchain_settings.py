@@ -136,6 +136,12 @@ def test_what_makes_the_reranker_cannot_be_assigned() -> None:
         assert ids(reranker.compress_documents(make_documents(), "of"))[0] == best
 
 
+@pytest.mark.parametrize("name", ["top_n", "top_k", "score_threshold"])
+def test_a_cross_encoder_chooses_nothing(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"has no argument '{name}': it scores"):
+        WinnowCrossEncoder(model="fake", engine="fake", **{name: 1})
+
+
 def test_what_peers_call_top_n() -> None:
     with pytest.raises(ValidationError, match="has no argument 'top_k': here it is 'top_n'"):
         fake(top_k=3)
