@@ -32,7 +32,7 @@ class WinnowSettings(BaseModel):
     """Settings of a `winnow.Reranker`, as pydantic fields, and the reranker made of them.
 
     Making one loads nothing; the first call, or `start`, does. Objects with the same model and engine settings share
-    one engine in the process, also with Winnow's other doors.
+    one engine in the process, also with Winnow's other integrations.
 
     Raises:
         ValueError: An argument is unknown or wrong. What only the model can tell is raised by the first call.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from engine_gate import EngineGate
 from engine_threads import engine_threads
 from haystack import Document as HaystackDocument
 from langchain_core.documents import Document as LangChainDocument
@@ -291,19 +292,20 @@ def test_two_event_loops_one_after_the_other(door: Door) -> None:
     subject.close()
 
 
-def test_an_event_loop_goes_on_meanwhile(door: Door) -> None:
-    async def main() -> int:
-        subject = Subject(door, "async")
-        made = subject.make(engine_kwargs={"delay": 0.3})
-        call = asyncio.ensure_future(door.acall(made, QUERY, subject.items()))
-        ticks = 0
-        while not call.done():
-            await asyncio.sleep(0.005)
-            ticks += 1
-        subject.close()
-        return ticks
+def test_an_event_loop_goes_on_meanwhile(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = EngineGate(monkeypatch)
 
-    assert asyncio.run(main()) > 20
+    async def main() -> None:
+        subject = Subject(door, "async")
+        call = asyncio.ensure_future(door.acall(subject.make(), QUERY, subject.items()))
+        try:
+            await gate.has(1)
+        finally:
+            gate.opened.set()
+        assert subject.read(await call) == core()
+        subject.close()
+
+    asyncio.run(main())
 
 
 def test_closed_and_used_again(subject: Subject) -> None:

@@ -119,6 +119,19 @@ def test_fallbacks(monkeypatch: pytest.MonkeyPatch, invoke: Invoke) -> None:
     assert errors["EverythingRetriever"] is None
 
 
+@every_invoke
+@pytest.mark.parametrize("query", ["", QUERY])
+def test_a_chat_goes_on_after_a_blank_query_and_a_stalled_engine(invoke: Invoke, query: str) -> None:
+    """An LLM may condense a question to nothing."""
+    settings: dict[str, Any] = {"engine_kwargs": {"delay": 600.0}, "deadline": 0.2, "fallback": "retrieval order"}
+    found = invoke(compression(top_n=3, **settings), query)
+    assert len(found) == 3
+    assert all("rerank_error" in document.metadata for document in found)
+    if not query:
+        with pytest.raises(ValueError, match="query must be a text that is not blank"):
+            invoke(compression(), query)
+
+
 def test_batches() -> None:
     """LangChain calls the compressor from many threads, or many times in a loop."""
     retriever = compression(top_n=1, engine_kwargs={"delay": 0.01})

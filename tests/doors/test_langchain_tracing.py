@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from engine_gate import EngineGate
 from langchain_core.callbacks import AsyncCallbackHandler, AsyncCallbackManager, BaseCallbackHandler, CallbackManager
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig, RunnableLambda
@@ -176,18 +177,22 @@ def test_an_interrupt_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [type(error) for error in recorder.errors] == [KeyboardInterrupt]
 
 
-def test_cancelling_ends_the_run_and_leaves_the_reranker_usable() -> None:
-    recorder = Recorder()
-    reranker = fake(engine_kwargs={"delay": 0.5})
+def test_cancelling_ends_the_run_and_leaves_the_reranker_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, recorder = EngineGate(monkeypatch), Recorder()
+    reranker = fake()
 
     async def main() -> None:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await reranker.acompress_documents(make_documents(), QUERY, callbacks=[recorder])
+        call = asyncio.ensure_future(reranker.acompress_documents(make_documents(), QUERY, callbacks=[recorder]))
+        await gate.has(1)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await gate.has(0)  # its prompts are withdrawn
 
     asyncio.run(main())
     assert [type(error) for error in recorder.errors] == [asyncio.CancelledError]
     assert recorder.ends == []
+    gate.opened.set()
     assert ids(reranker.compress_documents(make_documents(), QUERY)) == BEST_FIRST
     reranker.close()
 

@@ -141,6 +141,19 @@ def test_retriever_query_engine_hands_down_its_callbacks(index: VectorStoreIndex
     assert len(debug.get_event_pairs(CBEventType.RERANKING)) == 1
 
 
+@pytest.mark.parametrize("query", [" ", QUERY])
+def test_a_chat_goes_on_after_a_blank_query_and_a_stalled_engine(index: VectorStoreIndex, query: str) -> None:
+    """An LLM may condense a question to nothing."""
+    reranker = fake(top_n=2, engine_kwargs={"delay": 600.0}, deadline=0.2, fallback="retrieval order")
+    engine = index.as_query_engine(llm=MockLLM(), similarity_top_k=5, node_postprocessors=[reranker])
+    retrieved = index.as_retriever(similarity_top_k=5).retrieve(query)
+    for response in (engine.query(query), asyncio.run(engine.aquery(query))):
+        assert ids(response.source_nodes) == ids(retrieved)[:2]
+        assert [hit.score for hit in response.source_nodes] == [hit.score for hit in retrieved[:2]]
+        assert all("rerank_error" in hit.node.metadata for hit in response.source_nodes)
+        assert "rerank_error" not in str(response)  # hidden from the LLM
+
+
 @pytest.mark.parametrize("kind", [ContextChatEngine, CondensePlusContextChatEngine])
 def test_chat_engines(index: VectorStoreIndex, kind: Any) -> None:
     engine = kind.from_defaults(
