@@ -5,6 +5,7 @@ import copy
 import logging
 import math
 import pickle
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -251,6 +252,29 @@ def test_an_engine_that_did_not_start_is_left_alone_for_a_while(monkeypatch: pyt
         time.sleep(0.4)
         assert not reranker.rank(QUERY, DOCUMENTS).degraded
         assert engine.started == 3
+
+
+class Late(FakeEngine):
+    """Starts when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self.gate.wait)
+        await super().start()
+
+
+def test_a_start_keeps_the_deadline_and_an_engine_that_is_late_loads_on() -> None:
+    engine = Late()
+    with Reranker("fake", engine=engine, fallback="retrieval order", deadline=0.1) as reranker:
+        reranker.start()  # comes back, though nothing is loaded
+        asyncio.run(reranker.astart())
+        assert reranker.rank(QUERY, DOCUMENTS).degraded
+        engine.gate.set()
+        assert not reranker.rank(QUERY, DOCUMENTS, deadline=600).degraded
+        assert engine.started == 1
 
 
 def test_an_engine_that_failed_to_score_is_asked_again_at_once() -> None:

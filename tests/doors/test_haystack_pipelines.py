@@ -5,6 +5,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from haystack.components.joiners import DocumentJoiner
 from haystack.components.rankers import LostInTheMiddleRanker
 from haystack.components.retrievers.in_memory import InMemoryBM25Retriever, InMemoryEmbeddingRetriever
 from haystack.core.errors import PipelineRuntimeError
+from haystack.dataclasses import ByteStream
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.tools import ComponentTool
 from haystack_help import BEST_FIRST, QUERY, TEXTS, Run, documents, fake, ids, run_async, run_sync
@@ -212,6 +214,21 @@ def test_vllm_from_many_threads(ranker: WinnowRanker, passages: list[str]) -> No
     with ThreadPoolExecutor(6) as pool:
         for result in pool.map(lambda _: ranker.run(QUERY, found), range(12)):
             assert {each.id: each.score for each in result["documents"]} == pytest.approx(alone, abs=1e-3)
+
+
+def test_vllm_reads_the_text_of_documents_with_images(ranker: WinnowRanker, passages: list[str]) -> None:
+    """A model that only reads is not asked to see: neither blobs nor files, which need not even be there."""
+    found = documents(passages[:3])
+    pictured = [
+        replace(found[0], blob=ByteStream(data=b"no picture", mime_type="image/png")),
+        replace(found[1], meta={"file_path": "paper.pdf"}),
+        replace(found[2], content=None, meta={"text": passages[2], "file_path": "no/such/picture.png"}),
+    ]
+    ranker.meta_fields_to_embed = ["text"]
+    alone = {each.id: each.score for each in ranker.run(QUERY, found)["documents"]}
+    result = ranker.run(QUERY, pictured)
+    assert {each.id: each.score for each in result["documents"]} == pytest.approx(alone, abs=1e-3)
+    assert result["meta"]["failed"] == {}
 
 
 def test_vllm_truncates_the_document_and_says_so(ranker: WinnowRanker, passages: list[str]) -> None:
