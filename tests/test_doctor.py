@@ -11,11 +11,14 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner, Result
 
+import tiny_families
 from model_folders import HEAD, model_folder
 from tokenizer_kinds import KINDS, tokenizer_of_kind
+from winnow.checkpoint import open_checkpoint
 from winnow.cli import app
-from winnow.doctor import PART_NAMES, examine
+from winnow.doctor import examine
 from winnow.doctor_report import print_report
+from winnow.prompt_parts import PART_NAMES
 from winnow.recipes import ModelRecipe
 
 
@@ -45,7 +48,7 @@ def test_it_is_coloured_on_a_terminal(tiny_model: str) -> None:
         examine(tiny_model), Console(file=stream, force_terminal=True, color_system="standard", highlight=False)
     )
     assert "\x1b[1;7;35m⟦<|im_end|>⟧\x1b[0m" in stream.getvalue()
-    assert "\x1b[32mThe capital of China is Beijing." in stream.getvalue()
+    assert "\x1b[32m The capital of China is Beijing." in stream.getvalue()
 
 
 def test_json(tiny_model: str) -> None:
@@ -92,7 +95,7 @@ def test_a_model_that_is_not_there() -> None:
 def test_warnings_are_shown_and_do_not_fail(tiny_model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "x.jinja").write_text("{{ query }} {{ document }} so?\n", encoding="utf-8")
     result = doctor(
-        tiny_model, "--template", str(tmp_path / "x.jinja"), "--instruction", "do", "--document", "x " * 2000
+        tiny_model, "--template", str(tmp_path / "x.jinja"), "--instruction", "do", "--document", "tides " * 2000
     )
     assert result.exit_code == 0
     assert "takes no instruction: it is ignored" in result.output
@@ -115,6 +118,32 @@ def test_a_long_query_and_document(tiny_model: str) -> None:
     assert len(found.ids) <= 1024
     assert sum(found.tokens.values()) == len(found.ids)
     assert abs(found.tokens["query"] - found.max_query_tokens) <= 4
+
+
+def test_it_shows_what_the_ids_stand_for_and_not_what_was_rendered(tiny_model: str, tmp_path: Path) -> None:
+    """A lower-casing tokenizer without a token for Chinese: the model reads neither the case nor the characters."""
+    folder = model_folder(tmp_path / "head", tiny_model, config=HEAD)
+    tiny_families.bert_like().save(str(tmp_path / "head" / "tokenizer.json"))
+    (tmp_path / "head" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    found = examine(folder, recipe=ModelRecipe(family="head"), query="China", document="The TIDE 龘")
+    assert [(piece.part, piece.text) for piece in found.pieces] == [
+        ("before", "[CLS]"),
+        ("query", " china"),
+        ("between", "[SEP]"),
+        ("document", " the tide [UNK]"),
+        ("after", "[SEP]"),
+    ]
+
+
+def test_of_a_pair_that_is_cut_it_shows_what_is_sent(tiny_model: str) -> None:
+    found = examine(tiny_model, query="who? " * 2000, document="me! " * 2000)
+    sent = {part: "".join(piece.text for piece in found.pieces if piece.part == part) for part in PART_NAMES}
+    tokenizer = open_checkpoint(tiny_model).tokenizer
+    assert "".join(sent.values()) == tokenizer.decode(found.ids)
+    assert sent["query"].startswith(" who? who?")  # the blank before it is in one token with it
+    assert "me! me!" in sent["document"]
+    assert "who?" not in sent["document"]
+    assert sent["after"].endswith("</think>\n\n")
 
 
 @pytest.mark.parametrize("kind", KINDS)

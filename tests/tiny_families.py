@@ -14,8 +14,19 @@ from typing import Any
 import safetensors.torch
 import torch
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 import tokenizer_kinds
 
@@ -75,10 +86,18 @@ def with_words(tokenizer: Tokenizer, *words: str) -> Tokenizer:
     return tokenizer
 
 
-def _byte_level(*added: str, first: tuple[str, ...] = ()) -> Tokenizer:
+def _byte_level(*added: str, first: tuple[str, ...] = (), words: str | None = None, nfc: bool = True) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
+    if nfc:
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if words is not None:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(words), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=900,
@@ -95,7 +114,7 @@ def _byte_level(*added: str, first: tuple[str, ...] = ()) -> Tokenizer:
 def qwen_like() -> Tokenizer:
     """Byte-level BPE without BOS, its first token "!" as in Qwen's vocabulary, and with both "yes" and "Yes"."""
     vision = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    tokenizer = _byte_level("<|endoftext|>", "<|im_start|>", "<|im_end|>", *vision)
+    tokenizer = _byte_level("<|endoftext|>", "<|im_start|>", "<|im_end|>", *vision, words=PRETOKENIZE_REGEX)
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in ("<think>", "</think>")])
     return with_words(tokenizer, "yes", "no", "Yes", "No")
 
@@ -121,7 +140,7 @@ def bert_like() -> Tokenizer:
 
 def roberta_like() -> Tokenizer:
     """Byte-level BPE, two separators between the texts. "<pad>" is 1: positions are counted from there."""
-    tokenizer = _byte_level(first=("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
+    tokenizer = _byte_level(first=("<s>", "<pad>", "</s>", "<unk>", "<mask>"), nfc=False)
     return _pairs(tokenizer, "<s> $A </s>", "<s> $A </s> </s> $B </s>", ("<s>", "</s>"))
 
 
@@ -131,6 +150,19 @@ def modernbert_like() -> Tokenizer:
     return _pairs(tokenizer, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ("[CLS]", "[SEP]"))
 
 
+def deberta_like() -> Tokenizer:
+    """Unigram with Metaspace words, in which blanks at the ends do not count, and with token types."""
+    state = json.loads(tokenizer_kinds.xlm_roberta_like().to_str())
+    names = {"<s>": "[CLS]", "<pad>": "[PAD]", "</s>": "[SEP]", "<unk>": "[UNK]", "<mask>": "[MASK]"}
+    for token in state["added_tokens"]:
+        token["content"] = names[token["content"]]
+    state["model"]["vocab"] = [[names.get(piece, piece), score] for piece, score in state["model"]["vocab"]]
+    state["post_processor"] = None
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.NFKC()])
+    return _pairs(tokenizer, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ("[CLS]", "[SEP]"))
+
+
 def mistral_like() -> Tokenizer:
     """BPE over whole texts with BOS, its first token "<unk>"."""
     state = tokenizer_kinds.llama2_like().to_str()
@@ -138,10 +170,18 @@ def mistral_like() -> Tokenizer:
     return Tokenizer.from_str(swapped)
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path, **named: Any) -> int:
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, tokenizer_class: str, **named: Any) -> int:
+    """Save under the class that the published model names in its tokenizer_config.json."""
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=LENGTH, **named)
     fast.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": tokenizer_class}))
     return int(tokenizer.get_vocab_size())
+
+
+def published_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerFast:
+    """The tokenizer as published: tokenizer.json, as transformers 4 loaded it, and not what 5 makes of its class."""
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -166,11 +206,13 @@ def patch_config(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def _causal(kind: str, tokenizer: Callable[[], Tokenizer], **fields: Any) -> Callable[[Path], Path]:
+def _causal(
+    kind: str, tokenizer: Callable[[], Tokenizer], tokenizer_class: str, **fields: Any
+) -> Callable[[Path], Path]:
     named = {name: fields.pop(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token") if name in fields}
 
     def build(folder: Path) -> Path:
-        size = save_tokenizer(tokenizer(), folder, **named)
+        size = save_tokenizer(tokenizer(), folder, tokenizer_class, **named)
         torch.manual_seed(0)
         config = getattr(transformers, f"{kind}Config")(**{**DECODER, "vocab_size": size, **fields})
         return save_model(getattr(transformers, f"{kind}ForCausalLM")(config), folder)
@@ -178,13 +220,15 @@ def _causal(kind: str, tokenizer: Callable[[], Tokenizer], **fields: Any) -> Cal
     return build
 
 
-def _encoder(kind: str, tokenizer: Callable[[], Tokenizer], **fields: Any) -> Callable[[Path], Path]:
+def _encoder(
+    kind: str, tokenizer: Callable[[], Tokenizer], tokenizer_class: str, **fields: Any
+) -> Callable[[Path], Path]:
     named = {name: fields.pop(name) for name in ("pad_token", "model_input_names") if name in fields}
     changes = fields.pop("changes", {})
 
     def build(folder: Path) -> Path:
         made = tokenizer()
-        size = save_tokenizer(made, folder, **named)
+        size = save_tokenizer(made, folder, tokenizer_class, **named)
         torch.manual_seed(0)
         pad = made.token_to_id(named["pad_token"])
         config = getattr(transformers, f"{kind}Config")(
@@ -197,7 +241,7 @@ def _encoder(kind: str, tokenizer: Callable[[], Tokenizer], **fields: Any) -> Ca
 
 def build_qwen3_seq_cls(folder: Path) -> Path:
     """As tomaarsen/Qwen3-Reranker-0.6B-seq-cls: the score head of a converted reranker."""
-    size = save_tokenizer(qwen_like(), folder, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    size = save_tokenizer(qwen_like(), folder, "Qwen2Tokenizer", eos_token="<|im_end|>", pad_token="<|endoftext|>")
     torch.manual_seed(0)
     config = transformers.Qwen3Config(**{**DECODER, "vocab_size": size, "num_labels": 1, "pad_token_id": 0})
     return save_model(transformers.Qwen3ForSequenceClassification(config), folder)
@@ -205,7 +249,13 @@ def build_qwen3_seq_cls(folder: Path) -> Path:
 
 def build_nemotron(folder: Path) -> Path:
     """As nvidia/llama-nemotron-rerank-1b-v2: a Llama with a score head, whose config.json names code of its own."""
-    size = save_tokenizer(tokenizer_kinds.llama3_like(), folder, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
+    size = save_tokenizer(
+        tokenizer_kinds.llama3_like(),
+        folder,
+        "PreTrainedTokenizerFast",
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+    )
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**{**DECODER, "vocab_size": size, "num_labels": 1, "pad_token_id": 0})
     return save_model(
@@ -227,7 +277,7 @@ def build_nemotron(folder: Path) -> Path:
 def build_qwen3_vl(folder: Path) -> Path:
     """As Qwen/Qwen3-VL-Reranker-2B, with a tiny vision tower and its processor's settings."""
     tokenizer = qwen_like()
-    size = save_tokenizer(tokenizer, folder, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    size = save_tokenizer(tokenizer, folder, "Qwen2Tokenizer", eos_token="<|im_end|>", pad_token="<|endoftext|>")
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 4, 4], "mrope_interleaved": True}
     config = transformers.Qwen3VLConfig(
         text_config={**DECODER, "vocab_size": size, "rope_parameters": rope},
@@ -269,7 +319,7 @@ def build_qwen3_vl(folder: Path) -> Path:
 
 def build_gte_new(folder: Path) -> Path:
     """As Alibaba-NLP/gte-multilingual-reranker-base: transformers' Gte under the names its own code has for it."""
-    size = save_tokenizer(tokenizer_kinds.xlm_roberta_like(), folder, pad_token="<pad>")
+    size = save_tokenizer(tokenizer_kinds.xlm_roberta_like(), folder, "XLMRobertaTokenizer", pad_token="<pad>")
     torch.manual_seed(0)
     config = transformers.GteConfig(**{**ENCODER, "vocab_size": size, "pad_token_id": 1, "type_vocab_size": 1})
     save_model(
@@ -295,24 +345,36 @@ _QWEN = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 
 # Folder name, by which Winnow tells families that share an architecture apart, and what writes the model into it.
 FAMILIES: dict[str, Callable[[Path], Path]] = {
-    "mxbai-rerank-base-v2": _causal("Qwen2", qwen_like, num_attention_heads=2, tie_word_embeddings=True, **_QWEN),
+    "mxbai-rerank-base-v2": _causal(
+        "Qwen2", qwen_like, "Qwen2Tokenizer", num_attention_heads=2, tie_word_embeddings=True, **_QWEN
+    ),
     "bge-reranker-v2-gemma": _causal(
         "Gemma",
         lambda: with_words(tokenizer_kinds.gemma_like(), "Yes", "yes"),
+        "GemmaTokenizer",
         bos_token="<bos>",
         eos_token="<eos>",
         pad_token="<pad>",
         unk_token="<unk>",
         tie_word_embeddings=True,
     ),
-    "zerank-2": _causal("Qwen3", qwen_like, tie_word_embeddings=True, **_QWEN),
-    "ctxl-rerank-v2-instruct-multilingual-1b": _causal("Qwen3", qwen_like, tie_word_embeddings=False, **_QWEN),
+    "zerank-2": _causal("Qwen3", qwen_like, "Qwen2Tokenizer", tie_word_embeddings=True, **_QWEN),
+    "ctxl-rerank-v2-instruct-multilingual-1b": _causal(
+        "Qwen3", qwen_like, "Qwen2Tokenizer", tie_word_embeddings=False, **_QWEN
+    ),
     "ctxl-rerank-v2-instruct-multilingual-6b": _causal(
-        "Mistral", mistral_like, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", sliding_window=None
+        "Mistral",
+        mistral_like,
+        "LlamaTokenizerFast",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        sliding_window=None,
     ),
     "judge": _causal(
         "Llama",
         lambda: with_words(tokenizer_kinds.llama3_like(), "Good", "Bad"),
+        "LlamaTokenizerFast",  # as DeepSeek-R1-Distill-Llama, whose tokenizer is Llama 3's
         bos_token="<|begin_of_text|>",
         eos_token="<|eot_id|>",
     ),
@@ -322,16 +384,23 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "ms-marco-minilm-l6-v2": _encoder(
         "Bert",
         bert_like,
+        "BertTokenizer",
         pad_token="[PAD]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         changes={"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}},
     ),
     "stsb-roberta-base": _encoder(
-        "Roberta", roberta_like, pad_token="<pad>", max_position_embeddings=LENGTH + 2, type_vocab_size=1
+        "Roberta",
+        roberta_like,
+        "RobertaTokenizer",
+        pad_token="<pad>",
+        max_position_embeddings=LENGTH + 2,
+        type_vocab_size=1,
     ),
     "bge-reranker-v2-m3": _encoder(
         "XLMRoberta",
         tokenizer_kinds.xlm_roberta_like,
+        "XLMRobertaTokenizer",
         pad_token="<pad>",
         max_position_embeddings=LENGTH + 2,
         type_vocab_size=1,
@@ -339,6 +408,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "gte-reranker-modernbert-base": _encoder(
         "ModernBert",
         modernbert_like,
+        "PreTrainedTokenizerFast",
         pad_token="[PAD]",
         classifier_pooling="mean",
         bos_token_id=0,
@@ -351,7 +421,8 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "gte-multilingual-reranker-base": build_gte_new,
     "mxbai-rerank-base-v1": _encoder(
         "DebertaV2",
-        bert_like,
+        deberta_like,
+        "DebertaV2Tokenizer",
         pad_token="[PAD]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         type_vocab_size=0,

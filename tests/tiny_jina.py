@@ -13,7 +13,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 import tokenizer_kinds
-from tiny_families import DECODER, ENCODER, LENGTH, qwen_like, save_model, save_tokenizer
+from tiny_families import DECODER, ENCODER, LENGTH, published_tokenizer, qwen_like, save_model, save_tokenizer
 from winnow import Document
 
 # --- jina-reranker-v2-base-multilingual -------------------------------------------------------------------------------
@@ -33,7 +33,7 @@ _QUERY = "attention.self.query."
 
 def build_v2(folder: Path) -> Path:
     """As jinaai/jina-reranker-v2-base-multilingual: XLM-RoBERTa with jina's names, and no `model_type`."""
-    size = save_tokenizer(tokenizer_kinds.xlm_roberta_like(), folder, pad_token="<pad>")
+    size = save_tokenizer(tokenizer_kinds.xlm_roberta_like(), folder, "XLMRobertaTokenizer", pad_token="<pad>")
     torch.manual_seed(0)
     fields = {"vocab_size": size, "pad_token_id": 1, "type_vocab_size": 1, "max_position_embeddings": LENGTH + 2}
     save_model(
@@ -73,7 +73,7 @@ def judge_v2(folder: Path, query: str, document: str) -> float:
         parts = dict(zip(("query", "key", "value"), weight.chunk(3), strict=True)) if "Wqkv" in name else {"": weight}
         state |= {name.replace("mixer.Wqkv", f"attention.self.{part}"): piece for part, piece in parts.items()}
     model.load_state_dict(state)
-    inputs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)(query, document, return_tensors="pt")
+    inputs = published_tokenizer(folder)(query, document, return_tensors="pt")
     with torch.inference_mode():
         return model(inputs["input_ids"], inputs["attention_mask"]).logits.item()
 
@@ -92,7 +92,11 @@ _QWEN = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 def build_m0(folder: Path) -> Path:
     """As jinaai/jina-reranker-m0: Qwen2-VL with a head of two layers, its config flat and its weights' names old."""
     tokenizer = qwen_like()
-    fields = {**DECODER, "num_attention_heads": 2, "vocab_size": save_tokenizer(tokenizer, folder, **_QWEN)}
+    fields = {
+        **DECODER,
+        "num_attention_heads": 2,
+        "vocab_size": save_tokenizer(tokenizer, folder, "Qwen2Tokenizer", **_QWEN),
+    }
     size = fields["hidden_size"]
     tokens = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
     ids = {f"{name}_token_id": tokenizer.token_to_id(f"<|{token}|>") for name, token in tokens.items()}

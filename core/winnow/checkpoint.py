@@ -15,6 +15,7 @@ from winnow.segments import Segment, fields_of
 from winnow.template_search import find_template
 from winnow.templates import ScoreTemplate, TemplateLike, from_user
 from winnow.tokenization import PromptTokenizer
+from winnow.tokenizer_files import load_tokenizer
 from winnow.vision import Vision, vision_of
 
 logger = logging.getLogger(__name__)
@@ -138,12 +139,17 @@ def open_checkpoint(
     cross_encoder = read_cross_encoder_files(folder)
     head = () if cross_encoder is None else read_head(folder, model)
     try:
+<<<<<<< HEAD
         found = recipe_for(str(model), config, recipe, module_scores=head[-1].scores if head else None)
         tokenizer, own_limit = _load_tokenizer(folder, model, trust_remote_code, found.last_token)
+=======
+        found = recipe_for(str(model), config, recipe)
+        tokenizer, own_limit = load_tokenizer(folder, model, trust_remote_code, found.last_token)
+>>>>>>> a48f662 (tokenizer.json is the tokenizer, whatever class transformers builds; doctor shows what the sent ids stand for)
     except ModelError:
         if cross_encoder is None or not cross_encoder.label_ids:
             raise
-        tokenizer, own_limit = _load_tokenizer(folder, model, trust_remote_code)
+        tokenizer, own_limit = load_tokenizer(folder, model, trust_remote_code)
         found = _recipe_of(cross_encoder, config, tokenizer)
     template = find_template(
         folder,
@@ -296,33 +302,6 @@ def _recipe_of(files: CrossEncoderFiles, config: Mapping[str, Any], tokenizer: P
     return ModelRecipe(
         family="sentence-transformers", architectures=tuple(config.get("architectures") or ()), labels=labels
     )
-
-
-def _load_tokenizer(
-    folder: Path, model: str, trust_remote_code: bool, last_token: int | None = None
-) -> tuple[PromptTokenizer, int | None]:
-    """The tokenizer as transformers loads it, which every reference implementation uses, and its length limit."""
-    if not any(
-        (folder / name).is_file()
-        for name in ("tokenizer.json", "tokenizer.model", "vocab.txt", "spiece.model", "vocab.json")
-    ):
-        raise ModelError(
-            f"{model} has no tokenizer: there is no tokenizer.json in {folder}. Save the tokenizer beside the model."
-        )
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        backend = loaded.backend_tokenizer
-    except Exception as error:  # transformers raises whatever its parsers raise
-        raise ModelError(
-            f"The tokenizer of {model} cannot be read from {folder}: {type(error).__name__}: {error}"
-        ) from error
-    special = {name: str(token) for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
-    limit = loaded.model_max_length
-    typed = "token_type_ids" in loaded.model_input_names
-    last = () if last_token is None else (last_token,)
-    return PromptTokenizer(backend, special, token_types=typed, last=last), limit if limit < 10**9 else None
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:

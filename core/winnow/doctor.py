@@ -5,37 +5,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 from winnow.checkpoint import Checkpoint, bind_template, open_checkpoint, template_for
 from winnow.errors import WinnowError
-from winnow.prompts import DocumentPrompts, Limits, PromptBuilder
+from winnow.prompt_parts import PART_NAMES, PartName, Piece, pieces_of, places_as_cut, tokens_of
+from winnow.prompts import Limits, PromptBuilder
 from winnow.recipes import ModelRecipe
-from winnow.segments import Content, PlainText, Segment
+from winnow.segments import Segment
 from winnow.templates import TemplateLike
 from winnow.tokenization import PromptTokenizer
 from winnow.weights import check_files, faults_of
 
-PartName = Literal["before", "instruction", "query", "between", "document", "after"]
-PART_NAMES: tuple[PartName, ...] = get_args(PartName)
 QUERY = "what is the capital of China?"
 DOCUMENT = "The capital of China is Beijing."
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch of a prompt.
-
-    Attributes:
-        part: Where it stands: in the caller's query, document or instruction, or in the template before, between or
-            after query and document.
-        text: Its text.
-        control: True for a control token; one that is typed in a query or document is text.
-    """
-
-    part: PartName
-    text: str
-    control: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,8 +35,8 @@ class Diagnosis:
         labels: Ids of the label tokens.
         max_length: Most tokens of a prompt.
         template: Where the template comes from.
-        pieces: The prompt, whole; control tokens that the tokenizer adds by itself included.
-        ids: Token ids of the prompt, cut to `max_length`.
+        pieces: What `ids` stand for; control tokens that the tokenizer adds by itself included.
+        ids: Token ids of the prompt as it is sent, cut to `max_length`.
         tokens: How many of `ids` each part takes. A token that two parts share counts where it ends.
         max_query_tokens: What a query may take, beside the template and this instruction.
         serve: The command that starts a vLLM server of the model; None if its prompts cannot go over HTTP.
@@ -158,92 +141,24 @@ def _examine_prompt(
     found.ids = built.prompts[0].ids
     found.max_query_tokens = builder.max_query_tokens(instruction)
     values = {"query": query, "document": document, "instruction": instruction}
-    whole, pieces, counts = _whole(tokenizer, segments, values)
-    found.pieces = pieces
+    whole = tokens_of(tokenizer, segments, values)
     if built.truncated:
         found.warnings.append(f"This document does not fit: the model would see {built.document_tokens} tokens of it.")
-    elif not built.query_truncated and found.ids != whole:
+    elif not built.query_truncated and found.ids != [token.id for token in whole]:
         found.problems.append(
             "The prompt's ids differ from those of the whole text: Winnow does not handle this tokenizer. "
             "Please report it."
         )
-    found.tokens = _counts_as_cut(counts, built, len(found.ids))
+    places = places_as_cut(whole, built, len(found.ids))
+    counts = Counter(part for part, _ in places)
+    found.tokens = {name: counts[name] for name in PART_NAMES}
+    found.pieces = pieces_of(tokenizer, found.ids, places)
     forged = _forged(tokenizer, builder, query, document, instruction)
     if forged:
         found.problems.append(
             f"A document that holds {' or '.join(map(repr, forged))} changes the control tokens of the prompt. "
             "Please report it."
         )
-
-
-def _whole(
-    tokenizer: PromptTokenizer, segments: tuple[Segment, ...] | None, values: dict[str, str]
-) -> tuple[list[int], list[Piece], Counter[PartName]]:
-    """Ids of the pair tokenised in one go, its pieces, and how many tokens each part takes."""
-    counts: Counter[PartName] = Counter()
-    pieces: list[Piece] = []
-    ids: list[int] = []
-
-    def add_tokens(part: PartName, added: Sequence[int]) -> None:
-        ids.extend(added)
-        counts[part] += len(added)
-        pieces.extend(Piece(part, tokenizer.decode([index]), control=True) for index in added)
-
-    if segments is None:
-        layout = tokenizer.pair_layout
-        add_tokens("before", layout.before)
-        sides: list[tuple[PartName, PartName, list[int]]] = [
-            ("query", "between", layout.between),
-            ("document", "after", layout.after),
-        ]
-        for part, after, added in sides:
-            encoded = tokenizer.encode(values[part])
-            ids.extend(encoded)
-            counts[part] += len(encoded)
-            pieces.append(Piece(part, values[part]))
-            add_tokens(after, added)
-        return ids, pieces, counts
-
-    spans = list(_spans(tokenizer, segments, values))
-    text = "".join(span for _, span, _ in spans)
-    encoding = tokenizer.encode_with_offsets([text])[0]
-    encoded = tokenizer.real_ids(encoding.ids)
-    add_tokens("before", tokenizer.begin if encoded[: len(tokenizer.begin)] != tokenizer.begin else [])
-    ids.extend(encoded)
-    ends, at = [max(start, end - 1) for start, end in encoding.offsets], 0
-    for part, span, is_content in spans:
-        counts[part] += sum(at <= end < at + len(span) for end in ends)
-        at += len(span)
-        shown = [(span, False)] if is_content else tokenizer.split_literal(span)
-        pieces.extend(Piece(part, text, control) for text, control in shown)
-    add_tokens("after", tokenizer.end if not tokenizer.end or encoded[-len(tokenizer.end) :] != tokenizer.end else [])
-    add_tokens("after", tokenizer.last)
-    return ids, pieces, counts
-
-
-def _spans(
-    tokenizer: PromptTokenizer, segments: tuple[Segment, ...], values: dict[str, str]
-) -> Iterator[tuple[PartName, str, bool]]:
-    """Part, text as it is tokenised, and whether it is content, of each segment."""
-    seen: set[str] = set()
-    for segment in segments:
-        place: PartName = "before" if not seen else "after" if len(seen) == 2 else "between"
-        if isinstance(segment, Content):
-            seen |= {segment.field} - {"instruction"}
-            yield segment.field, segment.of(values[segment.field]), True
-        elif isinstance(segment, PlainText):
-            yield place, segment.text, True
-        else:
-            yield place, tokenizer.literal(segment), False
-
-
-def _counts_as_cut(counts: Counter[PartName], built: DocumentPrompts, total: int) -> dict[PartName, int]:
-    """`counts` of the whole pair, less what was cut from document and query."""
-    cut = Counter(counts)
-    if built.truncated or built.query_truncated:
-        cut["document"] = built.document_tokens
-        cut["query"] += total - cut.total() if built.query_truncated else 0
-    return {name: cut[name] for name in PART_NAMES}
 
 
 def _forged(

@@ -3,7 +3,8 @@
 from rich.console import Console
 from rich.text import Text
 
-from winnow.doctor import PART_NAMES, Diagnosis, PartName, Piece
+from winnow.doctor import Diagnosis
+from winnow.prompt_parts import PART_NAMES, PartName, Piece
 
 _STYLES: dict[PartName, str] = {"query": "cyan", "document": "green", "instruction": "yellow"}
 _CONTROL = "bold reverse magenta"

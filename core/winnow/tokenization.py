@@ -7,7 +7,6 @@ template and content.
 """
 
 import json
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -186,11 +185,6 @@ class PromptTokenizer:
                 pieces += [text[at:found], self._secret[token]]
                 at = found + len(token)
         return "".join([*pieces, text[at:]])
-
-    def split_literal(self, text: str) -> list[tuple[str, bool]]:
-        """Text made with `literal`, under its real names again, cut into control tokens (True) and the rest (False)."""
-        pieces = re.split(f"({'|'.join(map(re.escape, self._text)) or '(?!)'})", text)
-        return [(self._text.get(piece, piece), piece in self._text) for piece in pieces if piece]
 
     def first_control(self, text: str) -> tuple[int, str]:
         """Position and name of the first control token in text made with `literal`; its length and "" if none."""

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from vllm import ModelRegistry
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.model_executor.models.config import Qwen3VLForSequenceClassificationConfig
@@ -24,6 +24,7 @@ from vllm.transformers_utils.config import get_config
 
 import tiny_families
 import tiny_jina
+from tiny_families import published_tokenizer
 from winnow import ModelRecipe, Ranking, Reranker
 from winnow.checkpoint import open_checkpoint
 from winnow.engines.choose import create_engine
@@ -62,7 +63,7 @@ def ids_of(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> list[i
 
 def mxbai(folder: Path, query: str, document: str) -> float:
     """mixedbread-ai/mxbai-rerank, mxbai_rerank_v2.py: parts tokenised one by one, logit("1") − logit("0")."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = published_tokenizer(folder)
     task = (
         "You are a search relevance expert who evaluates how well documents match search queries. For each "
         "query-document pair, carefully analyze the semantic relationship between them, then provide your binary "
@@ -85,7 +86,7 @@ def mxbai(folder: Path, query: str, document: str) -> float:
 
 def bge_gemma(folder: Path, query: str, document: str) -> float:
     """BAAI/bge-reranker-v2-gemma, model card, get_inputs(): BOS, three parts, newlines between, logit("Yes")."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = published_tokenizer(folder)
     prompt = (
         "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing "
         "a prediction of either 'Yes' or 'No'."
@@ -100,7 +101,7 @@ def bge_gemma(folder: Path, query: str, document: str) -> float:
 
 def zerank(folder: Path, query: str, document: str) -> float:
     """zeroentropy/zerank-1, modeling_zeranker.py: Qwen3's chat template, logit("Yes") / 5."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = published_tokenizer(folder)
     chat = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     messages = [{"role": "system", "content": query.strip()}, {"role": "user", "content": document.strip()}]
     chat += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -115,11 +116,11 @@ def ctxl(folder: Path, query: str, document: str) -> float:
         "Check whether a given document contains information helpful to answer the query.\n"
         f"<Document> {document}\n<Query> {query} ??"
     )
-    return last_logits(folder, AutoTokenizer.from_pretrained(folder)(text)["input_ids"])[0].item()
+    return last_logits(folder, published_tokenizer(folder)(text)["input_ids"])[0].item()
 
 
 def judge(folder: Path, query: str, document: str) -> float:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = published_tokenizer(folder)
     text = f"Question: {query}\nAnswer: {document}\nVerdict: "
     logits = last_logits(folder, tokenizer(text)["input_ids"])
     good, bad = tokenizer.convert_tokens_to_ids(["Good", "Bad"])
@@ -134,14 +135,14 @@ def qwen3_seq_cls(folder: Path, query: str, document: str) -> float:
         "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n"
         f"<Query>: {query}\n<Document>: {document}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
-    inputs = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")
+    inputs = published_tokenizer(folder)(text, return_tensors="pt")
     with torch.inference_mode():
         return AutoModelForSequenceClassification.from_pretrained(folder).eval()(**inputs).logits.item()
 
 
 def qwen3_vl(folder: Path, query: str, document: str) -> float:
     """Qwen/Qwen3-VL-Reranker, scripts/qwen3_vl_reranker.py: (w_yes − w_no) · last hidden state."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = published_tokenizer(folder)
     model = transformers.Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     text = (
         "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -163,7 +164,7 @@ def nemotron(folder: Path, query: str, document: str) -> float:
     model = transformers.LlamaForSequenceClassification.from_pretrained(
         folder, config=config, attn_implementation="eager", dtype=torch.float32
     ).eval()
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer = published_tokenizer(folder)
     ids = tokenizer(f"question:{query} \n \n passage:{document}", return_tensors="pt")["input_ids"]
     everywhere = torch.zeros(1, 1, ids.shape[1], ids.shape[1])  # nothing is masked: attention in both directions
     with torch.inference_mode():
@@ -173,7 +174,7 @@ def nemotron(folder: Path, query: str, document: str) -> float:
 
 def pair_encoding(folder: Path, query: str, document: str) -> float:
     """Model cards of BAAI/bge-reranker-v2-m3 and cross-encoder/ms-marco-MiniLM-L6-v2: tokenizer(query, document)."""
-    inputs = AutoTokenizer.from_pretrained(folder)(query, document, return_tensors="pt")
+    inputs = published_tokenizer(folder)(query, document, return_tensors="pt")
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         return model(**inputs).logits.item()
@@ -190,7 +191,7 @@ def gte_new(folder: Path, query: str, document: str) -> float:
     frequencies = 1.0 / (base ** (torch.arange(0, size, 2).float() / size)) / rope["factor"] ** (2 / size)
     [rotary] = [module for name, module in model.named_modules() if name.endswith("rotary_emb")]
     rotary.inv_freq.copy_(frequencies)
-    inputs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)(query, document, return_tensors="pt")
+    inputs = published_tokenizer(folder)(query, document, return_tensors="pt")
     with torch.inference_mode():
         return model(inputs["input_ids"], inputs["attention_mask"]).logits.item()
 

@@ -1,0 +1,157 @@
+"""The tokenizer of a model's folder: tokenizer.json itself where there is one, else what transformers reads."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, normalizers
+
+from winnow.errors import ModelError
+from winnow.tokenization import PromptTokenizer
+
+logger = logging.getLogger(__name__)
+
+# Texts in which tokenizers differ: blanks, line breaks, digits, case, accents, scripts, code, marks, emoji.
+_PROBES = (
+    "what is the capital of China?",
+    "  two  spaces   and one at the end ",
+    "one line\nthe next\n\n\nand after a gap\r\n\tan indented one",
+    "a\u00a0hard space, a wide\u3000one, a\u200bhidden one",
+    "In 1984 it cost 1234567890.50 €, or 12,5 %, ½ and x² more",
+    "McDonald's, I'M, they'Ll, don't, USA, iPhone",
+    "na\u00efve caf\u00e9 and nai\u0308ve cafe\u0301, Füße, Łódź, İstanbul",
+    "日本語のテキスト、中文文本。한국어 텍스트",
+    "مرحبا بالعالم, हिन्दी पाठ, ภาษาไทย, русский, Ελληνικά, עברית",
+    "ﬁne ligatures, ①, Ⅷ, ｆｕｌｌ ｗｉｄｔｈ, ™",
+    "🙂 👨‍👩‍👧 🇩🇪 👍🏽",
+    "def f(x):\n    return x ** 2  # twice\n",
+    'https://example.org/a_b?c=d&e=%20 [1] {"key": "value"} <b>...</b> -- !!! ▁ Ġ',
+)
+# Files of tokenizers, for a better error where transformers reads none.
+_FILES = ("tokenizer.json", "vocab.*", "tekken.json", "*.model", "*.tiktoken")
+
+
+@dataclass(frozen=True, slots=True)
+class FolderTokenizer:
+    """A folder's tokenizer.
+
+    Attributes:
+        loaded: As transformers loads it. It knows the names of special tokens, the length limit and the token types.
+        backend: As it is: tokenizer.json with what tokenizer_config.json adds.
+        strays: Texts to which `loaded` gives other ids.
+    """
+
+    loaded: Any
+    backend: Tokenizer
+    strays: tuple[str, ...] = ()
+
+
+def read_tokenizer(folder: Path, model: str, trust_remote_code: bool = False) -> FolderTokenizer:
+    """Read the tokenizer of a folder.
+
+    transformers 5 takes no more than vocabulary and merges from tokenizer.json for many of its classes, and builds the
+    rest anew as the class that tokenizer_config.json names has it (`TokenizersBackend.convert_to_native_format`). Where
+    the file was of another kind, that is another tokenizer than the one the model was trained with: transformers 4 took
+    the file as it was. `PreTrainedTokenizerFast` still does.
+
+    Args:
+        folder: The model's folder.
+        model: Its name, for errors.
+        trust_remote_code: Whether the tokenizer may run code from the folder.
+
+    Raises:
+        ModelError: There is none, or it cannot be read. The message says what is missing.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    has_file = (folder / "tokenizer.json").is_file()
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        of_transformers = type(loaded).__module__.startswith("transformers.")
+        own = PreTrainedTokenizerFast.from_pretrained(folder) if has_file and of_transformers else loaded
+    except Exception as error:  # transformers raises whatever its parsers raise
+        if not any(any(folder.glob(pattern)) for pattern in _FILES):
+            raise _missing(folder, model) from error
+        raise ModelError(
+            f"The tokenizer of {model} cannot be read from {folder}: {type(error).__name__}: {error}{_needed(folder)}"
+        ) from error
+    if not has_file and of_transformers and not loaded.init_kwargs.get("vocab_file"):
+        raise _missing(folder, model)  # transformers makes one without words, and does not say so
+    if not hasattr(loaded, "backend_tokenizer"):
+        raise ModelError(
+            f"The tokenizer of {model} is a {type(loaded).__name__}, which is written in Python. Winnow runs those of "
+            "the tokenizers library: save a tokenizer.json beside the model."
+        )
+    backend: Tokenizer = own.backend_tokenizer
+    theirs = loaded.backend_tokenizer.normalizer
+    if isinstance(theirs, normalizers.BertNormalizer) and isinstance(backend.normalizer, normalizers.BertNormalizer):
+        backend.normalizer = theirs  # do_lower_case and its like in tokenizer_config.json win, as in transformers 4
+    return FolderTokenizer(loaded, backend, tuple(_strays(loaded.backend_tokenizer, backend)))
+
+
+def load_tokenizer(
+    folder: Path, model: str, trust_remote_code: bool = False, last_token: int | None = None
+) -> tuple[PromptTokenizer, int | None]:
+    """The tokenizer of a folder, safe for contents, and its limit of tokens, if it has one.
+
+    Args:
+        folder: The model's folder.
+        model: Its name, for errors.
+        trust_remote_code: Whether the tokenizer may run code from the folder.
+        last_token: Id that stands after every prompt.
+
+    Raises:
+        ModelError: There is none, or it cannot be read.
+    """
+    import transformers
+
+    found = read_tokenizer(folder, model, trust_remote_code)
+    loaded = found.loaded
+    if found.strays:
+        logger.warning(
+            "transformers %s makes another tokenizer (%s) of %s than its tokenizer.json: texts such as %r get other "
+            "ids. Winnow takes tokenizer.json as it is, which is what models are trained with.",
+            transformers.__version__,
+            type(loaded).__name__,
+            model,
+            found.strays[0],
+        )
+    known = {name: str(token) for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
+    # Some classes name tokens that the model does not have.
+    special = {name: token for name, token in known.items() if found.backend.token_to_id(token) is not None}
+    tokenizer = PromptTokenizer(
+        found.backend,
+        special,
+        token_types="token_type_ids" in loaded.model_input_names,
+        last=() if last_token is None else (last_token,),
+    )
+    limit = loaded.model_max_length
+    return tokenizer, limit if limit < 10**9 else None
+
+
+def _strays(loaded: Tokenizer, own: Tokenizer) -> list[str]:
+    """The texts that two tokenizers do not turn into the same ids."""
+    if loaded is own:
+        return []
+    added = sorted(token.content for token in own.get_added_tokens_decoder().values())
+    probes = [*_PROBES, *(["before{}after, and {} between".format(*[token] * 2) for token in added])]
+    ids = ([one.ids for one in tokenizer.encode_batch(probes, add_special_tokens=False)] for tokenizer in (loaded, own))
+    return [probe for probe, theirs, ours in zip(probes, *ids, strict=True) if theirs != ours]
+
+
+def _missing(folder: Path, model: str) -> ModelError:
+    return ModelError(
+        f"{model} has no tokenizer: there is no tokenizer.json in {folder}. Save the tokenizer beside the model."
+    )
+
+
+def _needed(folder: Path) -> str:
+    """What to install, where the tokenizer is a SentencePiece file that cannot be read without."""
+    from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
+
+    there = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
+    packages = [name for name, installed in there.items() if not installed]
+    if not packages or not any(folder.glob("*.model")):
+        return ""
+    return f"\nTo read a SentencePiece file (*.model), install: pip install {' '.join(packages)}"
