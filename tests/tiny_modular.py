@@ -21,7 +21,13 @@ def save_encoder(folder: Path, kind: str = "ModernBert") -> Path:
     bert = kind == "Bert"
     tokenizer = (tiny_families.bert_like if bert else tiny_families.modernbert_like)()
     names = ["input_ids", "token_type_ids", "attention_mask"] if bert else ["input_ids", "attention_mask"]
-    size = tiny_families.save_tokenizer(tokenizer, folder, pad_token="[PAD]", model_input_names=names)
+    size = tiny_families.save_tokenizer(
+        tokenizer,
+        folder,
+        "BertTokenizer" if bert else "PreTrainedTokenizerFast",
+        pad_token="[PAD]",
+        model_input_names=names,
+    )
     pad = tokenizer.token_to_id("[PAD]")
     own = {} if bert else {"bos_token_id": 0, "eos_token_id": 0, "cls_token_id": 0, "sep_token_id": 0}
     fields = {**tiny_families.ENCODER, "vocab_size": size, "pad_token_id": pad, **own}

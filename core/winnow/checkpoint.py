@@ -139,13 +139,8 @@ def open_checkpoint(
     cross_encoder = read_cross_encoder_files(folder)
     head = () if cross_encoder is None else read_head(folder, model)
     try:
-<<<<<<< HEAD
         found = recipe_for(str(model), config, recipe, module_scores=head[-1].scores if head else None)
-        tokenizer, own_limit = _load_tokenizer(folder, model, trust_remote_code, found.last_token)
-=======
-        found = recipe_for(str(model), config, recipe)
         tokenizer, own_limit = load_tokenizer(folder, model, trust_remote_code, found.last_token)
->>>>>>> a48f662 (tokenizer.json is the tokenizer, whatever class transformers builds; doctor shows what the sent ids stand for)
     except ModelError:
         if cross_encoder is None or not cross_encoder.label_ids:
             raise
