@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import constants
 from safetensors import safe_open
 from sentence_transformers import CrossEncoder
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -21,6 +22,7 @@ from tiny_model import build_tiny_reranker
 from winnow import ModelRecipe, Reranker
 from winnow.cli import app
 from winnow.convert import convert
+from winnow.errors import ModelError
 from winnow.templates import built_in
 
 QUERY = "what is the capital of China?"
@@ -311,6 +313,7 @@ import re, sys
 from pathlib import Path
 from tiny_model import build_tiny_reranker
 from winnow.convert import convert
+from winnow.errors import ModelError
 from winnow.templates import built_in
 
 def peak():  # of this process; ru_maxrss would count the one that forked it
@@ -352,3 +355,34 @@ def test_the_command_line(qwen: Path, tmp_path: Path) -> None:
     assert again.stderr == f"winnow: {out} already exists. Remove it, or name another folder.\n"
     one = ["convert", str(qwen), str(tmp_path / "one"), "--labels", "yes", "--method", "no_post_processing"]
     assert "score head with logit['yes'], " in CliRunner().invoke(app, one).stdout
+
+
+# --- its tokenizer ----------------------------------------------------------------------------------------------------
+
+
+def other_words(folder: Path) -> Path:
+    """The model with a tokenizer.json that takes a blank to be a word's end, not its beginning as Qwen's class has
+    it."""
+    path = folder / "tokenizer.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    state["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\S+\s?|\s+"
+    path.write_text(json.dumps(state), encoding="utf-8")
+    return folder
+
+
+def test_transformers_gets_the_tokenizer_of_the_file(tmp_path: Path) -> None:
+    folder = other_words(FAMILIES["zerank-2"](tmp_path / "zerank-2"))
+    text = "where is the capital, and why?"
+    own = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    assert AutoTokenizer.from_pretrained(folder)(text)["input_ids"] != own
+    convert(folder, tmp_path / "out", verify=True)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")(text)["input_ids"] == own
+    assert logits(tmp_path / "out") == pytest.approx(logits(folder), abs=1e-5)
+
+
+def test_a_tokenizer_that_transformers_would_replace_is_refused(tmp_path: Path) -> None:
+    """Models of type qwen2 get `Qwen2Tokenizer`, whatever tokenizer_config.json says."""
+    folder = other_words(FAMILIES["mxbai-rerank-base-v2"](tmp_path / "mxbai-rerank-base-v2"))
+    with pytest.raises(ModelError, match=r"transformers does not take the tokenizer.json of .* as it is"):
+        convert(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -16,7 +16,14 @@ from typing import Any, Literal
 
 from winnow.checkpoint import Checkpoint, open_checkpoint, template_for
 from winnow.compare import TOLERANCE, largest_difference
-from winnow.converted_files import check_disk, whole_or_nothing, write_config, write_tokenizer, write_weights
+from winnow.converted_files import (
+    check_disk,
+    settle_tokenizer,
+    whole_or_nothing,
+    write_config,
+    write_tokenizer,
+    write_weights,
+)
 from winnow.converted_prompts import check_prompts, pad_token_for, write_templates
 from winnow.errors import ConfigurationError, MissingExtraError, ModelError
 from winnow.model_folder import folder_of, read_json
@@ -109,6 +116,7 @@ def convert(
         pad = pad_token_for(checkpoint, score_template)
         write_tokenizer(shards.folder, part, pad)
         write_config(part, checkpoint, layout, checkpoint.tokenizer.token_id(pad))
+        settle_tokenizer(part, model)
         write_templates(part, checkpoint, score_template)
         size = write_weights(part, shards, layout, head, progress)
         check_prompts(part, checkpoint, score_template)

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from winnow.checkpoint import Checkpoint
-from winnow.errors import ConfigurationError
+from winnow.errors import ConfigurationError, ModelError
 from winnow.model_folder import read_json
 from winnow.score_head import Layout
 from winnow.shards import INDEX, Shards, copy_shard
+from winnow.tokenizer_files import read_tokenizer
 
 # What of a model's folder goes with the weights. config.json, the index and templates are written anew.
 _COPIED = (
@@ -25,8 +26,7 @@ _COPIED = (
     "added_tokens.json",
     "vocab.*",
     "merges.txt",
-    "spiece.model",
-    "sentencepiece*.model",
+    "*.model",
     "LICENSE*",
     "NOTICE*",
 )
@@ -135,6 +135,30 @@ def write_tokenizer(folder: Path, part: Path, pad: str) -> None:
     # A causal model and absolute positions, if it has them, are not changed by what comes after the prompt.
     config["padding_side"] = "right"
     _write_json(part / path.name, config)
+
+
+def settle_tokenizer(part: Path, model: str) -> None:
+    """Name another class in tokenizer_config.json if transformers makes another tokenizer than tokenizer.json of this.
+
+    The result is for all who load it with `AutoTokenizer`, who would get other prompts than the original was made for.
+
+    Args:
+        part: The new folder, with config.json, which `AutoTokenizer` reads as well.
+        model: The original's name, for errors.
+
+    Raises:
+        ModelError: transformers makes another tokenizer under any class.
+    """
+    if not read_tokenizer(part, model).strays:
+        return
+    path = part / "tokenizer_config.json"
+    _write_json(path, {**read_json(path, model), "tokenizer_class": "PreTrainedTokenizerFast"})
+    if strays := read_tokenizer(part, model).strays:
+        raise ModelError(
+            f"transformers does not take the tokenizer.json of {model} as it is, whatever its class is called: texts "
+            f"such as {strays[0]!r} get other ids, so that the converted model would score otherwise there. Score "
+            f"{model} with Winnow as it is."
+        )
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
