@@ -23,10 +23,12 @@ class EngineScore:
     Attributes:
         logit: The raw relevance logit in fp32.
         cached_tokens: How many of the prompt's tokens the engine did not have to compute.
+        error: Why this prompt has no score, its logit being no number; None if it has one.
     """
 
     logit: float
     cached_tokens: int = 0
+    error: str | None = None
 
 
 @runtime_checkable

@@ -1,7 +1,9 @@
 """Plain PyTorch through transformers: CPUs, laptops, and the reference that vLLM's scores are compared with."""
 
 import asyncio
+import itertools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -75,22 +77,69 @@ class TransformersEngine:
 
         model = load_model(self.checkpoint, self._load_kwargs)
         model.to(self._device)
-        self._forward = TransformersForward(model, self.checkpoint, self._hub)
+        try:
+            self._forward = TransformersForward(model, self.checkpoint, self._hub)
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            raise EngineLoadError(
+                f"{self.checkpoint.model} was loaded, but a first prompt failed: {type(error).__name__}: {error}"
+            ) from error
+        if not self._forward.mixes_lengths:
+            logger.warning(
+                "%s scores a prompt otherwise when it is padded to the length of another: prompts are scored together "
+                "only with others of their own length, which is slower.",
+                self.checkpoint.model,
+            )
 
     async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:  # noqa: ARG002
         """Score prompts, longest batches first, in this engine's thread."""
-        order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at].ids))
-        logits = [0.0] * len(prompts)
+        scores = {
+            at: EngineScore(math.nan, error=refusal)
+            for at, prompt in enumerate(prompts)
+            if (refusal := self._forward.refusal(prompt))
+        }
+        order = sorted(set(range(len(prompts))) - scores.keys(), key=lambda at: (-len(prompts[at].ids), at))
         while order:
-            size = max(1, self._batch_tokens // len(prompts[order[0]].ids))
-            batch, order = order[:size], order[size:]
+            batch = self._next_batch(order, prompts)
             # A call a batch: other callers' batches come in between, and a cancelled call stops after its batch.
-            found = await asyncio.get_running_loop().run_in_executor(
+            logits = await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._forward, [prompts[at] for at in batch]
             )
-            for at, logit in zip(batch, found, strict=True):
-                logits[at] = logit
-        return [EngineScore(self.checkpoint.recipe.calibrated(logit)) for logit in logits]
+            if logits is not None:
+                recipe = self.checkpoint.recipe
+                scores |= {at: EngineScore(recipe.calibrated(logit)) for at, logit in zip(batch, logits, strict=True)}
+            elif len(batch) > 1:
+                self._shrink_batches(len(batch) * len(prompts[batch[0]].ids) // 2)
+                continue
+            else:
+                scores[batch[0]] = EngineScore(math.nan, error=self._no_memory(prompts[batch[0]]))
+            order = order[len(batch) :]
+        return [scores[at] for at in range(len(prompts))]
+
+    def _next_batch(self, order: Sequence[int], prompts: Sequence[Prompt]) -> list[int]:
+        """The first of `order`, as many as fit in a batch as long as the first of them."""
+        length = len(prompts[order[0]].ids)
+        batch = order[: max(1, self._batch_tokens // length)]
+        if self._forward.mixes_lengths:
+            return list(batch)
+        return list(itertools.takewhile(lambda at: len(prompts[at].ids) == length, batch))
+
+    def _no_memory(self, prompt: Prompt) -> str:
+        return (
+            f"{self.checkpoint.model} ran out of memory on this prompt of {len(prompt.ids)} tokens alone: lower "
+            "max_length, or take another dtype or device"
+        )
+
+    def _shrink_batches(self, tokens: int) -> None:
+        if tokens >= self._batch_tokens:
+            return  # another call met the limit first
+        self._batch_tokens = tokens
+        logger.warning(
+            "%s ran out of memory. From now on its batches have %d tokens at most; engine_kwargs={'batch_tokens': %d} "
+            "starts with that.",
+            self.checkpoint.model,
+            tokens,
+            tokens,
+        )
 
     async def sleep(self) -> None:
         """Move the weights to main memory; on a CPU they are there."""

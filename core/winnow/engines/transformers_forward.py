@@ -1,21 +1,38 @@
-"""Prompts to raw logits: one padded batch through a loaded PyTorch model."""
+"""Prompts to raw logits: one padded batch through a loaded PyTorch model.
 
+Padding stands behind the prompts. In a causal model nothing looks back from there, whatever the model is made of;
+padding before the prompts would reach the state of a recurrent one (RecurrentGemma, RWKV).
+"""
+
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from winnow.checkpoint import Checkpoint
+from winnow.engines.transformers_head import put_label_head, put_score_heads, weight_in_files
+from winnow.errors import EngineError
 from winnow.prompts import Prompt
+
+# What PyTorch's allocators, and cuBLAS, say where there is no more memory.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
+# Two texts, of which the second is much longer.
+_PROBES = ("what is it?", "Given a web search query, retrieve relevant passages that answer the query. " * 3)
 
 
 class TransformersForward:
     """What a loaded model says of prompts. Not thread-safe.
 
     Args:
-        model: The PyTorch model, in evaluation mode.
+        model: The PyTorch model, in evaluation mode. Its head is replaced.
         checkpoint: Its small files.
-        hub: `revision`, `cache_dir`, `token` and `trust_remote_code`, with which image and video processors are loaded.
+        hub: `revision`, `cache_dir`, `token` and `trust_remote_code`, with which more of its files are read.
+
+    Attributes:
+        model: The model.
+        mixes_lengths: Whether prompts of different lengths may be in one batch. Not in a few kinds (FNet, ConvBERT),
+            whose scores change with the padding.
     """
 
     def __init__(self, model: Any, checkpoint: Checkpoint, hub: Mapping[str, Any]):
@@ -23,36 +40,88 @@ class TransformersForward:
         self._checkpoint = checkpoint
         self._hub = hub
         self._processors: dict[str, Any] = {}
+        self._labelled = bool(checkpoint.recipe.labels)
+        if self._labelled:
+            self._heads = [put_label_head(model, checkpoint.label_ids)]
+        else:
+            self._heads = put_score_heads(model, functools.partial(weight_in_files, checkpoint.model, hub))
+        config = model.config.get_text_config()
+        model.config.use_cache = config.use_cache = False  # of keys and values for tokens to come: there are none
+        self._rows = int(config.vocab_size)
+        padding = getattr(config, "pad_token_id", None)
+        self._padding = padding if padding is not None and 0 <= padding < self._rows else 0
+        if padding is None and not self._labelled:
+            config.pad_token_id = 0  # a classifier takes no batch without one; `JudgedHead` makes it of no account
+        self.mixes_lengths = self._is_blind_to_padding()
 
-    def __call__(self, prompts: Sequence[Prompt]) -> list[float]:
-        """The raw logit of each prompt, computed in one batch."""
-        causal = bool(self._checkpoint.recipe.labels)
+    def __call__(self, prompts: Sequence[Prompt]) -> list[float] | None:
+        """The raw logit of each prompt, computed in one batch; None if there is too little memory for that.
+
+        Raises:
+            EngineError: PyTorch failed otherwise.
+        """
+        try:
+            return self._logits(prompts)
+        except Exception as error:  # PyTorch fails with errors of every kind
+            if not _is_out_of_memory(error):
+                longest = max(len(prompt.ids) for prompt in prompts)
+                raise EngineError(
+                    f"PyTorch could not score {len(prompts)} prompts of at most {longest} tokens with "
+                    f"{self._checkpoint.model}: {type(error).__name__}: {error}"
+                ) from error
+        # Here, since the error keeps the batch's tensors alive.
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def refusal(self, prompt: Prompt) -> str | None:
+        """Why the model cannot score a prompt; None if it can. PyTorch's own error would end a GPU's process."""
+        beyond = max(prompt.ids)
+        if beyond < self._rows:
+            return None
+        return (
+            f"the prompt has token {beyond} ({self._checkpoint.tokenizer.token(beyond)!r}), but the embedding of "
+            f"{self._checkpoint.model} has {self._rows} rows: the tokenizer does not belong to the model"
+        )
+
+    def _logits(self, prompts: Sequence[Prompt]) -> list[float]:
         width = max(len(prompt.ids) for prompt in prompts)
-        pad = getattr(self.model.config, "pad_token_id", None) or 0
-        ids = torch.full((len(prompts), width), pad)
+        ids = torch.full((len(prompts), width), self._padding)
         mask = torch.zeros_like(ids)
         types = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
-            # The judged position of a causal model is the last: padding goes before it.
-            start = width - len(prompt.ids) if causal else 0
-            ids[row, start : start + len(prompt.ids)] = torch.tensor(prompt.ids)
-            mask[row, start : start + len(prompt.ids)] = 1
+            ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
+            mask[row, : len(prompt.ids)] = 1
             if prompt.second_type_from is not None:
                 types[row, prompt.second_type_from : len(prompt.ids)] = 1
         inputs = {"input_ids": ids, "attention_mask": mask}
         if any(prompt.images or prompt.videos for prompt in prompts):
             inputs |= self._see(prompts, ids, mask)
-        elif causal:
-            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         elif any(prompt.second_type_from is not None for prompt in prompts):
             inputs["token_type_ids"] = types
         inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        for head in self._heads:
+            head.judged = inputs["attention_mask"].sum(1) - 1
         with torch.inference_mode():
-            if not causal:
-                return list(map(self._checkpoint.recipe.of_outputs, self.model(**inputs).logits.float().tolist()))
-            logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float()
-            labels = logits[:, list(self._checkpoint.label_ids)]
-            return list(map(float, (labels[:, -1] - labels[:, 0] if labels.shape[1] == 2 else labels[:, 0]).tolist()))
+            logits = self.model(**inputs).logits.float()
+        if not self._labelled:
+            return list(map(self._checkpoint.recipe.of_outputs, logits.tolist()))
+        labels = logits[:, -1]
+        return [float(logit) for logit in (labels[:, -1] - (labels[:, 0] if labels.shape[1] == 2 else 0)).tolist()]
+
+    def _is_blind_to_padding(self) -> bool:
+        """Whether a prompt's logit stays what it is beside a longer prompt, but for rounding."""
+        tokenizer = self._checkpoint.tokenizer
+        short, long = (
+            Prompt([*tokenizer.begin, *tokenizer.encode(text), *tokenizer.end][: self._checkpoint.max_length])
+            for text in _PROBES
+        )
+        if any(map(self.refusal, (short, long))):
+            return True  # nothing of this tokenizer will be scored
+        alone, beside = (self._logits(prompts)[0] for prompts in ([short], [short, long]))
+        dtype = next(weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
+        precision = torch.finfo(dtype).eps ** 0.5  # 3e-4 for float32, 0.09 for bfloat16
+        return not abs(alone - beside) > precision * max(1.0, abs(alone))
 
     def _see(self, prompts: Sequence[Prompt], ids: Any, mask: Any) -> dict[str, Any]:
         """The model's inputs for images and videos; it makes their positions itself, in two dimensions."""
@@ -77,3 +146,10 @@ class TransformersForward:
             load: Any = getattr(transformers, kind).from_pretrained
             self._processors[kind] = load(self._checkpoint.model, **self._hub)
         return self._processors[kind]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+    )
