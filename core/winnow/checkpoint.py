@@ -8,6 +8,7 @@ from typing import Any
 
 from winnow.cross_encoder_head import HeadModule, read_head
 from winnow.errors import ModelError, TemplateError
+from winnow.judged import padding_of
 from winnow.model_folder import CrossEncoderFiles, folder_of, read_cross_encoder_files, read_json
 from winnow.overrides import completed, merged, overridden
 from winnow.recipes import ModelRecipe, recipe_for
@@ -146,6 +147,7 @@ def open_checkpoint(
             raise
         tokenizer, own_limit = load_tokenizer(folder, model, trust_remote_code)
         found = _recipe_of(cross_encoder, config, tokenizer)
+    tokenizer.padding = padding_of(config, found)
     template = find_template(
         folder,
         own_config,

@@ -245,7 +245,7 @@ class PromptBuilder:
         )
 
     def _prompt(self, frame: Frame, ids: list[int]) -> Prompt:
-        ids, shown = frame.head + ids + frame.tail, frame.images
+        ids, shown = self._tokenizer.up_to_judged(frame.head + ids + frame.tail), frame.images
         if shown and self._vision is not None:
             ids = self._vision.expanded(ids, shown)
         images = tuple(one for one in shown if isinstance(one, PromptImage))

@@ -48,6 +48,7 @@ class PromptTokenizer:
         begin: Ids that the tokenizer puts before a text, such as BOS.
         end: Ids that it puts after a text.
         unknown: Id that its model writes for what the vocabulary lacks; None if it knows none.
+        padding: Id that the model passes over at the end of a prompt; None if it judges what stands there.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class PromptTokenizer:
         self.special_tokens = special_tokens or {}
         self.token_types = token_types
         self.last = list(last)
+        self.padding: int | None = None
         self._original = Tokenizer.from_str(tokenizer.to_str())
         self._original.no_padding()
         self._original.no_truncation()
@@ -150,6 +152,13 @@ class PromptTokenizer:
         """Text of `ids`, control tokens included."""
         text: str = self._original.decode(list(ids), skip_special_tokens=False)
         return text
+
+    def up_to_judged(self, ids: list[int]) -> list[int]:
+        """A prompt without the padding tokens at its end, which the model would pass over."""
+        end = len(ids)
+        while end > 1 and ids[end - 1] == self.padding:
+            end -= 1
+        return ids if end == len(ids) else ids[:end]
 
     @cached_property
     def pair_layout(self) -> PairLayout:
