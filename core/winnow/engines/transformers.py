@@ -11,7 +11,7 @@ from typing import Any
 from winnow.checkpoint import Checkpoint
 from winnow.engines.base import EngineScore
 from winnow.engines.known_settings import check_keywords, settings_of
-from winnow.errors import ConfigurationError, MissingExtraError
+from winnow.errors import ConfigurationError, EngineLoadError, MissingExtraError
 from winnow.prompts import Prompt
 
 logger = logging.getLogger(__name__)

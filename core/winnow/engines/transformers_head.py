@@ -151,7 +151,6 @@ def weight_in_files(model: str, hub: Mapping[str, Any], name: str) -> torch.Tens
 
     def found(file: str) -> str | None:
         find: Any = cached_file
-        where = {name: value for name, value in hub.items() if name != "trust_remote_code"}
         path: str | None = find(
             model,
             file,
