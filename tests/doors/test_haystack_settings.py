@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -170,6 +171,16 @@ def test_saved_settings_are_not_those_the_caller_may_change() -> None:
     kwargs["nonsense"] = 1.0
     fields.append("other")
     assert (ranker.engine_kwargs, ranker.meta_fields_to_embed) == ({"delay": 0.0}, ["title"])
+
+
+def test_every_parameter_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "haystack.md").read_text(encoding="utf-8")
+    table = {cell for line in page.splitlines() if line.startswith("| `") for cell in line.split("|")[1:2]}
+    named = set(re.findall(r"`(\w+)`", " ".join(table)))
+    parameters = set(inspect.signature(WinnowRanker.__init__).parameters) - {"self"}
+    assert parameters - named == set()
+    described = set(re.findall(r"^ {4,8}(\w+): ", str(WinnowRanker.__doc__), re.MULTILINE))
+    assert parameters - described == set()
 
 
 def test_every_setting_of_the_core_is_offered_with_its_default() -> None:
