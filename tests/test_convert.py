@@ -386,3 +386,14 @@ def test_a_tokenizer_that_transformers_would_replace_is_refused(tmp_path: Path) 
     with pytest.raises(ModelError, match=r"transformers does not take the tokenizer.json of .* as it is"):
         convert(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_score_template_in_tokenizer_config_is_converted(qwen: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(qwen, tmp_path / qwen.name)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["score_template"] = "{{ query }} is in {{ document }}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    convert(folder, tmp_path / "out")
+    assert " is in " in (tmp_path / "out" / "score_template.jinja").read_text()
+    assert "score_template" not in json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert logits(tmp_path / "out") == pytest.approx(logits(folder), abs=1e-5)

@@ -94,7 +94,10 @@ def test_every_source_of_a_model_in_order(tiny_model: str, tmp_path: Path) -> No
             tiny_model,
             config={"score_template": source("config.json")},
             files={"score_template.jinja": source("score_template.jinja"), "chat_template.jinja": OF_ROLES},
-            tokenizer_config={"chat_template": OF_ROLES.replace("??", "!!")},
+            tokenizer_config={
+                "score_template": source("tokenizer_config.json"),
+                "chat_template": OF_ROLES.replace("??", "!!"),
+            },
         )
     )
     opened = open_checkpoint(str(folder), hf_overrides={"score_template": source("overrides")})
@@ -105,6 +108,13 @@ def test_every_source_of_a_model_in_order(tiny_model: str, tmp_path: Path) -> No
     assert origin_of(opened) == "the Jinja source in score_template of config.json"
 
     shutil.copy(Path(tiny_model) / "config.json", folder)
+    opened = open_checkpoint(str(folder))
+    assert rendered(opened) == "tokenizer_config.json: Q D"
+    assert origin_of(opened) == "the Jinja source in score_template of tokenizer_config.json"
+
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["score_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     opened = open_checkpoint(str(folder))
     assert rendered(opened) == "score_template.jinja: Q D"
     assert origin_of(opened) == f"the file {folder / 'score_template.jinja'}"

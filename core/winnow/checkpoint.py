@@ -238,7 +238,7 @@ def template_for(checkpoint: Checkpoint, template: TemplateLike | None) -> Score
     if checkpoint.template is None and checkpoint.recipe.labels:
         raise TemplateError(
             f"{checkpoint.model} is a causal language model ({checkpoint.recipe.family}) and no score template was "
-            "found for it: not in the call, not in the reranker, no score_template in its config, no "
+            "found for it: not in the call, not in the reranker, no score_template in its configs, no "
             "score_template.jinja or chat template for query and document in its folder, none built in for its family. "
             "Pass template=..."
         )

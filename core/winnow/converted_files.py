@@ -129,7 +129,8 @@ def write_tokenizer(folder: Path, part: Path, pad: str) -> None:
                 shutil.copyfile(file, part / file.name)
     path = folder / "tokenizer_config.json"
     config = read_json(path, str(folder)) if path.is_file() else {}
-    config.pop("chat_template", None)
+    for name in ("chat_template", "score_template"):  # both are files of the new folder
+        config.pop(name, None)
     if not config.get("pad_token"):  # it may be null
         config["pad_token"] = pad
     # A causal model and absolute positions, if it has them, are not changed by what comes after the prompt.

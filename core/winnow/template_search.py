@@ -14,6 +14,8 @@ from winnow.templates import ScoreTemplate, from_file, from_user, read_template
 
 logger = logging.getLogger(__name__)
 
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+
 
 def find_template(
     folder: Path,
@@ -25,9 +27,10 @@ def find_template(
 ) -> ScoreTemplate | None:
     """The score template that a model brings along, or None.
 
-    Looked for in this order: `score_template` in `hf_overrides`, then in config.json; `score_template.jinja`; the chat
-    template (`chat_template.jinja`, then tokenizer_config.json) if sentence-transformers saved the folder as a
-    cross-encoder that reads messages, or if the template was written for query and document.
+    Looked for in this order: `score_template` in `hf_overrides`, then in config.json, then in tokenizer_config.json;
+    `score_template.jinja`; the chat template (`chat_template.jinja`, then tokenizer_config.json) if
+    sentence-transformers saved the folder as a cross-encoder that reads messages, or if the template was written for
+    query and document.
 
     Args:
         folder: The model's folder.
@@ -42,8 +45,9 @@ def find_template(
     """
     if (hf_overrides or {}).get("score_template"):
         return from_user((hf_overrides or {})["score_template"], "score_template of hf_overrides")
-    if config.get("score_template"):
-        return _from_config(config["score_template"], folder)
+    for name, content in (("config.json", config), (_TOKENIZER_CONFIG, _tokenizer_config(folder))):
+        if content.get("score_template"):
+            return _from_config(content["score_template"], name, folder)
     own = folder / "score_template.jinja"
     if own.is_file():
         return from_file(own)
@@ -85,9 +89,9 @@ def _segments_of(template: ScoreTemplate, special_tokens: Mapping[str, str] | No
     return segments if fields_of(segments).count("query") == 1 else None
 
 
-def _from_config(value: Any, folder: Path) -> ScoreTemplate:
-    """`score_template` of config.json. A path in it is one inside the folder: a download names no files of ours."""
-    what = "score_template of config.json"
+def _from_config(value: Any, name: str, folder: Path) -> ScoreTemplate:
+    """`score_template` of a config. A path in it is one inside the folder: a download names no files of ours."""
+    what = f"score_template of {name}"
     if not isinstance(value, str | Mapping):
         raise TemplateError(f"{what} in {folder} must be a text or an object with format strings, but is {value!r}.")
     found = read_template(value, what)
@@ -106,10 +110,13 @@ def _chat_templates(folder: Path) -> Iterator[ScoreTemplate]:
     chat = folder / "chat_template.jinja"
     if chat.is_file():
         yield from_file(chat)
-    config = folder / "tokenizer_config.json"
-    if config.is_file():
-        found = read_json(config, str(folder)).get("chat_template")
-        if isinstance(found, list):  # several, by name
-            found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
-        if isinstance(found, str):
-            yield ScoreTemplate(found, f"chat_template in {config}")
+    found = _tokenizer_config(folder).get("chat_template")
+    if isinstance(found, list):  # several, by name
+        found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
+    if isinstance(found, str):
+        yield ScoreTemplate(found, f"chat_template in {folder / _TOKENIZER_CONFIG}")
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / _TOKENIZER_CONFIG
+    return read_json(path, str(folder)) if path.is_file() else {}
