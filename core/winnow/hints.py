@@ -68,6 +68,10 @@ _ELSEWHERE: Mapping[str, tuple[str, ...] | str] = {
     "use_fp16": _DTYPE % "float16",
     "use_bf16": _DTYPE % "bfloat16",
     "torch_dtype": _DTYPE % "bfloat16",
+    **dict.fromkeys(
+        ("query_prefix", "query_suffix", "document_prefix", "document_suffix"),
+        "texts are judged as they are given: write it into them, or into a template",
+    ),
     "batch_size": "engines make their own batches; engine_kwargs has max_num_seqs (vllm), batch_tokens (transformers) "
     "and chunk_size (server)",
 }

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import json
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -88,6 +89,7 @@ def test_settings_reach_the_reranker(kind: Any) -> None:
         ({"cache_folder": "m"}, "has no argument 'cache_folder': here it is 'cache_dir'"),
         ({"use_fp16": True}, r"has no argument 'use_fp16'.*engine_kwargs=.'dtype': 'float16'"),
         ({"batch_size": 8}, "has no argument 'batch_size'.*own batches"),
+        ({"query_suffix": "?"}, "has no argument 'query_suffix'.*write it into them, or into a template"),
         ({"max_length": 0}, "max_length"),
         ({"max_length": True}, "max_length"),
         ({"engine": "vllm", "engine_kwargs": {"dtypee": 1}}, "dtypee"),
@@ -259,6 +261,21 @@ def test_copies_work_and_updates_take_effect() -> None:
     assert scores(one.model_copy(update={"raw_scores": True}).compress_documents(make_documents(), QUERY))[0] > 1
     with pytest.raises(ValueError, match="topn"):
         one.model_copy(update={"topn": 3})
+
+
+def test_the_docs_list_every_setting_with_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "langchain.md").read_text(encoding="utf-8")
+    table = page.split("\n## Settings")[1].split("\n## ")[0]
+    rows = {
+        name: shown
+        for names, shown in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.*?) \|", table, re.MULTILINE)
+        for name in re.findall(r"\w+", names)
+    }
+    assert rows.keys() == WinnowRerank.model_fields.keys()
+    assert (rows.pop("model"), rows.pop("api_key")) == ("required", "`WINNOW_API_KEY`")
+    for name, shown in rows.items():
+        default = WinnowRerank.model_fields[name].get_default(call_default_factory=True)
+        assert shown.replace('"', "'") == f"`{default!r}`", name
 
 
 def test_settings_are_not_the_callers_objects() -> None:
