@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from winnow.calls import Call, Documents, Query
 from winnow.config import RerankerConfig
+from winnow.judging import Call, Documents, Query
 from winnow.ordering import readable, shows, text_of
 from winnow.templates import TemplateLike
 

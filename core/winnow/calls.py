@@ -1,12 +1,14 @@
-"""A call on its way: prompts in slices, scores, a ranking. `winnow.reranker` checks what is asked; here it is done."""
+"""The calls of a reranker: how many at once, until when, with which template, and who ranks where the engine fails.
+
+`winnow.arguments` checks what is asked, and `winnow.judging` does one call.
+"""
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -16,63 +18,30 @@ from winnow.checkpoint import Checkpoint, bind_template
 from winnow.config import RerankerConfig
 from winnow.engines.base import name_of
 from winnow.engines.life import Started
-from winnow.engines.requests import Requests, Turn
 from winnow.errors import DocumentError
 from winnow.fallback import Fallback
-from winnow.images import ImageLoader, as_read
+from winnow.images import as_read
+from winnow.judging import Call, Judging, Query, all_or_none
 from winnow.observability import observed
-from winnow.ordering import Judged, as_they_came, best_first, hits_of, positions_by_content, readable
+from winnow.ordering import as_they_came, readable
 from winnow.prompts import DocumentPrompts, Limits, PromptBuilder
 from winnow.score_cache import ScoreCache
-from winnow.score_cache import score as score_prompts
 from winnow.templates import TemplateLike
-from winnow.types import Document, Ranking, RankStats
+from winnow.types import Ranking
 from winnow.vision import Shown
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Documents = Iterable[str | Document | None]
-Query = str | Document
-
 # Bound templates that a reranker keeps.
 _BUILDERS = 32
 _builders_lock = threading.Lock()
-
-# A call's documents are tokenised and scored in slices: while one is on the GPU the next is tokenised, and no more
-# prompts than these slices hold are in memory.
-_SLICE = 256
-_SLICE_WITH_IMAGES = 16
-_SLICES_AT_ONCE = 3
 
 # Queries of a `rank_many` that are under way at once.
 _CALLS_AT_ONCE = 64
 
 _LATE = "The deadline passed."
-
-# Stats that are sums over a call's slices.
-_COSTS = ("prompt_tokens", "cached_tokens", "reused", "cache_hits")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
-    """One query and its documents, checked.
-
-    Attributes:
-        may_fall_back: Whether a fallback may rank it.
-        problem: Why there is nothing to rank by, where that is no error; the documents then stay as they came.
-    """
-
-    query: Query
-    documents: list[str | Document | None]
-    instruction: str | None
-    top_k: int | None
-    score_threshold: float | None
-    template: TemplateLike | None
-    template_kwargs: Mapping[str, Any] | None
-    may_fall_back: bool = True
-    problem: str | None = None
 
 
 class CallRunner:
@@ -136,7 +105,7 @@ class CallRunner:
 
         with tqdm(total=0, desc="reranking", unit="pair", disable=not progress, delay=1) as bar:
             try:
-                async with clock, _all_or_none() as start:
+                async with clock, all_or_none() as start:
                     number = 0
                     async for call in _pulled(calls):
                         await gate.acquire()
@@ -170,61 +139,7 @@ class CallRunner:
             raise
 
     async def _run_one(self, call: Call, started: Started, bar: "tqdm[Any]") -> Ranking:
-        failed: dict[int, DocumentError] = {}
-        positions = positions_by_content(call.documents, failed)
-        judged: dict[Hashable, Judged] = {}
-        query_image: Shown | None = None
-        loader = ImageLoader(self._config.root_path, allow_remote=self._config.allow_remote_images)
-        stats: dict[str, Any] = dict.fromkeys(("unique", *_COSTS), 0)
-        query_truncated = False
-        gate = asyncio.Semaphore(_SLICES_AT_ONCE)
-        turn = Turn()
-
-        async def judge(requests: Requests, contents: Sequence[Hashable]) -> None:
-            nonlocal query_truncated
-            async with gate:
-                self._raise_first(failed)
-                first = [positions[content][0] for content in contents]
-                checkpoint = requests.engine.checkpoint
-                documents = [call.documents[at] for at in first]
-                images = await loader.of_documents(checkpoint.vision, documents, first, failed)
-                self._raise_first(failed)
-                built = await asyncio.to_thread(self._build, checkpoint, call, query_image, first, images, failed)
-                self._raise_first(failed)
-                prompts = [prompt for document in built for prompt in document.prompts]
-                scored = await score_prompts(requests, prompts, turn, self.cache)
-                for name in _COSTS:
-                    stats[name] += getattr(scored, name)
-                logits = iter(scored.logits)
-                for content, document in zip(contents, built, strict=True):
-                    judged[content] = _judged(document, [next(logits) for _ in document.prompts])
-                    query_truncated |= document.query_truncated
-                    stats["unique"] += bool(document.prompts)
-                bar.update(sum(len(positions[content]) for content in contents))
-
-        self._raise_first(failed)
-        if positions:
-            requests = await started()
-            bar.unpause()  # loading is not reranking
-            call = self._as_read_by(requests.engine.checkpoint, call)
-            positions = positions_by_content(call.documents, failed)
-            query_image = await loader.of(requests.engine.checkpoint.vision, call.query, "The query")
-            contents = list(positions)
-            size = _SLICE if all(isinstance(content, str) for content in contents) else _SLICE_WITH_IMAGES
-            async with _all_or_none() as start:
-                for at in range(0, len(contents), size):
-                    start(judge(requests, contents[at : at + size]))
-        hits = hits_of(self._config, call.documents, judged, positions, failed)
-        return Ranking(
-            best_first(hits, call.top_k, call.score_threshold),
-            RankStats(
-                documents=len(hits),
-                truncated=sum(hit.truncated for hit in hits),
-                failed=sum(hit.error is not None for hit in hits),
-                query_truncated=query_truncated,
-                **stats,
-            ),
-        )
+        return await Judging(self._config, call, self._as_read_by, self._build, self.cache, bar).run(started)
 
     def _as_read_by(self, checkpoint: Checkpoint, call: Call) -> Call:
         """The call without the images and videos that the model cannot take, where there is a text besides."""
@@ -239,10 +154,6 @@ class CallRunner:
                 left_out,
             )
         return replace(call, query=cast("Query", query), documents=documents)
-
-    def _raise_first(self, failed: Mapping[int, DocumentError]) -> None:
-        if failed and self._config.on_error == "raise":
-            raise failed[min(failed)]
 
     def _build(
         self,
@@ -292,14 +203,6 @@ class CallRunner:
         return builder
 
 
-def _judged(document: DocumentPrompts, logits: list[float]) -> Judged:
-    return Judged(
-        logits=logits,
-        truncated=document.truncated,
-        document_tokens=document.document_tokens,
-    )
-
-
 async def _pulled(items: Iterable[T]) -> AsyncIterator[T]:
     """The items one by one. What is no sequence may block or read files: it is pulled in another thread."""
     if isinstance(items, Sequence):
@@ -309,20 +212,3 @@ async def _pulled(items: Iterable[T]) -> AsyncIterator[T]:
     iterator, end = iter(items), object()
     while (item := await asyncio.to_thread(cast("Callable[..., T]", next), iterator, end)) is not end:
         yield item
-
-
-@contextlib.asynccontextmanager
-async def _all_or_none() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], object]]:
-    """Yields what starts work; waits for all of it. The first failure cancels the rest, and is raised as it is."""
-    first: BaseException | None = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            yield group.create_task
-    except BaseExceptionGroup as failures:
-        first = failures.exceptions[0]
-        failures.__traceback__ = None  # it refers to frames that refer to the group: garbage that stays for long
-    if first is not None:
-        try:
-            raise first
-        finally:
-            del first  # likewise

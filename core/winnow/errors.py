@@ -15,6 +15,9 @@ WinnowError
 Arguments that are plainly wrong for any library of the kind (a blank query, `top_k=0`) are a bare `ValueError`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class WinnowError(Exception):
     """Base of every error that Winnow raises on purpose."""
@@ -71,3 +74,19 @@ class EngineDeadError(EngineError):
 
     The next call starts it again, at most `max_restarts` times in a row; the message says whether it will.
     """
+
+
+@contextmanager
+def as_engine_error(what: str, kind: type[EngineError] = EngineError) -> Iterator[None]:
+    """Whatever an engine raises becomes one of ours, so that a fallback ranks; cancelling it, and Ctrl-C, stay.
+
+    Args:
+        what: What failed, for the message.
+        kind: The class of the error.
+    """
+    try:
+        yield
+    except WinnowError:
+        raise
+    except Exception as error:
+        raise kind(f"{what}: {type(error).__name__}: {error}") from error

@@ -15,7 +15,7 @@ from winnow.ordering import as_they_came
 from winnow.types import RETRIEVAL_ORDER, Ranking
 
 if TYPE_CHECKING:
-    from winnow.calls import Call
+    from winnow.judging import Call
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The reranker: what users call. It checks what is asked; `winnow.calls` does it."""
+"""The reranker: what users call. `winnow.arguments` checks what is asked, `winnow.calls` does it."""
 
 import asyncio
 import itertools
@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from winnow.arguments import checked_call, checked_deadline
-from winnow.calls import Call, CallRunner, Documents, Query
+from winnow.calls import CallRunner
 from winnow.config import RerankerConfig
 from winnow.engines.choose import create_engine
 from winnow.engines.life import EngineLife, Work
@@ -16,6 +16,7 @@ from winnow.engines.settings import resolve
 from winnow.engines.shared import Lease
 from winnow.fallback import Fallback, settings_of_fallback
 from winnow.hints import hinting
+from winnow.judging import Call, Documents, Query
 from winnow.ordering import in_input_order
 from winnow.templates import TemplateLike
 from winnow.types import Ranking

@@ -14,12 +14,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
 from winnow.config import RerankerConfig
-from winnow.engines.base import Engine
+from winnow.engines.base import Engine, EngineScore
 from winnow.engines.requests import Requests, Turn
 from winnow.engines.settings import EngineSettings, resolve
 from winnow.errors import MissingExtraError
@@ -89,14 +90,14 @@ class Scored:
     """Scores of prompts in order, and what they cost; the names are those of `RankStats`.
 
     Attributes:
-        logits: One a prompt.
+        scores: One a prompt.
         prompt_tokens: Tokens of the prompts that were not in the cache.
         cached_tokens: Of these, tokens in the engine's prefix cache.
         reused: Prompts that another caller had under way.
         cache_hits: Prompts whose scores were in the cache.
     """
 
-    logits: list[float]
+    scores: list[EngineScore]
     prompt_tokens: int
     cached_tokens: int
     reused: int
@@ -113,7 +114,7 @@ async def score(requests: Requests, prompts: Sequence[Prompt], turn: Turn, cache
         return await cache.score(requests, prompts, turn)
     found = await requests.score(prompts, turn)
     return Scored(
-        logits=[one.score.logit for one in found],
+        scores=[one.score for one in found],
         prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
         cached_tokens=sum(one.score.cached_tokens for one in found),
         reused=sum(one.shared for one in found),
@@ -154,11 +155,11 @@ class ScoreCache:
             return await score(requests, prompts, turn, None)
         missing = [at for at, logit in enumerate(known) if logit is None]
         fresh = await score(requests, [prompts[at] for at in missing], turn, None)
-        logits = dict(zip(missing, fresh.logits, strict=True))
-        if logits:
-            await asyncio.to_thread(self._keep, {keys[at]: logit for at, logit in logits.items()})
+        scores = dict(zip(missing, fresh.scores, strict=True))
+        if good := {keys[at]: one.logit for at, one in scores.items() if one.error is None and isfinite(one.logit)}:
+            await asyncio.to_thread(self._keep, good)
         return Scored(
-            logits=[logits[at] if logit is None else logit for at, logit in enumerate(known)],
+            scores=[scores[at] if logit is None else EngineScore(logit) for at, logit in enumerate(known)],
             prompt_tokens=fresh.prompt_tokens,
             cached_tokens=fresh.cached_tokens,
             reused=fresh.reused,

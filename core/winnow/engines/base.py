@@ -21,9 +21,10 @@ class EngineScore:
     """What an engine says of one prompt.
 
     Attributes:
-        logit: The raw relevance logit in fp32.
+        logit: The raw relevance logit in fp32; NaN beside an `error`.
         cached_tokens: How many of the prompt's tokens the engine did not have to compute.
-        error: Why this prompt has no score, its logit being no number; None if it has one.
+        error: Why the engine has no score for this prompt, as a sentence; it takes others. It is then an error of the
+            document.
     """
 
     logit: float
@@ -61,7 +62,7 @@ class Engine(Protocol):
             priority: Lower goes first, where the engine has a choice.
 
         Raises:
-            EngineError: The engine failed.
+            EngineError: The engine failed. What else it raises becomes one.
             EngineDeadError: The engine is gone, and all calls on it with it. Winnow says what comes next.
         """
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from winnow.engines.base import Engine, SleepingEngine
 from winnow.engines.requests import Requests
 from winnow.engines.threads import end_threads, in_daemon_thread
-from winnow.errors import ConfigurationError, EngineDeadError, EngineError, EngineLoadError
+from winnow.errors import ConfigurationError, EngineDeadError, EngineError, EngineLoadError, as_engine_error
 
 T = TypeVar("T")
 
@@ -90,10 +90,12 @@ class EngineLife:
                 if self._running is not None:
                     await self._wake(self._running)
                     return self._running
-                self._loading = await in_daemon_thread(self._make)
+                with as_engine_error("The engine could not be made", EngineLoadError):
+                    self._loading = await in_daemon_thread(self._make)
                 if self._interrupted:
                     raise EngineLoadError("Loading was interrupted.")
-                await self._loading.start()
+                with as_engine_error(f"{_named(self._loading)} did not start", EngineLoadError):
+                    await self._loading.start()
                 self._running = Requests(self._loading)
                 self._on_start()
                 return self._running
@@ -151,7 +153,8 @@ class EngineLife:
                 )
             self._start_task = None  # whatever comes of it: the next call wakes the engine
             try:
-                await running.engine.sleep()
+                with as_engine_error(f"{_named(running.engine)} could not sleep"):
+                    await running.engine.sleep()
             except ConfigurationError:  # it cannot, and is as it was
                 self._start_task = start
                 raise
@@ -168,7 +171,8 @@ class EngineLife:
 
     async def _wake(self, running: Requests) -> None:
         try:
-            await cast("SleepingEngine", running.engine).wake()
+            with as_engine_error(f"{_named(running.engine)} could not wake up"):
+                await cast("SleepingEngine", running.engine).wake()
         except EngineDeadError as error:
             running.death = error
             raise
@@ -204,3 +208,7 @@ class EngineLife:
             await asyncio.wait(left, timeout=_INTERRUPT_SECONDS)
         if self._running is not None:
             await self._running.engine.aclose()
+
+
+def _named(engine: Engine) -> str:
+    return f"The engine {engine.name} of {engine.checkpoint.model}"

@@ -17,12 +17,14 @@ from typing import Any
 
 import httpx
 
-from winnow.engines.chat_request import ScoreRequest, ids_request
+from winnow.engines.chat_request import ScoreRequest
 from winnow.errors import EngineError
 from winnow.model_recipe import ModelRecipe
 
 # Worth another try, there or elsewhere; so is every 5xx but 501, with which vLLM refuses what a model cannot do.
 _TRY_AGAIN = {408, 425, 429}
+# The request is at fault: vLLM's answer to token ids that it does not know, and a gateway's to too many bytes.
+_REFUSED = {400, 413, 422}
 _LOOKUP_SECONDS = 10.0
 _SHOWN = 500  # characters of a server's message that an error shows
 
@@ -39,6 +41,10 @@ class ReplicaError(EngineError):
         self.retry_after = retry_after
 
 
+class RefusedError(EngineError):
+    """A server found something wrong with what it was asked: one of the prompts, say."""
+
+
 class Replica:
     """One server.
 
@@ -49,7 +55,7 @@ class Replica:
         recipe: How the model scores.
         served_name: Name under which the server should serve it; None to look for `model`.
         max_length: Most tokens of a prompt that may be sent.
-        probe: Token ids of a short prompt, to see that the server scores.
+        probe: A short prompt, to see that the server scores.
         has_activation: Whether the model's scores differ from its raw logits for sure.
         secret: What must not appear in an error, wherever the server got it from.
 
@@ -74,7 +80,7 @@ class Replica:
         recipe: ModelRecipe,
         served_name: str | None,
         max_length: int,
-        probe: list[int],
+        probe: ScoreRequest,
         has_activation: bool,
         secret: str | None,
     ):
@@ -92,7 +98,7 @@ class Replica:
         self._recipe = recipe
         self._served_name = served_name
         self._max_length = max_length
-        self._probe = ids_request([probe])
+        self._probe = probe
         self._has_activation = has_activation
         self._secret = secret
         self._name = ""
@@ -123,7 +129,8 @@ class Replica:
 
         Raises:
             ReplicaError: The server failed, was too busy or too slow, or gave an answer that is none.
-            EngineError: It refused the request, or read other prompts than were meant.
+            RefusedError: It refused the request.
+            EngineError: It read other prompts than were meant.
         """
         return await self._logits(request, raw=True)
 
@@ -213,6 +220,8 @@ class Replica:
             raise ReplicaError(message, _retry_after(response))
         if response.status_code in (401, 403):
             raise EngineError(f"{message}. Check api_key.")
+        if response.status_code in _REFUSED:
+            raise RefusedError(message)
         raise (_NotThereError if response.status_code in (404, 405, 501) else EngineError)(message)
 
     def _message_of(self, response: httpx.Response) -> str:

@@ -4,12 +4,11 @@ One `Requests` a running engine; it lives on the engine's event loop, so it need
 """
 
 import asyncio
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from winnow.engines.base import Engine, EngineScore
-from winnow.errors import EngineDeadError, EngineError
+from winnow.errors import EngineDeadError, EngineError, as_engine_error
 from winnow.prompts import Prompt
 
 # Prompts of one request to the engine: few, so that callers alternate.
@@ -74,7 +73,7 @@ class Requests:
             turn: The caller's.
 
         Raises:
-            EngineError: The engine failed, or what it returned are no scores.
+            EngineError: The engine failed, with whatever error, or what it returned are no scores.
         """
         places: list[tuple[_Flight, int, bool]] = []
         for at in range(0, len(prompts), _PROMPTS):
@@ -115,7 +114,8 @@ class Requests:
         if self.death is not None:
             raise EngineDeadError(str(self.death)) from self.death
         try:
-            scores = await self.engine.score(prompts, priority=priority)
+            with as_engine_error(self._failing(len(prompts))):
+                scores = list(await self.engine.score(prompts, priority=priority))
         except EngineDeadError as error:
             self.death = error
             raise
@@ -125,10 +125,7 @@ class Requests:
             raise EngineError(
                 f"The engine {self.engine.name} returned {len(scores)} scores for {len(prompts)} prompts."
             )
-        for score in scores:
-            if not math.isfinite(score.logit):
-                raise EngineError(
-                    f"The engine {self.engine.name} returned the logit {score.logit}. On a GPU this is usually an "
-                    "overflow: try dtype='bfloat16' or 'float32' in engine_kwargs; it may also be a damaged checkpoint."
-                )
         return scores
+
+    def _failing(self, prompts: int) -> str:
+        return f"The engine {self.engine.name} of {self.engine.checkpoint.model} failed on {prompts} prompts"

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import random
 import shlex
 from array import array
@@ -19,7 +20,7 @@ from winnow.checkpoint import Checkpoint
 from winnow.engines.base import EngineScore
 from winnow.engines.chat_request import ScoreRequest, chat_requests, ids_request, server_options
 from winnow.engines.known_settings import check_keywords, check_values, settings_of
-from winnow.engines.replica import Replica, ReplicaError
+from winnow.engines.replica import RefusedError, Replica, ReplicaError
 from winnow.engines.replica_pool import ReplicaPool
 from winnow.errors import ConfigurationError, EngineError, EngineLoadError
 from winnow.prompts import Prompt
@@ -78,6 +79,7 @@ class ServerEngine:
         self._settings = _DEFAULTS | {name: value for name, value in engine_kwargs.items() if value is not None}
         self._max_length = min(max_length or checkpoint.max_length, checkpoint.max_length)
         self._api_key = _checked_key(api_key)
+        self._probe = ids_request([checkpoint.tokenizer.encode("winnow")[: self._max_length] or [0]])
         self._chunk_size = int(self._settings["chunk_size"])
         self._client: httpx.AsyncClient | None = None
         self._pool: ReplicaPool | None = None
@@ -130,7 +132,7 @@ class ServerEngine:
             served_name=self._settings.get("served_model_name"),
             max_length=self._max_length,
             recipe=self.checkpoint.recipe,
-            probe=self.checkpoint.tokenizer.encode("winnow")[: self._max_length] or [0],
+            probe=self._probe,
             # Otherwise vLLM applies a sigmoid to one number (get_act_fn in vllm/model_executor/layers/pooler).
             has_activation=not any(self.checkpoint.config.get(key) for key in _ACTIVATION_SETTINGS),
             secret=self._api_key,
@@ -141,7 +143,8 @@ class ServerEngine:
 
         Raises:
             ConfigurationError: The prompts have token types or videos, for which vLLM's HTTP interface has no field.
-            EngineError: A request was refused, or failed on all tries. The message names the server.
+            EngineError: A request failed on all tries, or the server refuses whatever it is asked. The message names
+                the server.
         """
         if any(prompt.second_type_from is not None for prompt in prompts):
             raise ConfigurationError(
@@ -158,16 +161,29 @@ class ServerEngine:
         chunks = [reading[at : at + self._chunk_size] for at in range(0, len(reading), self._chunk_size)]
         requests = [ids_request([prompts[at].ids for at in chunk]) for chunk in chunks]
         requests += await chat_requests(self.checkpoint, [prompts[at] for at in seeing])
-        tasks = [asyncio.ensure_future(self._send(request, key)) for request in requests]
+        tasks = [asyncio.ensure_future(self._scored(request, key)) for request in requests]
         try:
-            logits = await asyncio.gather(*tasks)
+            answers = await asyncio.gather(*tasks)
         finally:  # one failed, or the caller went: closing their connections makes vLLM drop the others' prompts
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        calibrated = self.checkpoint.recipe.calibrated_by_vllm
-        scores = dict(zip([*reading, *seeing], itertools.chain.from_iterable(logits), strict=True))
-        return [EngineScore(calibrated(scores[at])) for at in range(len(prompts))]
+        scores = dict(zip([*reading, *seeing], itertools.chain.from_iterable(answers), strict=True))
+        if all(score.error is not None for score in scores.values()):
+            await self._send(self._probe, key)  # raises where it is the server, and not the prompts
+        return [scores[at] for at in range(len(prompts))]
+
+    async def _scored(self, request: ScoreRequest, key: bytes) -> list[EngineScore]:
+        """Scores of a request's prompts. One that is refused is asked again in halves, to find the prompt at fault."""
+        try:
+            logits = await self._send(request, key)
+        except RefusedError as error:
+            if request.prompts > 1:
+                ids = request.body["input"]
+                halves = (ids_request(part) for part in (ids[: len(ids) // 2], ids[len(ids) // 2 :]))
+                return [score for half in halves for score in await self._scored(half, key)]
+            return [EngineScore(math.nan, error=str(error))]
+        return [EngineScore(self.checkpoint.recipe.calibrated_by_vllm(logit)) for logit in logits]
 
     async def _send(self, request: ScoreRequest, key: bytes) -> list[float]:
         pool = self._pool
@@ -196,7 +212,7 @@ class ServerEngine:
         except EngineError as error:
             if not request.with_images:
                 raise
-            raise EngineError(f"{error}\nA server that takes images is started with: {self._command}") from error
+            raise type(error)(f"{error}\nA server that takes images is started with: {self._command}") from error
 
     async def aclose(self) -> None:
         """Close the connections."""

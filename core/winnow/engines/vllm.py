@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 import itertools
 import logging
+import math
 import multiprocessing
 import re
 from collections.abc import Coroutine, Mapping, Sequence
@@ -122,7 +123,6 @@ class VllmEngine:
 
     async def _score_one(self, prompt: Prompt, priority: int) -> EngineScore:
         from vllm import PoolingParams
-        from vllm.exceptions import VLLMValidationError
         from vllm.inputs import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
         from vllm.v1.engine.exceptions import EngineGenerateError
@@ -138,19 +138,15 @@ class VllmEngine:
             async for output in self._llm.encode(inputs, params, request, priority=priority):
                 if output.finished:
                     if output.prompt_token_ids != prompt.ids:  # vLLM puts in the tokens of images and videos itself
-                        raise EngineError(
-                            f"vLLM changed a prompt of {self.checkpoint.model}: its score would be wrong."
-                        )
+                        return EngineScore(math.nan, error="vLLM changed its prompt: the score would be wrong.")
                     recipe = self.checkpoint.recipe
                     logit = recipe.calibrated_by_vllm(recipe.of_outputs(output.outputs.data.float().tolist()))
                     return EngineScore(logit, output.num_cached_tokens or 0)
         except VllmDeadError as error:
             raise self._dead() from error
-        except (EngineGenerateError, VLLMValidationError) as error:  # the second: more images than it has room for
+        except (EngineGenerateError, ValueError) as error:  # the latter: an unknown token, more images than it takes
             reason = error.__cause__ or error
-            raise EngineError(
-                f"vLLM refused a prompt of {self.checkpoint.model}: {type(reason).__name__}: {reason}"
-            ) from error
+            return EngineScore(math.nan, error=f"vLLM refused its prompt: {type(reason).__name__}: {reason}")
         raise EngineError(f"vLLM returned no score for request {request}.")
 
     async def sleep(self) -> None:
