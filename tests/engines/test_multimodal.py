@@ -2,6 +2,7 @@
 
 import base64
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from llama_index.core.schema import ImageNode, MediaResource, Node, NodeWithScor
 from haystack_integrations.components.rankers.winnow import WinnowRanker
 from tiny_families import build_qwen3_vl
 from tiny_vision import INSTRUCTION, MAX_PIXELS, MIN_PIXELS, by_hand, encoded, logits, model_card_inputs, picture
-from winnow import ConfigurationError, Document, DocumentError, EngineError, Reranker
+from winnow import ConfigurationError, Document, DocumentError, Reranker
 from winnow.checkpoint import open_checkpoint
 from winnow_langchain import WinnowRerank as LangChainRerank
 from winnow_llama_index import WinnowRerank as LlamaIndexRerank
@@ -178,18 +179,18 @@ def test_vllm_without_room_for_images_reads_and_says_why_it_does_not_see(
     pytest.importorskip("vllm")
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     none = {"limit_mm_per_prompt": {"image": 0, "video": 0}}
-    with Reranker(str(model), engine="vllm", engine_kwargs=none) as reranker:
-        assert logits(reranker, QUERY, ["Rice."]) == pytest.approx([by_hand(model, QUERY, "Rice.")], abs=1e-4)
-        with pytest.raises(EngineError, match=r"vLLM refused a prompt of .*text-only"):
-            reranker.rank(QUERY, [Document(image=MAP)])
+    with Reranker(str(model), engine="vllm", engine_kwargs=none, on_error="skip") as reranker:
+        read, seen = reranker.rank(QUERY, [Document(image=MAP), "Rice."])
+    assert (read.index, read.logit) == (1, pytest.approx(by_hand(model, QUERY, "Rice."), abs=1e-4))
+    assert re.search("Document 0 cannot be scored: vLLM refused its prompt: .*text-only", seen.error or "")
 
 
 def test_models_that_read_refuse_images_of_queries_too(tiny_model: str) -> None:
     with Reranker(tiny_model, engine="transformers") as reranker:
         with pytest.raises(DocumentError, match=r"The query has an image, but the model only reads text"):
-            reranker.rank(Document("x", MAP), ["a"])
+            reranker.rank(Document(image=MAP), ["a"])
         with pytest.raises(DocumentError, match=r"Document 1 has an image, but the model only reads text"):
-            reranker.rank("x", ["a", Document("b", MAP)])
+            reranker.rank("x", ["a", Document(image=MAP)])
         assert reranker.rank(Document("x"), [Document("a")])[0].score > 0
 
 

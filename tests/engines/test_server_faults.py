@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from vllm_servers import API_KEY, Answer, Fault, FaultyProxy, VllmServer, free_port
 
-from winnow import EngineError, EngineLoadError, Prompt, Reranker
+from winnow import DocumentError, EngineError, EngineLoadError, EngineScore, Prompt, Reranker
 from winnow.checkpoint import open_checkpoint
 from winnow.engines.server import ServerEngine
 
@@ -91,18 +91,37 @@ def test_retry_after_is_honoured(
     assert len(proxies[0].posts) == len(passages) / 6 + 1
 
 
-def test_what_a_server_refuses_is_not_tried_again(proxies: list[FaultyProxy], tiny_model: str) -> None:
-    async def main() -> None:
-        engine = ServerEngine(open_checkpoint(tiny_model), proxies[0].url, API_KEY, {})
+def score_ids(model: str, proxy: FaultyProxy, *prompts: list[int]) -> list[EngineScore]:
+    async def main() -> list[EngineScore]:
+        engine = ServerEngine(open_checkpoint(model), proxy.url, API_KEY, {})
         await engine.start()
         try:
-            await engine.score([Prompt([1] * 8 + [10**6])])
+            return await engine.score(list(map(Prompt, prompts)))
         finally:
             await engine.aclose()
 
-    with pytest.raises(EngineError, match=rf"{proxies[0].url}/pooling answered 400: Token id 1000000 is out of vocab"):
-        asyncio.run(main())
-    assert len(proxies[0].posts) == 1
+    return asyncio.run(main())
+
+
+def test_a_prompt_that_a_server_refuses_leaves_the_others_alone(proxies: list[FaultyProxy], tiny_model: str) -> None:
+    prompts = [[token] * 8 for token in range(1, 21)]
+    expected = score_ids(tiny_model, proxies[0], *prompts)
+    found = score_ids(tiny_model, proxies[0], *prompts[:13], [1] * 8 + [10**6], *prompts[13:])
+    refused = found.pop(13)
+    assert f"{proxies[0].url}/pooling answered 400: Token id 1000000 is out of vocab" in (refused.error or "")
+    assert [one.logit for one in found] == pytest.approx([one.logit for one in expected], abs=1e-6)
+    assert len(proxies[0].posts) <= 1 + 11  # halves of halves
+    before = len(proxies[0].posts)
+    [alone] = score_ids(tiny_model, proxies[0], [1] * 8 + [10**6])
+    assert "out of vocab" in (alone.error or "")
+    assert len(proxies[0].posts) == before + 1  # not tried again
+
+
+def test_a_server_that_refuses_everything_is_an_error(tiny_model: str, proxies: list[FaultyProxy]) -> None:
+    with reranker_on(tiny_model, proxies[0]).start() as reranker:
+        proxies[0].broken = Answer(400, '{"error": {"message": "no more"}}')
+        with pytest.raises(EngineError, match="answered 400: no more"):
+            reranker.rank(QUERY, ["a", "b"])
 
 
 def test_a_fault_that_stays_is_told_with_the_server_and_its_words(
@@ -130,7 +149,7 @@ def test_not_a_number_is_an_error(tiny_model: str, proxies: list[FaultyProxy], p
     nan = b64encode(struct.pack("<f", float("nan"))).decode()
     with reranker_on(tiny_model, proxies[0]) as reranker:
         proxies[0].faults.append(lambda answer: changed(answer, data=nan))
-        with pytest.raises(EngineError, match="logit nan"):
+        with pytest.raises(DocumentError, match=r"Document 0 .*logit nan"):
             reranker.score(QUERY, passages)
 
 

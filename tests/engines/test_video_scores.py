@@ -12,7 +12,7 @@ from llama_index.core.schema import MediaResource, Node, NodeWithScore
 from haystack_integrations.components.rankers.winnow import WinnowRanker
 from tiny_families import LENGTH, build_qwen3_vl
 from tiny_vision import INSTRUCTION, by_hand, clip, load_video, logits, model_card_inputs, picture, video_file
-from winnow import ConfigurationError, Document, DocumentError, EngineError, Reranker
+from winnow import ConfigurationError, Document, DocumentError, Reranker
 from winnow.checkpoint import open_checkpoint
 from winnow.engines.server import ServerEngine
 from winnow.images import ImageLoader
@@ -119,16 +119,16 @@ def test_vllm_without_room_for_videos_says_so(model: Path, monkeypatch: pytest.M
     images_only = {"limit_mm_per_prompt": {"image": 2, "video": 0}}
     with Reranker(str(model), engine="vllm", engine_kwargs=images_only) as reranker:
         assert logits(reranker, QUERY, DOCUMENTS[3:4]) == pytest.approx([by_hand(model, QUERY, DOCUMENTS[3])], abs=1e-4)
-        with pytest.raises(EngineError, match=r"vLLM refused a prompt of .*At most 0 video"):
+        with pytest.raises(DocumentError, match=r"Document 0 .*vLLM refused its prompt: .*At most 0 video"):
             reranker.rank(QUERY, [Document(video=MOVES)])
 
 
 def test_models_that_read_refuse_videos(tiny_model: str) -> None:
     with Reranker(tiny_model, engine="transformers") as reranker:
         with pytest.raises(DocumentError, match="The query has a video, but the model only reads text"):
-            reranker.rank(Document("x", video=MOVES), ["a"])
+            reranker.rank(Document(video=MOVES), ["a"])
         with pytest.raises(DocumentError, match="Document 1 has a video, but the model only reads text"):
-            reranker.rank("x", ["a", Document("b", video=MOVES)])
+            reranker.rank("x", ["a", Document(video=MOVES)])
 
 
 def test_servers_take_no_videos(model: Path) -> None:

@@ -123,6 +123,7 @@ class VllmEngine:
 
     async def _score_one(self, prompt: Prompt, priority: int) -> EngineScore:
         from vllm import PoolingParams
+        from vllm.exceptions import VLLMValidationError
         from vllm.inputs import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
         from vllm.v1.engine.exceptions import EngineGenerateError
@@ -144,7 +145,7 @@ class VllmEngine:
                     return EngineScore(logit, output.num_cached_tokens or 0)
         except VllmDeadError as error:
             raise self._dead() from error
-        except (EngineGenerateError, ValueError) as error:  # the latter: an unknown token, more images than it takes
+        except (EngineGenerateError, VLLMValidationError, ValueError) as error:  # unknown tokens, too many images
             reason = error.__cause__ or error
             return EngineScore(math.nan, error=f"vLLM refused its prompt: {type(reason).__name__}: {reason}")
         raise EngineError(f"vLLM returned no score for request {request}.")

@@ -1,0 +1,245 @@
+"""What an engine raises becomes one of ours, and a document that cannot be scored leaves the others alone."""
+
+import asyncio
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from winnow import (
+    ConfigurationError,
+    DocumentError,
+    EngineError,
+    EngineLoadError,
+    EngineScore,
+    FakeEngine,
+    Prompt,
+    Reranker,
+)
+from winnow.engines import choose
+
+QUERY = "capital of China"
+ERRORS = [MemoryError("no room"), RuntimeError("CUDA out of memory"), IndexError("index 9"), ValueError("v"), OSError()]
+
+
+class Raising(FakeEngine):
+    """Raises what it is told to, where it is told to."""
+
+    def __init__(self, error: Exception, where: str):
+        super().__init__()
+        self.error = error
+        self.where = where
+
+    def _raise_in(self, where: str) -> None:
+        if where == self.where:
+            raise self.error
+
+    async def start(self) -> None:
+        self._raise_in("start")
+
+    async def score(self, prompts: Any, *, priority: int = 0) -> list[EngineScore]:
+        self._raise_in("score")
+        return await super().score(prompts)
+
+    async def sleep(self) -> None:
+        self._raise_in("sleep")
+
+    async def wake(self) -> None:
+        self._raise_in("wake")
+
+
+class Picky(FakeEngine):
+    """Refuses prompts with the word "bad", and finds no number for those with the word "odd"."""
+
+    async def score(self, prompts: Any, *, priority: int = 0) -> list[EngineScore]:
+        scores = await super().score(prompts)
+        for at, prompt in enumerate(prompts):
+            text = self.checkpoint.tokenizer.decode(prompt.ids)
+            if "bad" in text:
+                scores[at] = EngineScore(math.nan, error="it is bad.")
+            elif "odd" in text:
+                scores[at] = EngineScore(math.inf)
+        return scores
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_what_scoring_raises_is_an_engine_error(error: Exception) -> None:
+    engine = Raising(error, "score")
+    with Reranker("m", engine=engine) as reranker:
+        with pytest.raises(
+            EngineError, match=rf"engine fake of fake failed on 1 prompts: {type(error).__name__}"
+        ) as got:
+            reranker.rank(QUERY, ["a"])
+        assert got.value.__cause__ is error
+    for fallback in ("retrieval order", "fake"):
+        with Reranker(
+            "m", engine=engine, fallback=Reranker("f", engine=fallback) if fallback == "fake" else fallback
+        ) as it:
+            ranking = it.rank(QUERY, ["a"])
+        assert ranking.stats.fallback == fallback
+        assert type(error).__name__ in (ranking.stats.error or "")
+
+
+def test_what_starting_raises_is_a_load_error() -> None:
+    engine = Raising(RuntimeError("CUDA out of memory"), "start")
+    with (
+        Reranker("m", engine=engine) as reranker,
+        pytest.raises(EngineLoadError, match="did not start: RuntimeError: CU"),
+    ):
+        reranker.rank(QUERY, ["a"])
+    with Reranker("m", engine=engine, fallback="retrieval order") as reranker:
+        assert reranker.rank(QUERY, ["a"]).degraded
+
+
+def test_what_making_an_engine_raises_is_a_load_error(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(choose, "open_checkpoint", fail)
+    with (
+        Reranker(tiny_model, engine="transformers") as reranker,
+        pytest.raises(EngineLoadError, match="could not be made: MemoryError"),
+    ):
+        reranker.rank(QUERY, ["a"])
+
+
+@pytest.mark.parametrize("where", ["sleep", "wake"])
+def test_what_sleeping_and_waking_raise_is_an_engine_error(where: str) -> None:
+    def sleep_and_wake() -> None:
+        reranker.sleep()
+        reranker.wake()
+
+    reranker = Reranker("m", engine=Raising(RuntimeError("CUDA error"), where))
+    with reranker.start(), pytest.raises(EngineError, match=r"could not (sleep|wake up): RuntimeError: CUDA error"):
+        sleep_and_wake()
+
+
+def test_a_bad_document_is_named_or_skipped() -> None:
+    documents = ["China", "bad", "odd", "China and Paris", "bad"]
+    with Reranker("m", engine=Picky()) as strict, pytest.raises(DocumentError, match=r"Document 1 .* it is bad") as got:
+        strict.rank(QUERY, documents)
+    assert got.value.index == 1
+    with (
+        Reranker("m", engine=Picky()) as strict,
+        pytest.raises(DocumentError, match=r"Document 1 .*logit inf.*bfloat16"),
+    ):
+        strict.rank(QUERY, ["China", "odd"])
+    with Reranker("m", engine=Picky(), on_error="skip") as lenient, Reranker("m", engine="fake") as plain:
+        ranking = lenient.rank(QUERY, documents)
+        [alone] = lenient.rank(QUERY, ["bad"])
+        assert [hit.logit for hit in ranking[:2]] == [
+            hit.logit for hit in plain.rank(QUERY, ["China", "China and Paris"])
+        ]
+        assert lenient.score(QUERY, documents)[1] == 0.0
+    assert [hit.index for hit in ranking] == [0, 3, 1, 2, 4]
+    assert [bool(hit.error) for hit in ranking] == [False, False, True, True, True]
+    assert (ranking.stats.failed, ranking.stats.unique) == (3, 2)
+    assert "it is bad" in (alone.error or "")
+
+
+def test_a_bad_window_fails_its_document() -> None:
+    with Reranker("m", engine=Picky(), on_overflow="window", on_error="skip", max_document_tokens=40) as reranker:
+        ranking = reranker.rank(QUERY, ["word " * 30 + "bad", "word " * 30])
+    assert [hit.index for hit in ranking] == [1, 0]
+    assert (ranking[0].error, ranking[1].windows) == (None, 0)
+    assert "it is bad" in (ranking[1].error or "")
+
+
+def test_a_bad_document_is_not_kept() -> None:
+    engine = Picky()
+    with Reranker("m", engine=engine, on_error="skip", score_cache=100) as reranker:
+        for _ in range(2):
+            ranking = reranker.rank(QUERY, ["China", "bad", "odd"])
+            assert ranking.stats.failed == 2
+        assert ranking.stats.cache_hits == 1
+    assert engine.prompts == 3 + 2
+
+
+def test_callers_who_share_a_bad_prompt_all_hear_of_it() -> None:
+    class Waiting(Picky):
+        async def score(self, prompts: Any, *, priority: int = 0) -> list[EngineScore]:
+            await asyncio.wait_for(both.wait(), 60)
+            return await super().score(prompts)
+
+    async def main() -> None:
+        async with Reranker("m", engine=Waiting(), on_error="skip") as reranker:
+            calls = [
+                asyncio.ensure_future(reranker.arank(QUERY, documents)) for documents in (["bad", "x"], ["y", "bad"])
+            ]
+            await asyncio.sleep(0.2)
+            reranker._lease._shared._loop.call_soon_threadsafe(both.set)  # type: ignore[union-attr]
+            first, second = await asyncio.gather(*calls)
+        for ranking, at in ((first, 0), (second, 1)):
+            assert {hit.index: f"Document {at} " in (hit.error or "") for hit in ranking} == {at: True, 1 - at: False}
+
+    both = asyncio.Event()
+    asyncio.run(main())
+
+
+def test_where_nothing_is_a_number_it_is_the_engine() -> None:
+    for on_error in ("raise", "skip"):
+        options: dict[str, Any] = {"engine": Picky(), "on_error": on_error}
+        with (
+            Reranker("m", **options) as reranker,
+            pytest.raises(EngineError, match=r"returned the logit inf.*bfloat16"),
+        ):
+            reranker.rank(QUERY, ["odd", "odd too"])
+        with Reranker("m", fallback="retrieval order", **options) as reranker:
+            assert reranker.rank(QUERY, ["odd", "odd too"]).degraded
+
+
+@pytest.fixture(scope="module")
+def model_without_numbers(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, with no number where the word "zebra" is embedded."""
+    import safetensors.torch
+
+    from winnow.checkpoint import open_checkpoint
+
+    folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("nan") / "qwen3-reranker"))
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    encode = open_checkpoint(str(folder)).tokenizer.encode
+    weights["model.embed_tokens.weight"][encode(" zebra")[-1]] = math.nan
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_a_real_model_that_finds_no_number(
+    engine: str, model_without_numbers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == "vllm":
+        pytest.importorskip("vllm")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    good = ["Beijing is the capital of China.", "Rice grows in the south."]
+    with Reranker(str(model_without_numbers), engine=engine, on_error="skip") as reranker:
+        expected = reranker.score(QUERY, good)
+        ranking = reranker.rank(QUERY, [good[0], "Look, a zebra", good[1]])
+        scores = {hit.index: hit.score for hit in ranking}
+        assert [scores[0], scores[2]] == pytest.approx(expected, abs=1e-6)
+        assert [hit.index for hit in ranking if hit.error] == [1]
+        assert reranker.score(QUERY, good) == pytest.approx(expected, abs=1e-6)  # nothing is left behind
+        with pytest.raises(EngineError, match="returned the logit nan"):
+            reranker.rank("a zebra", good)
+
+
+def test_vllm_refuses_a_token_that_it_does_not_know(vllm_model: str) -> None:
+    async def score(started: Any) -> list[EngineScore]:
+        requests = await started()
+        found: list[EngineScore] = await requests.engine.score([Prompt([1] * 9), Prompt([10**6]), Prompt([2] * 9)])
+        return found
+
+    with Reranker(vllm_model, engine="vllm") as reranker:
+        first, refused, last = reranker._wait(score)
+    assert first.error is last.error is None
+    assert re.search("vLLM refused its prompt: .*out of vocabulary", refused.error or "")
+
+
+def test_a_configuration_error_stays_one() -> None:
+    with (
+        Reranker("m", engine=Raising(ConfigurationError("not here"), "score")) as reranker,
+        pytest.raises(ConfigurationError, match=r"^not here$"),
+    ):
+        reranker.rank(QUERY, ["a"])
