@@ -180,6 +180,8 @@ def open_checkpoint(
         head=head,
         user_overrides=overrides,
     )
+    if mm_processor_kwargs and checkpoint.vision is None:
+        logger.warning("mm_processor_kwargs changes nothing: %s takes no images.", model)
     labels = checkpoint.label_ids  # a wrong label is an error now, not a wrong score later
     if cross_encoder is not None and labels and cross_encoder.label_ids not in ((), labels):
         logger.warning(
