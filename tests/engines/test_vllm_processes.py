@@ -1,7 +1,5 @@
 """vLLM's processes: gone with the engine, with the interpreter, with a load that nobody wants; back after a death."""
 
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -11,18 +9,22 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ctrl_c import press_ctrl_c
 
 from winnow import EngineDeadError, EngineLoadError, Reranker
 
 
 @pytest.fixture
-def script(tmp_path: Path, tiny_model: str) -> Iterator[subprocess.Popen[str]]:
-    """A user's script, without an `if __name__ == "__main__"` guard, that ranks on vLLM and leaves without closing."""
+def script(tmp_path: Path, tiny_model: str, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """A user's script, without an `if __name__ == "__main__"` guard, that ranks on vLLM and leaves without closing.
+
+    A parameter is what else it does at the end.
+    """
     path = tmp_path / "script.py"
     path.write_text(
         "from winnow import Reranker\n"
         f"reranker = Reranker({tiny_model!r}, engine='vllm')\n"
-        "print(reranker.score('a', ['b', 'c']), flush=True)\n"
+        "print(reranker.score('a', ['b', 'c']), flush=True)\n" + getattr(request, "param", "")
     )
     process = subprocess.Popen(
         [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -60,17 +62,51 @@ def test_a_script_needs_no_main_guard_and_leaves_no_process_behind(script: subpr
     assert not psutil.wait_procs(seen, timeout=10)[1]
 
 
-def test_ctrl_c_while_loading_leaves_nothing_behind(script: subprocess.Popen[str]) -> None:
+@pytest.mark.parametrize(("stage", "after"), [("importing", 0.5), ("importing", 5), ("loading", 2), ("ranking", 0.3)])
+def test_ctrl_c_ends_it_in_time_and_leaves_nothing_behind(tiny_model: str, stage: str, after: float) -> None:
+    """At a few moments; at thirty random ones with `python tests/engines/ctrl_c.py MODEL`."""
+    found = press_ctrl_c(tiny_model, stage, after)
+    assert found.is_right, found
+
+
+def test_killed_while_loading_it_takes_vllm_along(script: subprocess.Popen[str]) -> None:
     seen, thread = watch_children(script)
     while not any("EngineCore" in name or "spawn_main" in name for name in map(command_line, list(seen))):
         assert script.poll() is None, script.communicate()
         time.sleep(0.05)
-    os.kill(script.pid, signal.SIGINT)  # to the parent alone: a terminal would tell the children, too
-    _, err = script.communicate(timeout=60)
+    script.kill()
+    script.communicate(timeout=30)  # nothing that is left keeps its output open
     thread.join()
-    assert script.returncode != 0
-    assert "KeyboardInterrupt" in err
-    assert not psutil.wait_procs(seen, timeout=10)[1]
+    assert not psutil.wait_procs(seen, timeout=15)[1]
+
+
+# A forked child has the watcher's pipe open, so that this does not end with its parent.
+_FORK_AND_WAIT = """
+import os, time
+if (child := os.fork()) == 0:
+    time.sleep(600)
+print(child, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("script", [_FORK_AND_WAIT], indirect=True, ids=["running"])
+def test_killed_while_running_it_takes_vllm_along(script: subprocess.Popen[str]) -> None:
+    assert script.stdout is not None
+    assert script.stdout.readline().startswith("[")
+    forked = psutil.Process(int(script.stdout.readline()))
+    try:
+        seen = set(psutil.Process(script.pid).children(recursive=True)) - {forked}
+        script.kill()
+        script.wait()
+        gone, left = psutil.wait_procs(seen, timeout=15)
+        assert forked.is_running()
+        # Python's own resource tracker waits for all who might use it.
+        assert all("resource_tracker" in command_line(process) for process in left)
+        assert len(gone) >= 2
+    finally:
+        forked.kill()
+    assert not psutil.wait_procs(seen, timeout=15)[1]
 
 
 def command_line(process: psutil.Process) -> str:

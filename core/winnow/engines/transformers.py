@@ -11,6 +11,7 @@ from typing import Any
 from winnow.checkpoint import Checkpoint
 from winnow.engines.base import EngineScore
 from winnow.engines.known_settings import check_keywords, settings_of
+from winnow.engines.threads import in_daemon_thread
 from winnow.errors import ConfigurationError, EngineLoadError, MissingExtraError
 from winnow.prompts import Prompt
 
@@ -67,9 +68,9 @@ class TransformersEngine:
         return "float32" if self._device.type == "cpu" and not self.checkpoint.quantized else "auto"
 
     async def start(self) -> None:
-        """Load the model in the thread that will run it."""
+        """Load the model."""
+        await in_daemon_thread(self._load)  # which a Ctrl-C need not wait for
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="winnow-transformers")
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
 
     def _load(self) -> None:
         from winnow.engines.transformers_forward import TransformersForward

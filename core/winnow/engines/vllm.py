@@ -8,7 +8,6 @@ import importlib.util
 import itertools
 import logging
 import math
-import multiprocessing
 import re
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from winnow.engines.base import EngineScore
 from winnow.engines.threads import in_daemon_thread
 from winnow.engines.vllm_fields import as_fields, check_fields
 from winnow.engines.vllm_log import VllmLog
+from winnow.engines.vllm_processes import EngineProcesses
 from winnow.engines.vllm_start import LOGGING_IS_SET_UP, quieten, starting
 from winnow.engines.vllm_vision import vision_inputs, vision_settings
 from winnow.errors import (
@@ -75,7 +75,8 @@ class VllmEngine:
         self._llm: Any = None
         self._log: VllmLog
         self._death = ""
-        self._processes_before: set[int | None] | None = None  # while it starts
+        self._processes = EngineProcesses()
+        self._is_loading = False
         self._request_numbers = itertools.count()
 
     async def start(self) -> None:
@@ -103,10 +104,11 @@ class VllmEngine:
 
         self._check_weights()
         self._death = ""
+        self._processes = EngineProcesses()
+        self._is_loading = True
         self._log = VllmLog(record=not LOGGING_IS_SET_UP, cache_is_set=bool(self._engine_args.kv_cache_memory_bytes))
         try:
-            with starting(), self._log.recording():
-                self._processes_before = {process.pid for process in multiprocessing.active_children()}
+            with starting(), self._processes.starting(), self._log.recording():
                 # LLM_CLASS: the batch sizes of offline use, several times those of a server (vllm/engine/arg_utils.py).
                 self._llm = AsyncLLM.from_engine_args(self._engine_args, usage_context=UsageContext.LLM_CLASS)
         except Exception as error:  # vLLM fails to load with errors of every kind
@@ -115,7 +117,9 @@ class VllmEngine:
             self._log.close()
             raise EngineLoadError(f"vLLM could not load {self.checkpoint.model}: {error}{cure}") from error
         finally:
-            self._processes_before = None
+            self._is_loading = False
+            if self._llm is None:
+                self._processes.close()
 
     async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
         """Score prompts; all of them enter vLLM's queue side by side, so that a shared prefix is computed once."""
@@ -189,16 +193,12 @@ class VllmEngine:
             self._llm.shutdown()
             self._llm = None
             self._log.close()
+            self._processes.close()
 
     def abandon(self) -> None:
         """Kill the processes of a `start` that is under way in another thread; it then fails."""
-        from vllm.utils.system_utils import kill_process_tree
-
-        if (before := self._processes_before) is None:
-            return
-        for process in multiprocessing.active_children():
-            if process.pid is not None and process.pid not in before and process.name.startswith("EngineCore"):
-                kill_process_tree(process.pid)
+        if self._is_loading:
+            self._processes.abandon()
 
 
 def _compressed_types(prompt: Prompt) -> int | tuple[int, int]:

@@ -1,0 +1,133 @@
+"""The processes of one vLLM engine: known from their start on, so that none of them outlives who started it."""
+
+import contextlib
+import logging
+import multiprocessing.process
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing import spawn
+from typing import Any
+
+from winnow.errors import EngineLoadError
+
+logger = logging.getLogger(__name__)
+
+_END_SECONDS = 5.0
+
+
+class EngineProcesses:
+    """The processes that vLLM starts for one engine, and a process that watches over them.
+
+    vLLM's processes do not notice when the one that started them is killed, and keep the GPU's memory for ever
+    (vllm-project/vllm#55510). The watcher notices; see `winnow.engines.watcher`.
+    """
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._abandoned = False
+        self._watcher: subprocess.Popen[bytes] | None = None
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Processes that this thread starts within this are the engine's. Within it `abandon` ends them."""
+        if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
+            self._watcher = _start_watcher()
+        thread = threading.get_ident()
+
+        def noted(start: Callable[..., None]) -> Callable[..., None]:
+            def start_and_note(process: Any, *args: Any, **kwargs: Any) -> None:
+                if threading.get_ident() != thread:
+                    return start(process, *args, **kwargs)
+                if self._abandoned:
+                    raise EngineLoadError("Loading was interrupted.")
+                start(process, *args, **kwargs)
+                return self._note(process.pid)
+
+            return start_and_note
+
+        # vLLM starts its processes with the first, and others that inspect the model or the machine with the second.
+        with (
+            _replaced(multiprocessing.process.BaseProcess, "start", noted),
+            _replaced(subprocess.Popen, "__init__", noted),
+        ):
+            yield
+
+    def _note(self, process: int) -> None:
+        self._ids.append(process)
+        if self._abandoned:
+            self.kill()
+        self._tell(str(process))
+
+    def _tell(self, line: str) -> None:
+        if self._watcher is None or self._watcher.stdin is None:
+            return
+        try:
+            self._watcher.stdin.write(f"{line}\n".encode())
+        except OSError:
+            logger.warning(
+                "Winnow's watcher is gone. If this process is killed, vLLM's processes may go on without it."
+            )
+
+    def abandon(self) -> None:
+        """Kill the processes, and let no other start. From any thread."""
+        self._abandoned = True
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill those that run."""
+        import psutil  # vLLM brings it
+
+        from winnow.engines.watcher import kill_trees
+
+        children = {child.pid: child for child in psutil.Process().children()}
+        kill_trees(children[process] for process in list(self._ids) if process in children)
+
+    def close(self) -> None:
+        """End the watcher, and with it whatever the engine left behind."""
+        self._tell("end")
+        watcher, self._watcher = self._watcher, None
+        if watcher is None or watcher.stdin is None:
+            return
+        with contextlib.suppress(OSError):
+            watcher.stdin.close()
+        try:
+            watcher.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            watcher.kill()
+            watcher.wait()
+
+
+def _start_watcher() -> "subprocess.Popen[bytes] | None":
+    """Start the watcher: in a session of its own, where no Ctrl-C reaches it, and without our output.
+
+    Who reads that to its end must not wait for it.
+    """
+    from winnow.engines import watcher
+
+    try:
+        return subprocess.Popen(  # noqa: S603 - our own file
+            [os.fsdecode(spawn.get_executable()), "-P", watcher.__file__, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError as error:
+        logger.warning(
+            "If this process is killed, vLLM's processes may go on without it: no watcher starts (%s)", error
+        )
+        return None
+
+
+@contextlib.contextmanager
+def _replaced(owner: type, name: str, by: Callable[[Callable[..., None]], Callable[..., None]]) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, by(original))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
