@@ -5,14 +5,11 @@
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
-
-from tqdm.auto import tqdm
 
 from winnow.checkpoint import Checkpoint, bind_template
 from winnow.config import RerankerConfig
@@ -22,8 +19,10 @@ from winnow.errors import DocumentError
 from winnow.fallback import Fallback
 from winnow.images import as_read
 from winnow.judging import Call, Judging, Query, all_or_none
+from winnow.locks import ForkSafeLock
 from winnow.observability import observed
 from winnow.ordering import as_they_came, readable
+from winnow.progress import Bar, progress_bar
 from winnow.prompts import DocumentPrompts, Limits, PromptBuilder
 from winnow.score_cache import ScoreCache
 from winnow.templates import TemplateLike
@@ -36,7 +35,7 @@ T = TypeVar("T")
 
 # Bound templates that a reranker keeps.
 _BUILDERS = 32
-_builders_lock = threading.Lock()
+_builders_lock = ForkSafeLock()
 
 # Queries of a `rank_many` that are under way at once.
 _CALLS_AT_ONCE = 64
@@ -103,7 +102,7 @@ class CallRunner:
             finally:
                 gate.release()
 
-        with tqdm(total=0, desc="reranking", unit="pair", disable=not progress, delay=1) as bar:
+        with progress_bar(progress) as bar:
             try:
                 async with clock, all_or_none() as start:
                     number = 0
@@ -124,7 +123,7 @@ class CallRunner:
                         await keep(number, fallback.instead(call, TimeoutError(_LATE)))
         return [rankings[number] for number in range(len(rankings))]
 
-    async def _ranked(self, call: Call, started: Started, bar: "tqdm[Any]", clock: asyncio.Timeout) -> Ranking:
+    async def _ranked(self, call: Call, started: Started, bar: Bar, clock: asyncio.Timeout) -> Ranking:
         if call.problem is not None:
             logger.warning("%d documents stay as they came: %s", len(call.documents), call.problem)
             return as_they_came(self._config, call.documents, call.top_k, call.problem)
@@ -138,7 +137,7 @@ class CallRunner:
                 return await fallback.instead(call, TimeoutError(_LATE))
             raise
 
-    async def _run_one(self, call: Call, started: Started, bar: "tqdm[Any]") -> Ranking:
+    async def _run_one(self, call: Call, started: Started, bar: Bar) -> Ranking:
         return await Judging(self._config, call, self._as_read_by, self._build, self.cache, bar).run(started)
 
     def _as_read_by(self, checkpoint: Checkpoint, call: Call) -> Call:

@@ -2,13 +2,14 @@
 
 import math
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from os import PathLike
 from typing import Any
 
 import diskcache
+
+from winnow.locks import ForkSafeLock
 
 # Seconds to wait for another process that writes.
 _PATIENCE = 10.0
@@ -67,7 +68,7 @@ class DiskScores:
 
     def __init__(self, folder: str | PathLike[str]):
         self._folder = os.path.expanduser(folder)  # noqa: PTH111 - a text is what diskcache takes
-        self._opening = threading.Lock()
+        self._opening = ForkSafeLock()
         self._cache: Any = None
 
     def _open(self) -> Any:

@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterab
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from winnow.checkpoint import Checkpoint
 from winnow.config import RerankerConfig
 from winnow.engines.base import EngineScore
@@ -17,6 +15,7 @@ from winnow.engines.requests import Requests, Turn
 from winnow.errors import DocumentError, EngineError
 from winnow.images import ImageLoader
 from winnow.ordering import Judged, best_first, hits_of, positions_by_content
+from winnow.progress import Bar
 from winnow.prompts import DocumentPrompts
 from winnow.score_cache import ScoreCache
 from winnow.score_cache import score as score_prompts
@@ -82,7 +81,7 @@ class Judging:
         as_read_by: Callable[[Checkpoint, Call], Call],
         build: Build,
         cache: ScoreCache | None,
-        bar: "tqdm[Any]",
+        bar: Bar,
     ):
         self._config = config
         self._call = call

@@ -17,10 +17,10 @@ All have the labels `model` and `engine`, as the reranker was given them.
 | `winnow_rankings_in_flight` | gauge: rankings under way |
 """
 
-import threading
 from typing import TYPE_CHECKING
 
 from winnow.errors import MissingExtraError
+from winnow.locks import ForkSafeLock
 from winnow.types import RankStats
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Metrics:
             self.registry.unregister(metric)
 
 
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _active: Metrics | None = None
 
 

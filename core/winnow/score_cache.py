@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import sys
-import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from winnow.engines.base import Engine, EngineScore
 from winnow.engines.requests import Requests, Turn
 from winnow.engines.settings import EngineSettings, resolve
 from winnow.errors import MissingExtraError
+from winnow.locks import ForkSafeLock
 from winnow.prompts import Prompt
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class MemoryScores:
     def __init__(self, pairs: int):
         self._pairs = pairs
         self._logits: OrderedDict[bytes, float] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def get(self, keys: Sequence[bytes]) -> list[float | None]:
         """The logits, None where there is none; what is found counts as used."""

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import os
-import threading
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -23,13 +22,14 @@ from pydantic import StrictBool
 
 from winnow import ModelRecipe, Reranker, RerankerConfig
 from winnow.hints import unknown_argument
+from winnow.locks import ForkSafeLock
 from winnow.plain import plain
 
 # Given with each call, so that they may be assigned between two queries; api_key waits for the first.
 _PER_CALL = {"instruction", "template", "template_kwargs", "deadline"}
 _SETTINGS = {field.name for field in dataclasses.fields(RerankerConfig)} - _PER_CALL - {"api_key"}
 
-_making = threading.Lock()
+_making = ForkSafeLock()
 
 
 class WinnowSettings(BaseNodePostprocessor):

@@ -39,9 +39,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def test_thirty_rerankers_dropped_leave_no_thread_and_no_engine(short_grace: None, no_collector: None) -> None:
-    with Reranker("fake", engine="fake") as reranker:
-        reranker.score("a", ["a"])  # tqdm starts a thread of its own, once
-    engines = [SlowEngine() for _ in range(30)]
+    engines = [SlowEngine(0) for _ in range(30)]
     before = set(threading.enumerate())
     for engine in engines:
         assert len(Reranker("fake", engine=engine).score("a", ["a", "b"])) == 2

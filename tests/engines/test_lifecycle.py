@@ -214,3 +214,59 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     reranker.close()
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_a_child_that_is_forked_while_another_thread_has_every_lock_scores() -> None:
+    code = """
+import contextlib, os, signal, sys, threading
+from winnow import Reranker
+from winnow.locks import _locks
+
+reranker = Reranker("fake", engine="fake", score_cache=10).start()
+expected = reranker.score("a", ["a"])
+held = threading.Event()
+
+def hold():
+    with contextlib.ExitStack() as stack:
+        for lock in list(_locks):
+            stack.enter_context(lock)
+        held.set()
+        threading.Event().wait()
+
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+if (child := os.fork()) == 0:
+    signal.alarm(60)
+    os._exit(0 if reranker.score("a", ["a", "b"])[:1] == expected else 1)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=120, check=False).returncode == 0
+
+
+def test_a_call_while_python_ends_fails_at_once() -> None:
+    """From an exit handler, from `__del__`, and in a thread that outlives the main one."""
+    code = """
+import atexit, threading, time
+from winnow import EngineError, Reranker
+
+def call(*_):
+    try:
+        reranker.score("a", ["a"])
+    except EngineError as error:
+        print(error, flush=True)
+
+class Last:
+    __del__ = call
+
+def late():
+    threading.main_thread().join()
+    call()
+
+atexit.register(call)
+reranker = Reranker("fake", engine="fake").start()  # whose own exit handler comes first
+atexit.register(call)  # before it
+last = Last()
+threading.Thread(target=late).start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=120, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["Python is ending: nothing can be scored any more."] * 4

@@ -19,6 +19,8 @@ T = TypeVar("T")
 Started = Callable[[], Awaitable[Requests]]
 Work = Callable[[Started], Coroutine[Any, Any, T]]
 
+PYTHON_ENDS = "Python is ending: nothing can be scored any more."
+
 # Between two tries to end a load that nobody waits for: vLLM's processes, which are to be killed, may not be there yet.
 _INTERRUPT_SECONDS = 0.5
 
@@ -67,6 +69,10 @@ class EngineLife:
         except EngineDeadError as error:
             await self._bury()
             raise EngineDeadError(f"{error}\n{self._what_next(max_restarts)}") from error
+        except RuntimeError as error:
+            if "cannot schedule new futures" not in str(error):  # the executors' word for it
+                raise
+            raise EngineError(PYTHON_ENDS) from error
         finally:
             self._on_engine.discard(task)
             await self._bury()  # also where a fallback ranked instead

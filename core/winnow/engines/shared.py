@@ -19,8 +19,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from winnow.engines.base import Engine
-from winnow.engines.life import EngineLife, Started, Work
+from winnow.engines.life import PYTHON_ENDS, EngineLife, Started, Work
 from winnow.errors import EngineError
+from winnow.locks import ForkSafeLock
 
 T = TypeVar("T")
 
@@ -37,11 +38,11 @@ _EXIT_SECONDS = 10.0
 _LOCK_SECONDS = 0.1
 
 # Engines bring transformers with them, whose lazy modules raise ImportError where two threads import them at once.
-_import_lock = threading.Lock()
+_import_lock = ForkSafeLock()
 
-# Guards who holds which engine. It is one lock for all engines and may be taken again by the thread that has it: the
-# garbage collector may run a user's `__del__`, which may close a reranker, while we are in here.
-_lock = threading.RLock()
+# Guards who holds which engine. It is one lock for all engines: the garbage collector may run a user's `__del__`, which
+# may close a reranker, at any point within it.
+_lock = ForkSafeLock()
 
 
 class SharedEngine:
@@ -193,7 +194,7 @@ class Lease:
 
     def _acquire(self) -> SharedEngine:
         if _exiting:
-            raise EngineError("Python is ending, and its engines are closed: nothing can be scored any more.")
+            raise EngineError(PYTHON_ENDS)
         shared = _registry.get(self._key)
         if shared is None or shared.closing:
             shared = _registry[self._key] = SharedEngine(self._factory, after=shared)
@@ -255,8 +256,8 @@ def _close_all() -> None:
 
 def _forget_all() -> None:
     """In a forked child the threads of the parent do not exist: every engine counts as closed."""
-    global _lock, _import_lock
-    _lock, _import_lock = threading.RLock(), threading.Lock()
+    global _exiting
+    _exiting = False
     for shared in _registry.values():
         shared.closing = True
         shared.forget_holders()

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from multiprocessing import spawn
 from typing import Any
 
+from winnow.locks import ForkSafeLock
+
 LOGGING_IS_SET_UP = not os.environ.keys().isdisjoint(("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH"))
 """By the user, before this module was imported."""
 
 # What is set for a start is set for the whole process; and a start measures how much memory is free.
-_one_at_a_time = threading.Lock()
+_one_at_a_time = ForkSafeLock()
 
 
 @contextmanager
@@ -22,15 +24,6 @@ def starting() -> Iterator[None]:
     """Start vLLM within this, in one thread. Another start waits until it is left."""
     with _one_at_a_time, _without_main_module(), _quiet_start():
         yield
-
-
-def _unlock() -> None:
-    """In a forked child nobody is starting vLLM."""
-    global _one_at_a_time
-    _one_at_a_time = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_unlock)
 
 
 def quieten() -> None:

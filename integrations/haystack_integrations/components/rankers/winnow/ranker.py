@@ -3,7 +3,6 @@
 import copy
 import inspect
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -30,10 +29,11 @@ from winnow.arguments import checked_deadline, checked_threshold, checked_top_k
 from winnow.engines.base import name_of
 from winnow.engines.settings import resolve
 from winnow.hints import hinting
+from winnow.locks import ForkSafeLock
 from winnow.plain import plain
 
 # Held for the moment it takes to make a Reranker (loading is not part of it). Not one a ranker: locks cannot be copied.
-_making = threading.Lock()
+_making = ForkSafeLock()
 
 
 @component
