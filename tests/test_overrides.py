@@ -63,6 +63,7 @@ YARN = {"type": "yarn", "factor": 4.0}
             {"text_config": {"rope_scaling": YARN}},
             {"text_config": {"a": 1, "rope_parameters": {"rope_theta": 7, "rope_type": "yarn", "factor": 4.0}}, "b": 2},
         ),
+        ({"rope_theta": 7}, {"rope_scaling": "yarn"}, {"rope_theta": 7, "rope_scaling": "yarn"}),
         ({"quantization_config": {"bits": 8, "x": 1}}, {"quantization_config": {"bits": 4}}, None),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from tokenizer_kinds import qwen3
 from winnow import ConfigurationError, ModelRecipe
 from winnow.checkpoint import open_checkpoint
-from winnow.errors import ModelError
+from winnow.errors import EngineError, ModelError
 from winnow.recipes import RECIPES, recipe_for
 from winnow.tokenization import PromptTokenizer
 
@@ -242,6 +242,8 @@ def test_labels_without_names_have_numbers() -> None:
     """transformers does not write `id2label` where there are two labels."""
     found = recipe_for("m", config("BertForSequenceClassification"), ModelRecipe(family="mine", positive_label=1))
     assert found.of_outputs([3.0, 1.0]) == -2.0
+    with pytest.raises(EngineError, match="puts out 1 numbers for a prompt, and the recipe 'mine' expects 2"):
+        found.of_outputs([3.0])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from winnow.errors import ModelError, TemplateError
 from winnow.judged import padding_of
 from winnow.model_folder import CrossEncoderFiles, folder_of, read_cross_encoder_files, read_json
 from winnow.overrides import completed, merged, overridden
+from winnow.positions import positions_of
 from winnow.recipes import ModelRecipe, recipe_for
 from winnow.segments import Segment, fields_of
 from winnow.template_search import find_template
@@ -166,7 +167,7 @@ def open_checkpoint(
                 cross_encoder.prompt,
                 model,
             )
-    limits = [own_limit, _positions(config), found.max_length]
+    limits = [own_limit, positions_of(config, folder), found.max_length]
     max_length = min((limit for limit in limits if limit is not None), default=512)
     checkpoint = Checkpoint(
         model=model,
@@ -180,6 +181,8 @@ def open_checkpoint(
         head=head,
         user_overrides=overrides,
     )
+    if mm_processor_kwargs and checkpoint.vision is None:
+        logger.warning("mm_processor_kwargs changes nothing: %s takes no images.", model)
     labels = checkpoint.label_ids  # a wrong label is an error now, not a wrong score later
     if cross_encoder is not None and labels and cross_encoder.label_ids not in ((), labels):
         logger.warning(
@@ -299,12 +302,3 @@ def _recipe_of(files: CrossEncoderFiles, config: Mapping[str, Any], tokenizer: P
     return ModelRecipe(
         family="sentence-transformers", architectures=tuple(config.get("architectures") or ()), labels=labels
     )
-
-
-def _positions(config: Mapping[str, Any]) -> int | None:
-    """Most positions of the model; RoBERTa-like models lose the two before the first."""
-    text = config.get("text_config") or config
-    positions = text.get("max_position_embeddings")
-    if positions and config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
-        return int(positions) - 2
-    return int(positions) if positions else None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from winnow.errors import ConfigurationError
+from winnow.errors import ConfigurationError, EngineError
 
 
 def classifier_of(architecture: str) -> str:
@@ -111,7 +111,15 @@ class ModelRecipe:
 
         Args:
             outputs: `self.outputs` numbers.
+
+        Raises:
+            EngineError: They are more, or fewer.
         """
+        if len(outputs) != self.outputs:
+            raise EngineError(
+                f"The model puts out {len(outputs)} numbers for a prompt, and the recipe {self.family!r} expects "
+                f"{self.outputs}."
+            )
         if self.positive_label is None:
             return outputs[0]
         return outputs[int(self.positive_label)] - outputs[self._negative_label]

@@ -71,5 +71,6 @@ def _rope(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
 def _settings_of_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {} if config.get("rope_theta") is None else {"rope_theta": config["rope_theta"]}
     for name in _ROPE_NAMES:
-        found |= {"rope_type" if key == "type" else key: value for key, value in (config.get(name) or {}).items()}
+        if isinstance(given := config.get(name), Mapping):  # anything else is for the engine to refuse
+            found |= {"rope_type" if key == "type" else key: value for key, value in given.items()}
     return found

