@@ -9,7 +9,8 @@ at hand.
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PASSAGES = Path(__file__).with_name("passages.jsonl")
@@ -66,8 +67,24 @@ def build_tiny_reranker(folder: Path, *, vocabulary: int = 1000, seed: int = 0, 
         tie_word_embeddings=True,
         initializer_range=0.08,  # large, so that scores differ from one another
     )
-    Qwen3ForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    model = Qwen3ForCausalLM(config).to(torch.float32)
+    with without_progress_bar():
+        model.save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def without_progress_bar() -> Iterator[None]:
+    """Keep transformers from showing a bar for a file that is written in no time."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,10 @@ from tiny_model import build_tiny_reranker, read_passages
 from winnow import Reranker
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # tests call nobody
+
+# A job that a shell starts with `&` inherits Ctrl-C as ignored, and so would the scripts that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # In CI the same examples every time: a new counter-example is found at the desk, not in somebody else's change.
 settings.register_profile("ci", derandomize=True)

@@ -2,13 +2,14 @@
 
 import asyncio
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 from slow_engine import SlowEngine
 
+from gated_engine import passed, wait_until
 from winnow import ConfigurationError, EngineDeadError, EngineError, EngineLoadError, EngineScore, Prompt, Reranker
 from winnow.checkpoint import open_checkpoint
 from winnow.engines.vllm import VllmEngine
@@ -18,13 +19,15 @@ class SleepyEngine(SlowEngine):
     """A slow engine that can sleep, and that takes offence at calls while it does.
 
     Attributes:
+        may_sleep: Going to sleep waits for it; it is set at first.
         events: "sleep" and "wake", as they came.
         failure: What `sleep` or `wake` raises, once.
     """
 
-    def __init__(self, delay: float = 0.0, sleep_seconds: float = 0.0, start_seconds: float = 0.02):
-        super().__init__(start_seconds, delay=delay)
-        self.sleep_seconds = sleep_seconds
+    def __init__(self, start_seconds: float = 0.02):
+        super().__init__(start_seconds)
+        self.may_sleep = threading.Event()
+        self.may_sleep.set()
         self.events: list[str] = []
         self.failure: Exception | None = None
         self.scoring = 0
@@ -46,7 +49,7 @@ class SleepyEngine(SlowEngine):
         assert not self.scoring
         self.events.append("sleep")
         self.asleep = not isinstance(self.failure, ConfigurationError)
-        await asyncio.sleep(self.sleep_seconds)
+        await passed(self.may_sleep)
         await self._fail()
 
     async def wake(self) -> None:
@@ -111,15 +114,19 @@ def test_an_engine_that_sleeps_can_be_closed_and_started() -> None:
 
 
 def test_it_waits_for_calls_in_flight_and_calls_wait_for_it() -> None:
-    engine = SleepyEngine(delay=0.3, sleep_seconds=0.3)
+    engine = SleepyEngine()
     requests = [(f"a {number}", ["a", "b"]) for number in range(3)]
     with Reranker("fake", engine=engine).start() as reranker, ThreadPoolExecutor(4) as threads:
+        engine.gate.clear()
         early = threads.submit(reranker.rank_many, iter(requests))
-        while not engine.scoring:
-            time.sleep(0.01)
+        wait_until(lambda: engine.scoring > 0)
+        shared = reranker._lease._shared
+        assert shared is not None
         asleep = threads.submit(reranker.sleep)
-        time.sleep(0.1)
+        wait_until(lambda: shared.life._sleep_task is not None)
         late = threads.submit(reranker.score, "late", ["a"])
+        wait_until(lambda: len(shared.life._work) == 3)
+        engine.gate.set()
         assert len(early.result()) == 3
         asleep.result()
         assert engine.events[0] == "sleep"
@@ -128,7 +135,7 @@ def test_it_waits_for_calls_in_flight_and_calls_wait_for_it() -> None:
 
 
 def test_it_sleeps_for_all_who_share_it_and_wakes_once() -> None:
-    engine = SleepyEngine(sleep_seconds=0.1)
+    engine = SleepyEngine()
     first, second = (Reranker("fake", engine=engine, instruction=which) for which in ("one", "two"))
     with first, second, ThreadPoolExecutor(8) as threads:
         first.start()
@@ -140,49 +147,73 @@ def test_it_sleeps_for_all_who_share_it_and_wakes_once() -> None:
 
 
 def test_a_load_under_way_is_waited_for() -> None:
-    engine = SleepyEngine(start_seconds=0.3)
+    engine = SleepyEngine()
     with Reranker("fake", engine=engine) as reranker:
-        with pytest.raises(TimeoutError):
-            reranker.rank("a", ["a"], deadline=0.1)
-        reranker.sleep()
+        with load_under_way(reranker, engine):
+            reranker.sleep()
         assert (engine.started, engine.events) == (1, ["sleep"])
         assert reranker.score("a", ["a"])
     engine.fail_to_start = 1
-    with Reranker("fake", engine=engine) as reranker:
-        with pytest.raises(TimeoutError):
-            reranker.rank("a", ["a"], deadline=0.1)
-        with pytest.raises(EngineLoadError):
-            reranker.sleep()
+    with (
+        Reranker("fake", engine=engine) as reranker,
+        load_under_way(reranker, engine),
+        pytest.raises(EngineLoadError),
+    ):
+        reranker.sleep()
+
+
+@contextmanager
+def load_under_way(reranker: Reranker, engine: SleepyEngine) -> Iterator[None]:
+    """The engine starts, for a call that gave up, and goes on when a `sleep` waits for it."""
+    engine.may_start.clear()
+    with pytest.raises(TimeoutError):
+        reranker.rank("a", ["a"], deadline=0.1)
+    shared = reranker._lease._shared
+    assert shared is not None
+
+    def go_on() -> None:
+        wait_until(lambda: shared.life._sleep_task is not None)
+        engine.may_start.set()
+
+    with ThreadPoolExecutor(1) as threads:
+        going = threads.submit(go_on)
+        yield
+        going.result()
 
 
 def test_a_deadline_ends_a_call_that_waits_for_it() -> None:
-    engine = SleepyEngine(sleep_seconds=0.5)
+    engine = SleepyEngine()
+    engine.may_sleep.clear()
     with Reranker("fake", engine=engine).start() as reranker, ThreadPoolExecutor(1) as threads:
         asleep = threads.submit(reranker.sleep)
-        while not engine.events:
-            time.sleep(0.01)
+        wait_until(lambda: bool(engine.events))
         with pytest.raises(TimeoutError):
             reranker.rank("a", ["a"], deadline=0.1)
         assert not asleep.done()
+        engine.may_sleep.set()
         asleep.result()
         assert engine.events == ["sleep"]
 
 
 def test_from_event_loops_and_cancelled_it_ends_well() -> None:
-    engine = SleepyEngine(sleep_seconds=0.3)
+    engine = SleepyEngine()
+
+    async def begin_to_sleep(reranker: Reranker) -> None:
+        engine.may_sleep.clear()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reranker.async_sleep(), 0.1)
+        engine.may_sleep.set()
 
     async def main() -> None:
         async with Reranker("fake", engine=engine) as reranker:
             before = await reranker.ascore("a", ["a"])
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(reranker.async_sleep(), 0.1)
+            await begin_to_sleep(reranker)
             assert await reranker.ascore("a", ["a"]) == before  # after it had gone to sleep
             assert engine.events == ["sleep", "wake"]
             await reranker.async_sleep()
             await reranker.async_wake()
             assert engine.events == ["sleep", "wake"] * 2
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(reranker.async_sleep(), 0.1)  # closing waits for it
+            await begin_to_sleep(reranker)  # closing waits for it
 
     asyncio.run(main())
     assert (engine.started, engine.closed, len(engine.events)) == (1, 1, 5)
@@ -276,4 +307,4 @@ def test_vllm_says_what_to_set_and_pauses_while_it_sleeps(needs_vllm: None, tiny
 def sleeps(engine: VllmEngine) -> bool:
     """What vLLM's process says, asked on the loop that vLLM's client belongs to."""
     loop = engine._llm.engine_core.resources.output_queue_task.get_loop()
-    return bool(asyncio.run_coroutine_threadsafe(engine._llm.is_sleeping(), loop).result(10))
+    return bool(asyncio.run_coroutine_threadsafe(engine._llm.is_sleeping(), loop).result(60))

@@ -1,0 +1,60 @@
+"""An engine whose answers wait at a gate, for tests of what goes on meanwhile: no clock is in them."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from winnow import EngineScore, FakeEngine, Prompt
+
+PATIENCE = 120.0  # seconds, for what takes none where nothing else runs
+
+
+class GatedEngine(FakeEngine):
+    """A fake that answers when `gate` is set.
+
+    Attributes:
+        gate: Set it to let all answers out.
+        waiting: How many calls of `score` wait at the gate.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.waiting = 0
+
+    async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
+        self.waiting += 1
+        try:
+            await passed(self.gate)
+        finally:
+            self.waiting -= 1
+        return await super().score(prompts, priority=priority)
+
+
+async def passed(gate: threading.Event) -> None:
+    """Wait for an event that any thread may set, and leave the loop free."""
+    while not gate.is_set():
+        await asyncio.sleep(0.005)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread brings about.
+
+    Raises:
+        AssertionError: It does not come about.
+    """
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+async def loop_goes_on_until(condition: Callable[[], bool]) -> None:
+    """`wait_until` on an event loop, which must go on for it."""
+    await asyncio.wait_for(_until(condition), PATIENCE)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
