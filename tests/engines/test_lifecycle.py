@@ -46,7 +46,7 @@ def test_close_waits_for_calls_in_flight() -> None:
         wait_until(lambda: engine.waiting == 4)
         shared = reranker._lease._shared
         closing = threads.submit(reranker.close)
-        wait_until(lambda: shared is not None and shared._closing)
+        wait_until(lambda: shared is not None and shared.closing)
         assert not closing.done()
         engine.gate.set()
         closing.result()
@@ -165,7 +165,7 @@ def test_close_waits_for_calls_that_wait_for_the_load() -> None:
         wait_until(lambda: engine.started == 1)
         shared = reranker._lease._shared
         closing = threads.submit(reranker.close)
-        wait_until(lambda: shared is not None and shared._closing)
+        wait_until(lambda: shared is not None and shared.closing)
         engine.may_start.set()
         closing.result()
         assert call.result()
