@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+import pytest
+
 from winnow import EngineScore, FakeEngine, Prompt
 
 PATIENCE = 120.0  # seconds, for what takes none where nothing else runs
@@ -30,6 +32,13 @@ class GatedEngine(FakeEngine):
         finally:
             self.waiting -= 1
         return await super().score(prompts, priority=priority)
+
+
+def gated_fake(monkeypatch: pytest.MonkeyPatch) -> tuple[GatedEngine, dict[str, int]]:
+    """A gated engine for `engine="fake"`, where engines go by names, and the `engine_kwargs` that get no other one."""
+    engine = GatedEngine()
+    monkeypatch.setattr("winnow.engines.choose.FakeEngine", lambda **_: engine)
+    return engine, {"max_length": 4001}
 
 
 async def passed(gate: threading.Event) -> None:

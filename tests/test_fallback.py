@@ -8,6 +8,7 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,25 +120,23 @@ def test_each_query_of_many_falls_back_by_itself(expected: Reranker) -> None:
 
 
 def test_a_deadline_leaves_the_retrieval_order() -> None:
-    with Reranker("fake", engine=FakeEngine(delay=30), fallback="retrieval order") as reranker:
-        begin = time.monotonic()
+    with Reranker("fake", engine=FakeEngine(delay=600), fallback="retrieval order") as reranker:
         ranking = reranker.rank(QUERY, DOCUMENTS, deadline=0.2)
-        assert time.monotonic() - begin < 5
     assert (ranking.stats.fallback, ranking.stats.error) == ("retrieval order", "The deadline passed.")
     assert [hit.index for hit in ranking] == [0, 1, 2, 3]
-    assert 200 <= ranking.stats.elapsed_ms < 5000
+    assert 200 <= ranking.stats.elapsed_ms < 300_000
 
 
 def test_a_deadline_over_many_queries_keeps_what_is_done(expected: Reranker) -> None:
     class SlowInParis(FakeEngine):
         async def score(self, prompts: Any, *, priority: int = 0) -> list[EngineScore]:
             if any("Paris, where" in self.checkpoint.tokenizer.decode(prompt.ids) for prompt in prompts):
-                await asyncio.sleep(30)
+                await asyncio.sleep(600)
             return await super().score(prompts)
 
     quick, slow = (QUERY, DOCUMENTS), ("Paris, where?", DOCUMENTS)
     with Reranker("fake", engine=SlowInParis(), fallback="retrieval order") as reranker:
-        rankings = reranker.rank_many([quick, *[slow] * 100], deadline=0.7)  # more than are under way at once
+        rankings = reranker.rank_many([quick, *[slow] * 100], deadline=3.0)  # more than are under way at once
         with pytest.raises(TimeoutError):  # nobody knows how long it is
             reranker.rank_many(iter([quick, slow]), deadline=0.2)
     assert [ranking.degraded for ranking in rankings] == [False, *[True] * 100]
@@ -145,13 +144,13 @@ def test_a_deadline_over_many_queries_keeps_what_is_done(expected: Reranker) -> 
 
 
 def test_an_engine_has_no_time_after_a_deadline() -> None:
-    with Reranker("fake", engine=FakeEngine(delay=30), fallback="fake") as reranker, pytest.raises(TimeoutError):
+    with Reranker("fake", engine=FakeEngine(delay=600), fallback="fake") as reranker, pytest.raises(TimeoutError):
         reranker.rank(QUERY, DOCUMENTS, deadline=0.2)
 
 
 def test_a_cancelled_call_gets_no_ranking() -> None:
     async def main() -> None:
-        async with Reranker("fake", engine=FakeEngine(delay=30), fallback="retrieval order") as reranker:
+        async with Reranker("fake", engine=FakeEngine(delay=600), fallback="retrieval order") as reranker:
             task = asyncio.create_task(reranker.arank(QUERY, DOCUMENTS, deadline=60))
             await asyncio.sleep(0.2)
             task.cancel()
@@ -239,17 +238,18 @@ def test_closing_a_reranker_closes_the_engine_of_its_fallback() -> None:
 
 
 def test_an_engine_that_did_not_start_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fallback, "_RETRY_SECONDS", 0.3)
+    now = 0.0
+    monkeypatch.setattr(fallback, "time", SimpleNamespace(monotonic=lambda: now))
     engine = Failing(start=True)
     with Reranker("fake", engine=engine, fallback="retrieval order") as reranker:
         assert reranker.start() is reranker  # a pipeline that is warmed up goes on
         assert all(reranker.rank(QUERY, DOCUMENTS).degraded for _ in range(5))
         assert engine.started == 1
-        time.sleep(0.4)
+        now += fallback._RETRY_SECONDS
         assert all(ranking.degraded for ranking in reranker.rank_many([(QUERY, DOCUMENTS)] * 20))
         assert engine.started == 2  # one of the twenty tried
         engine.fails_to_start = False
-        time.sleep(0.4)
+        now += fallback._RETRY_SECONDS
         assert not reranker.rank(QUERY, DOCUMENTS).degraded
         assert engine.started == 3
 

@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -273,7 +272,7 @@ def test_looking_up_costs_little() -> None:
     documents = [f"document {number} " * 20 for number in range(256)]
     with Reranker("fake", engine="fake", score_cache=1000) as reranker:
         reranker.rank(QUERY, documents)
-        begin = time.perf_counter()
-        stats = reranker.rank(QUERY, documents).stats
-    assert stats.cache_hits == 256
-    assert time.perf_counter() - begin < 1  # 15 ms where nothing else runs
+        found = [reranker.rank(QUERY, documents).stats for _ in range(5)]
+    assert [stats.cache_hits for stats in found] == [256] * 5
+    # 15 ms where nothing else runs; the best of five, because a machine may be busy.
+    assert min(stats.elapsed_ms for stats in found) < 1000

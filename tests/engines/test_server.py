@@ -4,7 +4,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,6 +12,7 @@ import httpx
 import pytest
 from vllm_servers import API_KEY, FaultyProxy, VllmServer
 
+from gated_engine import wait_until
 from winnow import ConfigurationError, EngineLoadError, Prompt, Reranker
 from winnow.checkpoint import Checkpoint, open_checkpoint
 from winnow.engines.server import ServerEngine
@@ -219,8 +219,7 @@ def test_a_small_query_does_not_wait_behind_a_big_one(
         documents = [f"{text} {number}" for number in range(10) for text in passages]
         with ThreadPoolExecutor(1) as threads:
             big = threads.submit(reranker.score, "the big one", documents)
-            while len(proxies[0].posts) < 3:
-                time.sleep(0.01)
+            wait_until(lambda: len(proxies[0].posts) >= 3)
             before = len(proxies[0].posts)
             reranker.score("the small one", passages[:4])
             assert len(proxies[0].posts) - before < 5
@@ -235,10 +234,8 @@ def test_a_cancelled_call_is_withdrawn_from_the_server(
     documents = [f"{text} {number}" for number in range(200) for text in passages]
 
     def wait_for(running: bool) -> None:
-        end = time.monotonic() + 5
-        while running != any(server.metric(f"vllm:num_requests_{state}") for state in ("running", "waiting")):
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        states = ("running", "waiting")
+        wait_until(lambda: running == any(server.metric(f"vllm:num_requests_{state}") for state in states))
 
     async def main() -> None:
         async with Reranker(tiny_model, engine="server", url=server.url, api_key=API_KEY) as reranker:

@@ -55,7 +55,7 @@ class VllmServer:
             )
 
     def wait_until_up(self) -> None:
-        end = time.monotonic() + 150
+        end = time.monotonic() + 280
         while time.monotonic() < end:
             assert self._process.poll() is None, self._log.read_text()[-5000:]
             try:
@@ -126,6 +126,7 @@ class FaultyProxy:
         self.client = httpx.Client(timeout=60)
         self._now = 0
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
         self._server: ThreadingHTTPServer | None = None
         self.start()
 
@@ -181,7 +182,7 @@ class FaultyProxy:
                     self._send(fault)
                     return
                 if fault == "hang":
-                    time.sleep(3)
+                    proxy._stopped.wait(120)
                 self.close_connection = True
 
             def _send(self, answer: Answer) -> None:
@@ -202,6 +203,7 @@ class FaultyProxy:
             def handle_error(self, *_: object) -> None:
                 """Clients that went away are part of the tests."""
 
+        self._stopped.clear()
         self._server = Server(("127.0.0.1", self.port), Handler)
         self.broken = None
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -209,6 +211,7 @@ class FaultyProxy:
     def stop(self) -> None:
         """Refuse connections and close the open ones."""
         self.broken = "drop"
+        self._stopped.set()
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
