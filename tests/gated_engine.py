@@ -5,8 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import pytest
-
 from winnow import EngineScore, FakeEngine, Prompt
 
 PATIENCE = 120.0  # seconds, for what takes none where nothing else runs
@@ -20,8 +18,8 @@ class GatedEngine(FakeEngine):
         waiting: How many calls of `score` wait at the gate.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, delay: float = 0.0) -> None:
+        super().__init__(delay=delay)
         self.gate = threading.Event()
         self.waiting = 0
 
@@ -32,13 +30,6 @@ class GatedEngine(FakeEngine):
         finally:
             self.waiting -= 1
         return await super().score(prompts, priority=priority)
-
-
-def gated_fake(monkeypatch: pytest.MonkeyPatch) -> tuple[GatedEngine, dict[str, int]]:
-    """A gated engine for `engine="fake"`, where engines go by names, and the `engine_kwargs` that get no other one."""
-    engine = GatedEngine()
-    monkeypatch.setattr("winnow.engines.choose.FakeEngine", lambda **_: engine)
-    return engine, {"max_length": 4001}
 
 
 async def passed(gate: threading.Event) -> None:

@@ -6,7 +6,6 @@ import logging
 import math
 import pickle
 import threading
-import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any

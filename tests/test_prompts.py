@@ -95,7 +95,7 @@ def test_ids_equal_tokenising_the_whole_rendered_prompt(kind: str, template: str
         for given_one in (False, True)
     }
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(query=TEXTS, document=TEXTS, instruction=st.none() | TEXTS.filter(bool))
     def check(query: str, document: str, instruction: str | None) -> None:
         assume(not mentions_control_token(tokenizer, query, document, instruction or ""))
@@ -116,7 +116,7 @@ def test_ids_of_every_built_in_equal_tokenising_the_whole(kind: str, name: str) 
         for given_one in (False, True)
     }
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(query=TEXTS, document=TEXTS, instruction=st.none() | TEXTS.filter(str.strip))
     def check(query: str, document: str, instruction: str | None) -> None:
         assume(not mentions_control_token(tokenizer, query, document, instruction or ""))
@@ -145,7 +145,7 @@ def test_a_prompt_is_never_too_long_and_little_shorter_than_it_could_be(kind: st
     segments = ScoreTemplate(source, "test").segments(with_instruction=False)
     template_length = len(own.encode(render(source, {"query": "", "document": ""})).ids)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(query=LONG, document=LONG, room=st.integers(8, 120))
     def check(query: str, document: str, room: int) -> None:
         assume(not mentions_control_token(tokenizer, query, document))
@@ -218,7 +218,7 @@ def test_windows_of_any_text_fit(kind: str, overlap: float) -> None:
     tokenizer, builder = qwen_like_builder(kind, max_length=90, on_overflow="window", window_overlap=overlap)
     _, whole = qwen_like_builder(kind, max_length=10**6)
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(document=LONG)
     def check(document: str) -> None:
         assume(not mentions_control_token(tokenizer, document))
@@ -235,7 +235,7 @@ def test_windows_without_overlap_are_the_text() -> None:
     tokenizer, builder = qwen_like_builder("llama3_like", max_length=90, on_overflow="window", window_overlap=0.0)
     before, after = tokenizer.decode(builder.prompt("q", "\u2983").ids).split("\u2983")
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(document=LONG)
     def check(document: str) -> None:
         assume(not mentions_control_token(tokenizer, document))
@@ -350,7 +350,7 @@ def test_a_pair_without_a_template_is_never_too_long(kind: str) -> None:
     tokenizer = prompt_tokenizer_of_kind(kind)
     empty = len(own.encode("", "").ids)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(query=LONG, document=LONG, room=st.integers(8, 120))
     def check(query: str, document: str, room: int) -> None:
         assume(not mentions_control_token(tokenizer, query, document))

@@ -42,7 +42,7 @@ def test_as_transformers_renders_it(name: str, transformers_tokenizer: Any) -> N
     }
     assert ("instruction" in fields_of(segments[True])) == (with_one is not None)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(query=TEXTS, document=TEXTS, instruction=st.none() | TEXTS.filter(bool))
     def check(query: str, document: str, instruction: str | None) -> None:
         variables: dict[str, str] = {"query": query, "document": document}

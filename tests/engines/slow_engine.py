@@ -24,8 +24,8 @@ class SlowEngine(GatedEngine):
         dies: Whether this life ends with the next score.
     """
 
-    def __init__(self, start_seconds: float = 0.2):
-        super().__init__()
+    def __init__(self, start_seconds: float = 0.2, *, delay: float = 0.0):
+        super().__init__(delay=delay)
         self.start_seconds = start_seconds
         self.gate.set()
         self.may_start, self.may_close = threading.Event(), threading.Event()
