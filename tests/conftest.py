@@ -17,8 +17,8 @@ os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # tests call nobody
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No example has a time limit: the machine may be busy. In CI the same examples every time: a new counter-example is found
-# at the desk, not in somebody else's change.
+# No example has a time limit: the machine may be busy. In CI the same examples every time: a new counter-example is
+# found at the desk, not in somebody else's change.
 settings.register_profile("winnow", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("winnow")
 
