@@ -26,10 +26,10 @@ from winnow.converted_files import (
 )
 from winnow.converted_prompts import check_prompts, pad_token_for, write_templates
 from winnow.errors import ConfigurationError, MissingExtraError, ModelError
-from winnow.model_folder import folder_of, read_json
+from winnow.model_folder import folder_of, folder_with_weights, read_json
 from winnow.recipes import ModelRecipe, recipe_for
 from winnow.score_head import layout_of, score_head
-from winnow.shards import INDEX, find_shards
+from winnow.shards import find_shards
 from winnow.templates import TemplateLike
 from winnow.weights import faults_of
 
@@ -105,7 +105,7 @@ def convert(
     score_template = template_for(checkpoint, template)
     if score_template is None:
         raise ModelError(f"{model} has no labels: it is not a causal model that a score head can be made of.")
-    shards = find_shards(_with_weights(model, revision), model)
+    shards = find_shards(folder_with_weights(model, revision), model)
     if faults := faults_of(checkpoint):
         raise ModelError("\n".join(faults))
     check_disk(out, shards)
@@ -188,22 +188,3 @@ def _row(model: str, config: Mapping[str, Any], recipe: str | ModelRecipe | None
         return recipe_for(model, config, recipe)
     except ModelError:
         return ModelRecipe(family="judge", architectures=tuple(config["architectures"]))
-
-
-def _with_weights(model: str, revision: str | None) -> Path:
-    """The model's folder with its weight files, downloaded if it is on the Hub."""
-    folder = folder_of(model, revision)
-    if Path(model).expanduser().is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        # folder.name: the commit whose small files are here already.
-        snapshot_download(model, revision=folder.name, allow_patterns=["model*.safetensors", INDEX, "LICENSE*"])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"The weights of {model} could not be downloaded ({type(error).__name__}: {error}). Try again; what is "
-            "there already is not downloaded twice."
-        ) from error
-    return folder

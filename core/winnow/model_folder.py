@@ -1,4 +1,4 @@
-"""The folder of a model's small files: found, or fetched from the Hugging Face Hub, and read."""
+"""The folder of a model's small files: found, or fetched from a hub, and read."""
 
 import json
 from collections.abc import Mapping
@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import ModelError
+from winnow.hub import download, uses_modelscope
 
-_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
+_WEIGHT_FILES = ["model*.safetensors", "*/model.safetensors", "LICENSE*"]  # those in folders are of modules.json
+_OLD_WEIGHT_FILES = ["pytorch_model*.bin"]
 
 
 def folder_of(model: str, revision: str | None, token: str | None = None, cache_dir: str | None = None) -> Path:
-    """The local folder of a model, its small files downloaded if it is on the Hub.
+    """The local folder of a model, its small files downloaded if it is on a hub.
 
     Raises:
         ModelError: There is no such folder or repository, no network, or an adapter in it.
@@ -28,27 +31,26 @@ def _found(model: str, revision: str | None, token: str | None, cache_dir: str |
         return folder
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ModelError(f"The model folder {model} does not exist.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    return download(model, _SMALL_FILES, revision=revision, token=token, cache_dir=cache_dir)
 
-    try:
-        return Path(
-            snapshot_download(model, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=_SMALL_FILES)
-        )
-    except HFValidationError as error:
-        raise ModelError(f"{model!r} is neither a folder nor a name on the Hugging Face Hub: {error}") from error
-    except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        wanted = "it" if revision is None else f"its revision {revision!r}"
-        raise ModelError(
-            f"{model!r} is not a local folder, and the Hugging Face Hub did not give {wanted} ({type(error).__name__})."
-            " Check the spelling; a gated or private model needs hf_token or HF_TOKEN; without a network, give the "
-            "path of a folder."
-        ) from error
+
+def folder_with_weights(
+    model: str, revision: str | None, token: str | None = None, cache_dir: str | None = None
+) -> Path:
+    """The local folder of a model with its weights, downloaded if it is on a hub.
+
+    Raises:
+        ModelError: The hub does not give them.
+    """
+    folder = folder_of(model, revision, token, cache_dir)
+    if not Path(model).expanduser().is_dir():
+        # On the Hugging Face Hub, the folder's name is the commit whose small files are here already.
+        commit = revision if uses_modelscope() else folder.name
+        for patterns in (_WEIGHT_FILES, _OLD_WEIGHT_FILES):
+            download(model, patterns, revision=commit, token=token, cache_dir=cache_dir)
+            if any(folder.glob("*.safetensors")):
+                break
+    return folder
 
 
 def _refuse_adapter(folder: Path, model: str) -> None:

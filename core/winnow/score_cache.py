@@ -23,6 +23,7 @@ from winnow.engines.base import Engine, EngineScore
 from winnow.engines.requests import Requests, Turn
 from winnow.engines.settings import EngineSettings, resolve
 from winnow.errors import MissingExtraError
+from winnow.hub import uses_modelscope
 from winnow.locks import ForkSafeLock
 from winnow.prompts import Prompt
 
@@ -230,7 +231,9 @@ def fingerprint(engine: Engine, *settings: EngineSettings) -> bytes:
         "device": _device(engine.name, kwargs.get("device")),
         "settings": [[_kwargs(one), _urls(one)] for one in settings],
         "model": str(checkpoint.model),
-        "files": _files(str(checkpoint.model), kwargs.get("revision"), cache_dir),
+        "files": _files(
+            str(checkpoint.folder if uses_modelscope() else checkpoint.model), kwargs.get("revision"), cache_dir
+        ),
         "config": checkpoint.config,
         "recipe": repr(checkpoint.recipe),
     }

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from winnow.checkpoint import Checkpoint
@@ -13,6 +14,8 @@ from winnow.engines.base import EngineScore
 from winnow.engines.known_settings import check_keywords, settings_of
 from winnow.engines.threads import in_daemon_thread
 from winnow.errors import ConfigurationError, EngineLoadError, MissingExtraError
+from winnow.hub import uses_modelscope
+from winnow.model_folder import folder_with_weights
 from winnow.prompts import Prompt
 
 logger = logging.getLogger(__name__)
@@ -76,10 +79,11 @@ class TransformersEngine:
         from winnow.engines.transformers_forward import TransformersForward
         from winnow.engines.transformers_load import load_model
 
-        model = load_model(self.checkpoint, self._load_kwargs)
+        checkpoint = self._with_files()
+        model = load_model(checkpoint, self._load_kwargs)
         model.to(self._device)
         try:
-            self._forward = TransformersForward(model, self.checkpoint, self._hub)
+            self._forward = TransformersForward(model, checkpoint, self._hub)
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             raise EngineLoadError(
                 f"{self.checkpoint.model} was loaded, but a first prompt failed: {type(error).__name__}: {error}"
@@ -90,6 +94,13 @@ class TransformersEngine:
                 "only with others of their own length, which is slower.",
                 self.checkpoint.model,
             )
+
+    def _with_files(self) -> Checkpoint:
+        """The checkpoint, with its files in a folder where transformers cannot download them: from ModelScope."""
+        if not uses_modelscope():
+            return self.checkpoint
+        where = (self._hub.get(name) for name in ("revision", "token", "cache_dir"))
+        return replace(self.checkpoint, model=str(folder_with_weights(self.checkpoint.model, *where)))
 
     async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:  # noqa: ARG002
         """Score prompts, longest batches first, in this engine's thread."""
