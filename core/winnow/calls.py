@@ -187,8 +187,17 @@ class CallRunner:
         if (kept := self._builders.get(key)) is not None:
             return kept[1]
         bound = bind_template(checkpoint, template, template_kwargs, with_instruction=with_instruction)
+        wanted = self._config.max_length or checkpoint.max_length
+        own = not isinstance(self._config.engine, str) or self._config.engine == "fake"  # others have said so
+        if own and wanted > checkpoint.max_length:
+            logger.warning(
+                "max_length=%d becomes %d, the limit of the engine %s.",
+                wanted,
+                checkpoint.max_length,
+                name_of(self._config.engine),
+            )
         limits = Limits(
-            max_length=min(self._config.max_length or checkpoint.max_length, checkpoint.max_length),
+            max_length=min(wanted, checkpoint.max_length),
             max_query_tokens=self._config.max_query_tokens,
             max_document_tokens=self._config.max_document_tokens,
             on_overflow=self._config.on_overflow,

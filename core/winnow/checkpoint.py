@@ -35,6 +35,8 @@ class Checkpoint:
         tokenizer: The model's tokenizer, safe for contents.
         template: The template that the model brings or that its family has; None for the tokenizer's pair encoding.
         max_length: Most tokens of a prompt: the model's own limit, or less if the family's reference code says so.
+        longest: Most tokens that a prompt may ever have, by the model's positions and its tokenizer's
+            `model_max_length`, as in vLLM (`_get_and_verify_max_len` in vllm/config/model.py); None if nothing says so.
         vision: How the model sees; None if it only reads.
         head: The modules that sentence-transformers put after the transformer, where they are the score head.
         user_overrides: The user's `hf_overrides`, completed (`winnow.overrides`); they are in `config`, too.
@@ -47,6 +49,7 @@ class Checkpoint:
     tokenizer: PromptTokenizer
     template: ScoreTemplate | None
     max_length: int
+    longest: int | None = None
     vision: Vision | None = None
     head: tuple[HeadModule, ...] = ()
     user_overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -167,8 +170,8 @@ def open_checkpoint(
                 cross_encoder.prompt,
                 model,
             )
-    limits = [own_limit, positions_of(config, folder), found.max_length]
-    max_length = min((limit for limit in limits if limit is not None), default=512)
+    longest = min((limit for limit in (own_limit, positions_of(config, folder)) if limit is not None), default=None)
+    max_length = min((limit for limit in (longest, found.max_length) if limit is not None), default=512)
     checkpoint = Checkpoint(
         model=model,
         folder=folder,
@@ -177,6 +180,7 @@ def open_checkpoint(
         tokenizer=tokenizer,
         template=template,
         max_length=max_length,
+        longest=longest,
         vision=vision_of(folder, model, config, found, tokenizer, mm_processor_kwargs),
         head=head,
         user_overrides=overrides,

@@ -42,7 +42,8 @@ class RerankerConfig:
         template: A score template for all calls instead of the model's own: a built-in's name, a path, Jinja source, or
             format strings `{"prefix", "query_template", "document_template", "suffix"}`.
         template_kwargs: More variables for the template.
-        max_length: Most tokens of a prompt; None for the model's limit.
+        max_length: Most tokens of a prompt; None for the model's limit, or where the family's reference code stops.
+            More than the latter is taken, more than the model reads is lowered; either is a warning in the log.
         max_query_tokens: Most tokens of the query; None for three quarters of what template and instruction leave.
         max_document_tokens: Most tokens of the document, or of each window; None for all that is left.
         on_overflow: What to do with longer documents: "truncate", "error", or "window" (score piece by piece).
@@ -55,7 +56,8 @@ class RerankerConfig:
             `TransformersEngine` or `ServerEngine`; docs/settings.md lists the usual ones.
         device: What PyTorch runs on, such as "cpu" or "cuda:1"; `engine_kwargs={"device": ...}` is the same. vLLM runs
             on what it was built for: only that is taken, and `CUDA_VISIBLE_DEVICES` chooses the GPU.
-        cache_dir: Folder that files from the Hub are kept in; None for that of the environment (`HF_HOME`).
+        cache_dir: Folder that files from the Hub are kept in; None for that of the environment (`HF_HOME`), where vLLM
+            looks for its own copy of a model's small files in any case.
         root_path: Folder that images and videos with local paths are read from; without it such are refused.
         allow_remote_images: Whether images and videos may be fetched from http(s) addresses (never from private ones).
         text_only: Leave images and videos alone also where the model takes them: only texts are read. Models that only

@@ -33,7 +33,7 @@ def create_engine(config: RerankerConfig, settings: EngineSettings | None = None
     warn_about_variables()
     checkpoint = open_checkpoint(config.model, recipe=config.recipe, **settings.of_checkpoint())
     if settings.max_length is not None:  # also where only the environment has it
-        checkpoint = replace(checkpoint, max_length=min(settings.max_length, checkpoint.max_length))
+        checkpoint = replace(checkpoint, max_length=_length(checkpoint, settings.max_length))
     name = _choose(checkpoint, settings.device) if settings.engine == "auto" else settings.engine
     if settings.engine == "auto" and url_in_environment():
         logger.warning("WINNOW_URL is not used: engine='auto' takes no server. Set WINNOW_ENGINE=server, too.")
@@ -49,6 +49,29 @@ def create_engine(config: RerankerConfig, settings: EngineSettings | None = None
     from winnow.engines.transformers import TransformersEngine
 
     return TransformersEngine(checkpoint, kwargs)
+
+
+def _length(checkpoint: Checkpoint, wanted: int) -> int:
+    """The length that was asked for, as far as the model reads; the family's own is no more than a default."""
+    if checkpoint.longest is not None and wanted > checkpoint.longest:
+        logger.warning(
+            "max_length=%d becomes %d: %s reads no longer prompts, by max_position_embeddings in its config.json and "
+            "model_max_length in its tokenizer_config.json.",
+            wanted,
+            checkpoint.longest,
+            checkpoint.model,
+        )
+        wanted = checkpoint.longest
+    if wanted > (usual := checkpoint.recipe.max_length or wanted):
+        logger.warning(
+            "Prompts of %s may have %d tokens, as max_length says. The reference code of %s stops at %d: how well it "
+            "judges longer ones is not known.",
+            checkpoint.model,
+            wanted,
+            checkpoint.recipe.family,
+            usual,
+        )
+    return wanted
 
 
 def _choose(checkpoint: Checkpoint, device: str | int | None) -> str:
