@@ -133,11 +133,7 @@ def open_checkpoint(
     Raises:
         ModelError: The model is not found, is no reranker, or a file is missing or damaged. The message says which.
     """
-    if str(model).lower().endswith(".gguf"):
-        raise _gguf(model)
     folder = folder_of(model, revision, token, cache_dir)
-    if _has_only_gguf(folder, model):
-        raise _gguf(model)
     own_config = read_json(folder / "config.json", model)
     overrides = completed(own_config, hf_overrides or {})
     config = overridden(own_config, overrides)
@@ -285,19 +281,6 @@ def warnings_about(
             'needs it, end the file with {{ "\\n" }}.'
         )
     return found
-
-
-def _has_only_gguf(folder: Path, model: str) -> bool:
-    others = any(file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
-    named = "gguf" in str(model).lower() and not (folder / "config.json").is_file()  # on the Hub
-    return not others and (named or any(folder.glob("*.gguf")))
-
-
-def _gguf(model: str) -> ModelError:
-    return ModelError(
-        f"{model} is in llama.cpp's format GGUF, which Winnow does not run: give the model that it was made from "
-        "(base_model on its page on the Hub), with engine_kwargs={'quantization': 'fp8'} if memory is short."
-    )
 
 
 def _recipe_of(files: CrossEncoderFiles, config: Mapping[str, Any], tokenizer: PromptTokenizer) -> ModelRecipe:

@@ -18,9 +18,13 @@ def folder_of(model: str, revision: str | None, token: str | None = None, cache_
     """The local folder of a model, its small files downloaded if it is on a hub.
 
     Raises:
-        ModelError: There is no such folder or repository, no network, or an adapter in it.
+        ModelError: There is no such folder or repository, no network, or an adapter or GGUF files in it.
     """
+    if str(model).lower().endswith(".gguf"):
+        raise _gguf(model)
     folder = _found(model, revision, token, cache_dir)
+    if _has_only_gguf(folder, model):
+        raise _gguf(model)
     _refuse_adapter(folder, model)
     return folder
 
@@ -51,6 +55,19 @@ def folder_with_weights(
             if any(folder.glob("*.safetensors")):
                 break
     return folder
+
+
+def _has_only_gguf(folder: Path, model: str) -> bool:
+    others = any(file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
+    named = "gguf" in str(model).lower() and not (folder / "config.json").is_file()  # on the Hub
+    return not others and (named or any(folder.glob("*.gguf")))
+
+
+def _gguf(model: str) -> ModelError:
+    return ModelError(
+        f"{model} is in llama.cpp's format GGUF, which Winnow does not run: give the model that it was made from "
+        "(base_model on its page on the Hub), with engine_kwargs={'quantization': 'fp8'} if memory is short."
+    )
 
 
 def _refuse_adapter(folder: Path, model: str) -> None:
