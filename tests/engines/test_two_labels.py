@@ -22,8 +22,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An XLM-RoBERTa with two labels, the positive one first."""
     folder = FAMILIES["bge-reranker-v2-m3"](tmp_path_factory.mktemp("models") / "two-labels")
     names = {0: "relevant", 1: "irrelevant"}
-    config = transformers.AutoConfig.from_pretrained(folder, num_labels=2)
-    config.id2label, config.label2id = names, {name: index for index, name in names.items()}
+    config = transformers.AutoConfig.from_pretrained(
+        folder, id2label=names, label2id={name: index for index, name in names.items()}
+    )
     torch.manual_seed(0)
     return save_model(transformers.XLMRobertaForSequenceClassification(config), folder)
 
@@ -31,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(model: Path) -> list[float]:
     """As transformers computes it, a pair at a time; `softmax` of the two is the sigmoid of this."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(model)
     classifier = transformers.AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
     with torch.inference_mode():
         outputs = [classifier(**tokenizer(QUERY, text, return_tensors="pt")).logits[0] for text in DOCUMENTS]
