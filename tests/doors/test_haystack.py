@@ -415,9 +415,20 @@ class Odd(FakeEngine):
         return [EngineScore(logit) for logit in self.logits]
 
 
-@pytest.mark.parametrize("logits", [(math.nan, 1.0), (math.inf, 1.0), (1.0,), (1.0, 1.0, 1.0)])
-def test_scores_that_are_no_numbers_or_too_few_are_refused(run: Run, logits: tuple[float, ...]) -> None:
-    with pytest.raises(EngineError, match="returned"):
+@pytest.mark.parametrize(
+    ("logits", "error"),
+    [
+        ((math.nan, 1.0), DocumentError),
+        ((math.inf, 1.0), DocumentError),
+        ((math.nan, math.nan), EngineError),
+        ((1.0,), EngineError),
+        ((1.0, 1.0, 1.0), EngineError),
+    ],
+)
+def test_scores_that_are_no_numbers_or_too_few_are_refused(
+    run: Run, logits: tuple[float, ...], error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="returned"):
         run(fake(engine=Odd(*logits)), QUERY, documents(["a", "b"]))
 
 
