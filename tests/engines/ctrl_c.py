@@ -26,11 +26,10 @@ import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 print("importing", flush=True)
 from winnow import Reranker
-reranker = Reranker({model!r}, engine={engine!r})
+reranker = Reranker({model!r}, engine={engine!r}).start()
+print("ranking", flush=True)
 for number in range(10**9):
     reranker.rank("a", [f"{{number}} {{at}} " + "word " * 20 for at in range(100)])
-    if number == 0:
-        print("ranking", flush=True)
 """
 
 

@@ -1,5 +1,6 @@
 """vLLM's processes: gone with the engine, with the interpreter, with a load that nobody wants; back after a death."""
 
+import gc
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from ctrl_c import press_ctrl_c
 
 from gated_engine import wait_until
 from winnow import EngineDeadError, EngineLoadError, Reranker
+from winnow.engines import shared
 
 
 @pytest.fixture
@@ -151,14 +153,23 @@ def test_vllm_killed_is_an_error_and_the_next_call_starts_it_again(tiny_model: s
     assert not engine_cores() - before
 
 
-def test_a_deadline_while_vllm_loads_is_kept_and_close_ends_the_load(tiny_model: str) -> None:
+@pytest.mark.parametrize("how", ["closed", "dropped"])
+def test_a_deadline_while_vllm_loads_is_kept_and_the_load_ends_with_the_reranker(
+    tiny_model: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "_GRACE_SECONDS", 0.1)
     before = engine_cores()
     reranker = Reranker(tiny_model, engine="vllm", max_length=500)
     with pytest.raises(TimeoutError):
         reranker.rank("a", ["b", "c"], deadline=0.5)
     wait_until(lambda: bool(engine_cores() - before))  # it still loads
-    reranker.close()
-    assert not engine_cores() - before
+    if how == "closed":
+        reranker.close()
+        assert not engine_cores() - before
+    else:
+        del reranker
+        gc.collect()
+        wait_until(lambda: not engine_cores() - before)
 
 
 def test_a_failure_to_load_gives_vllms_own_reason(tiny_model: str) -> None:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 10.0
 
 # For all engines together at the interpreter's exit.
-_EXIT_SECONDS = 10.0
+_EXIT_SECONDS = 8.0
 
 # Between two tries to take the lock where waiting for it is not allowed.
 _LOCK_SECONDS = 0.1
@@ -141,13 +141,14 @@ class SharedEngine:
         """Wait for work in flight, then close the engine, its loop and its thread. Takes no lock while it waits.
 
         Args:
-            timeout: Seconds to wait for it; None to wait as long as it takes.
+            timeout: Seconds to wait for all of it; None to wait as long as it takes.
         """
+        last = None if timeout is None else time.monotonic() + timeout
         try:
             asyncio.run_coroutine_threadsafe(self.life.aclose(), self._loop).result(timeout)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(timeout)
+            self._thread.join(None if last is None else max(0.0, last - time.monotonic()))
             with _lock:
                 self.forget_holders()
                 for key in [key for key, shared in _registry.items() if shared is self]:
