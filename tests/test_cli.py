@@ -1,5 +1,6 @@
 """The command line, run as users run it."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from tiny_families import FAMILIES
-from winnow import Reranker
+from winnow import RankedDocument, RankStats, Reranker
 from winnow.checkpoint import open_checkpoint
 from winnow.cli import app
 from winnow.engines.server import serve_command
@@ -142,6 +143,10 @@ def test_engine_settings_reach_the_engine(tiny_model: str, monkeypatch: pytest.M
         run(*command, "--engine", "transformers", "--engine-arg", "max_model_len=256", stdin=text).stdout
     )
     assert (full["results"][0]["truncated"], short["results"][0]["truncated"]) == (False, True)
+    hit = short["results"][0]
+    assert {field.name for field in dataclasses.fields(RankedDocument)} <= hit.keys()  # nothing is dropped
+    assert hit["error"] is None
+    assert set(short["stats"]) == {field.name for field in dataclasses.fields(RankStats)}
     assert short["stats"]["prompt_tokens"] == 256
     monkeypatch.setenv("WINNOW_ENGINE", "transformers")
     monkeypatch.setenv("WINNOW_MAX_LENGTH", "300")
@@ -233,3 +238,27 @@ def test_a_progress_bar_on_long_work_and_none_on_short(tiny_model: str, tmp_path
     assert "reranking" not in long.stdout
     short = subprocess.run(command, input="a\nb", capture_output=True, text=True, check=True)
     assert "reranking:" not in short.stderr
+
+
+def test_what_was_cut_and_a_deadline_are_told(tiny_model: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    file = tmp_path / "passages.txt"
+    file.write_text("word " * 300 + "\nshort\n", encoding="utf-8")
+    options = [
+        "rank",
+        "-m",
+        tiny_model,
+        "-q",
+        "word " * 300,
+        "--engine",
+        "transformers",
+        "--max-length",
+        "200",
+        str(file),
+    ]
+    done = run(*options)
+    assert done.exit_code == 0, done.output
+    assert "winnow: The query was cut" in done.stderr
+    assert "winnow: 1 of 2 documents were cut" in done.stderr
+    late = run(*options, "--deadline", "0.0001")
+    assert (late.exit_code, late.stderr) == (1, "winnow: no ranking within 0.0001 seconds (--deadline)\n")

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from winnow.cli_documents import as_json, one_line, read_documents
+from winnow.cli_documents import as_json, one_line, read_documents, what_to_know
 from winnow.errors import WinnowError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -65,6 +65,7 @@ def rank(
     instruction: Annotated[str | None, typer.Option(help="What counts as relevant, for models that take it.")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", "-k", help="How many to print; all by default.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Least score to print.")] = None,
+    deadline: Annotated[float | None, typer.Option(help="Seconds after which to give up, loading included.")] = None,
     raw_scores: Annotated[bool, typer.Option("--raw-scores", help="Print logits instead of scores in 0…1.")] = False,
     template: Annotated[str | None, typer.Option(help="A score template: a built-in's name, or a Jinja file.")] = None,
     recipe: Annotated[str | None, typer.Option(help="The model's family, where its name does not tell.")] = None,
@@ -120,16 +121,19 @@ def rank(
             max_length=max_length,
             on_overflow=on_overflow.value,
             raw_scores=raw_scores,
+            deadline=deadline,
         ) as reranker:
             texts = [record["text"] for record in records]
             ranking = reranker.rank(query, texts, top_k=top_k, score_threshold=threshold, progress=True)
     except (WinnowError, ValueError, OSError) as error:
-        _fail(str(error))
+        _fail(str(error) or f"no ranking within {deadline:g} seconds (--deadline)")
     if json_output:
         print(json.dumps(as_json(query, ranking, records), ensure_ascii=False, indent=2))  # noqa: T201
     else:
         for place, hit in enumerate(ranking, 1):
             print(f"{place}\t{hit.score:.4f}\t[{hit.index}]\t{one_line(hit)}")  # noqa: T201
+        for note in what_to_know(ranking):
+            typer.echo(f"winnow: {note}", err=True)
 
 
 @app.command()

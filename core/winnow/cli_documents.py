@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -49,27 +50,31 @@ def _parse(lines: TextIO | Iterable[str], name: str) -> list[dict[str, Any]]:
 
 
 def as_json(query: str, ranking: Ranking, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """A ranking for JSON, each result with what else its record held."""
-    stats = ranking.stats
+    """A ranking for JSON: each result with all that is known of it, and what else its record held."""
     return {
         "query": query,
         "results": [
-            {
-                **records[hit.index],
-                "index": hit.index,
-                "score": _finite(hit.score),
-                "logit": _finite(hit.logit),
-                "truncated": hit.truncated,
-            }
+            {**records[hit.index], **{name: _finite(value) for name, value in asdict(hit).items() if name != "text"}}
             for hit in ranking
         ],
-        "stats": {name: getattr(stats, name) for name in stats.__slots__},
+        "stats": asdict(ranking.stats),
     }
 
 
-def _finite(number: float) -> float | None:
+def what_to_know(ranking: Ranking) -> list[str]:
+    """What a list of texts and scores does not show: what was cut."""
+    stats = ranking.stats
+    notes = ["The query was cut: the model saw its beginning."] if stats.query_truncated else []
+    if stats.truncated:
+        notes.append(
+            f"{stats.truncated} of {stats.documents} documents were cut; --on-overflow window scores all of them."
+        )
+    return notes
+
+
+def _finite(value: Any) -> Any:
     """JSON has no infinity."""
-    return number if math.isfinite(number) else None
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def one_line(hit: RankedDocument) -> str:
