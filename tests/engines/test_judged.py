@@ -19,7 +19,9 @@ TEMPLATE = "Question: {{ query }}\nAnswer: {{ document }}<|im_end|>"
 def classifier(folder: Path, pad_token: str | None, kind: str = "Qwen3") -> Path:
     """A causal model with a score head, as published."""
     tokenizer = tiny_families.qwen_like()
-    size = tiny_families.save_tokenizer(tokenizer, folder, "Qwen2Tokenizer", eos_token="<|im_end|>", pad_token=pad_token)
+    size = tiny_families.save_tokenizer(
+        tokenizer, folder, "Qwen2Tokenizer", eos_token="<|im_end|>", pad_token=pad_token
+    )
     pad = None if pad_token is None else tokenizer.token_to_id(pad_token)
     torch.manual_seed(0)
     fields = {**tiny_families.DECODER, "vocab_size": size, "num_labels": 1, "pad_token_id": pad}

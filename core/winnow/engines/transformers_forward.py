@@ -50,9 +50,15 @@ class TransformersForward:
         self._rows = int(config.vocab_size)
         padding = getattr(config, "pad_token_id", None)
         self._padding = padding if padding is not None and 0 <= padding < self._rows else 0
-        if padding is None and not self._labelled:
+        self.mixes_lengths = True
+        short, long = map(self._probe, _PROBES)
+        if self.refusal(long):
+            return  # the tokenizer is not the model's: no prompt will be scored
+        if not self._labelled and not self._judges_last(short):
+            self._heads = []
+        elif padding is None and not self._labelled:
             config.pad_token_id = 0  # a classifier takes no batch without one; `JudgedHead` makes it of no account
-        self.mixes_lengths = self._is_blind_to_padding()
+        self.mixes_lengths = self._is_blind_to_padding(short, long)
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[float] | None:
         """The raw logit of each prompt, computed in one batch; None if there is too little memory for that.
@@ -109,19 +115,34 @@ class TransformersForward:
         labels = logits[:, -1]
         return [float(logit) for logit in (labels[:, -1] - (labels[:, 0] if labels.shape[1] == 2 else 0)).tolist()]
 
-    def _is_blind_to_padding(self) -> bool:
-        """Whether a prompt's logit stays what it is beside a longer prompt, but for rounding."""
+    def _probe(self, text: str) -> Prompt:
         tokenizer = self._checkpoint.tokenizer
-        short, long = (
-            Prompt([*tokenizer.begin, *tokenizer.encode(text), *tokenizer.end][: self._checkpoint.max_length])
-            for text in _PROBES
-        )
-        if any(map(self.refusal, (short, long))):
-            return True  # nothing of this tokenizer will be scored
-        alone, beside = (self._logits(prompts)[0] for prompts in ([short], [short, long]))
+        ids = [*tokenizer.begin, *tokenizer.encode(text)]  # without what may be padding at the end
+        return Prompt(ids[: self._checkpoint.max_length])
+
+    def _judges_last(self, prompt: Prompt) -> bool:
+        """Whether a classifier picks the last token's answer from those of a linear head; others pool."""
+        found = self._logits([prompt])[0]
+        heads, self._heads = self._heads, []
+        for head in heads:
+            head.judged = None
+        own = self._logits([prompt])[0]
+        self._heads = heads
+        return not abs(found - own) > 1e-3 * max(1.0, abs(own))
+
+    def _is_blind_to_padding(self, short: Prompt, long: Prompt) -> bool:
+        """Whether the logit of a prompt is the same alone, beside a longer one, and with something else as padding.
+
+        Rounding makes logits of another shape differ. What stands in the padding changes no shape, and so it tells more
+        where the model computes in bfloat16.
+        """
+        [alone], [beside, _] = self._logits([short]), self._logits([short, long])
+        padding, self._padding = self._padding, long.ids[-1]
+        [other, _] = self._logits([short, long])
+        self._padding = padding
         dtype = next(weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
-        precision = torch.finfo(dtype).eps ** 0.5  # 3e-4 for float32, 0.09 for bfloat16
-        return not abs(alone - beside) > precision * max(1.0, abs(alone))
+        rounding = torch.finfo(dtype).eps ** 0.5 * max(1.0, abs(alone))  # 3e-4 for float32, 0.09 for bfloat16
+        return not (abs(alone - beside) > rounding or abs(beside - other) > rounding / 10)
 
     def _see(self, prompts: Sequence[Prompt], ids: Any, mask: Any) -> dict[str, Any]:
         """The model's inputs for images and videos; it makes their positions itself, in two dimensions."""

@@ -30,12 +30,13 @@ class JudgedHead(nn.Module):
         rows: Which of its outputs are wanted; by default all.
 
     Attributes:
-        judged: The judged position of each prompt of the batch, shape (batch,). It is set before each forward.
+        judged: The judged position of each prompt of the batch, shape (batch,). It is set before each forward; None
+            lets the layer answer for each position by itself, as a model needs that pools the answers (EuroBERT).
     """
 
     def __init__(self, layer: nn.Module, rows: Sequence[int] | None = None):
         super().__init__()
-        self.judged: torch.Tensor
+        self.judged: torch.Tensor | None = None
         self._float32 = type(layer) is nn.Linear  # others (quantised ones) do as they do, and compute all outputs
         self._rows = None if self._float32 else rows
         self.layer = _in_float32(layer, rows) if self._float32 else layer
@@ -57,7 +58,7 @@ class JudgedHead(nn.Module):
         Returns:
             The wanted outputs, in the shape of `states` but for the last dimension.
         """
-        if states.ndim == 2:
+        if states.ndim == 2 or self.judged is None:
             return self._apply_to(states)
         at = torch.arange(len(states), device=states.device)
         return self._apply_to(states[at, self.judged])[:, None].expand(-1, states.shape[1], -1)

@@ -1,0 +1,221 @@
+"""What the transformers engine does with batches: heads, precision, padding, memory."""
+
+import asyncio
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+import tiny_families
+import tokenizer_kinds
+from winnow import ModelRecipe, Ranking, Reranker, convert
+from winnow.checkpoint import open_checkpoint
+from winnow.engines.transformers import TransformersEngine
+from winnow.prompts import Prompt
+
+QUERY = "what is the capital of China?"
+DOCUMENTS = ["Beijing is the capital of China.", "x", "The tide falls twice a day. " * 12, "naïve café 日本語 🙂"]
+JUDGE = ModelRecipe(family="judge", labels=("Bad", "Good"))
+TEMPLATE = "Question: {{ query }}\nAnswer: {{ document }}\nVerdict: "
+CAUSAL: dict[str, dict[str, Any]] = {
+    "Gemma2": {"final_logit_softcapping": 1.0, "query_pre_attn_scalar": 32},
+    "Cohere": {"logit_scale": 0.25},
+    "Granite": {"logits_scaling": 4.0},
+    "RecurrentGemma": {
+        "head_dim": 16,
+        "num_key_value_heads": 1,
+        "lru_width": 64,
+        "attention_window_size": 64,
+        "block_types": ("recurrent", "attention"),
+    },
+    "Rwkv": {"attention_hidden_size": 64, "context_length": 512},
+}
+
+
+def logits(ranking: Ranking) -> list[float]:
+    return [hit.logit for hit in sorted(ranking, key=lambda hit: hit.index)]
+
+
+def judge(folder: Path, kind: str = "Qwen3", **fields: Any) -> Path:
+    """A random causal model whose labels are "Bad" and "Good"."""
+    tokenizer = tiny_families.with_words(tokenizer_kinds.llama3_like(), "Good", "Bad")
+    size = tiny_families.save_tokenizer(
+        tokenizer, folder, "PreTrainedTokenizerFast", bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"
+    )
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**tiny_families.DECODER, "vocab_size": size, **fields})
+    return tiny_families.save_model(getattr(transformers, f"{kind}ForCausalLM")(config), folder)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of transformers: RWKV without its CUDA kernel
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_batches_score_as_single_prompts_do(tmp_path: Path, kind: str) -> None:
+    """Softcapping and scaling of logits are the model's own, and padding does not reach a recurrent state."""
+    folder = judge(tmp_path / "judge", kind, **CAUSAL[kind])
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    good, bad = tokenizer.convert_tokens_to_ids(["Good", "Bad"])
+    expected = []
+    for document in DOCUMENTS:
+        ids = tokenizer(f"Question: {QUERY}\nAnswer: {document}\nVerdict: ", return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            found = model(ids).logits[0, -1]
+        expected.append((found[good] - found[bad]).item())
+    assert max(expected) - min(expected) > 0.01
+    with Reranker(str(folder), engine="transformers", recipe=JUDGE, template=TEMPLATE) as reranker:
+        assert logits(reranker.rank(QUERY, DOCUMENTS)) == pytest.approx(expected, abs=1e-5)
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+MANY = [f"Passage {number}: the tide falls {number % 17} times, and bread rises." for number in range(200)]
+
+
+@pytest.fixture(scope="module")
+def near_18(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bfloat16 judge whose two logits are near 18, as those of Qwen3-Reranker are."""
+    folder = judge(tmp_path_factory.mktemp("near18") / "judge", tie_word_embeddings=False)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(f"Question: {QUERY}\nAnswer: {MANY[0]}\nVerdict: ", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        state = model.model(ids).last_hidden_state[0, -1]
+        for label in ("Good", "Bad"):
+            row = model.lm_head.weight[tokenizer.convert_tokens_to_ids(label)]
+            row += state * ((18 - row @ state) / (state @ state))
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def near_18_converted(near_18: Path) -> Path:
+    converted = near_18.with_name("converted")
+    convert(near_18, converted, recipe=JUDGE, template=TEMPLATE)
+    return converted
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+@pytest.mark.parametrize("form", ["near_18", "near_18_converted"])
+def test_bfloat16_tells_documents_apart(
+    form: str, engine: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last state is bfloat16, the head is not: it was 68 different scores of 200, 121 with a converted head."""
+    if engine == "vllm":
+        pytest.importorskip("vllm")
+        monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    settings = {"recipe": JUDGE, "template": TEMPLATE} if form == "near_18" else {"template": TEMPLATE}
+    folder = str(request.getfixturevalue(form))
+    with Reranker(folder, engine=engine, engine_kwargs={"dtype": "bfloat16"}, **settings) as reranker:
+        found = logits(reranker.rank(QUERY, MANY))
+    with Reranker(folder, engine="transformers", engine_kwargs={"dtype": "float32"}, **settings) as reranker:
+        exact = logits(reranker.rank(QUERY, MANY))
+    assert len(set(exact)) == 200
+    assert len(set(found)) > 190
+    assert found == pytest.approx(exact, abs=0.1)
+
+
+def test_a_float32_head_of_a_bfloat16_model_is_not_rounded(near_18_converted: Path) -> None:
+    engine = TransformersEngine(open_checkpoint(str(near_18_converted)), {"dtype": "bfloat16"})
+    asyncio.run(engine.start())
+    saved = load_file(near_18_converted / "model.safetensors")["score.weight"]
+    assert saved.dtype == torch.float32
+    assert not torch.equal(saved, saved.bfloat16().float())
+    assert torch.equal(engine._forward.model.score.weight, saved)
+    asyncio.run(engine.aclose())
+
+
+# --- padding ----------------------------------------------------------------------------------------------------------
+
+
+def encoder(folder: Path, kind: str, **fields: Any) -> Path:
+    size = tiny_families.save_tokenizer(
+        tiny_families.bert_like(), folder, "BertTokenizer", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        **{**tiny_families.ENCODER, "vocab_size": size, "pad_token_id": 0, **fields}
+    )
+    return tiny_families.save_model(getattr(transformers, f"{kind}ForSequenceClassification")(config), folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "leaks"),
+    [
+        ("ConvBert", {"head_ratio": 1, "embedding_size": 64, "conv_kernel_size": 5}, True),
+        ("Electra", {"embedding_size": 64}, False),
+        ("EuroBert", {"num_key_value_heads": 2, "classifier_pooling": "late"}, False),  # pools the answers of its head
+    ],
+)
+def test_prompts_of_one_length_go_together_where_padding_leaks(
+    tmp_path: Path, kind: str, fields: dict[str, Any], leaks: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = encoder(tmp_path, kind, **fields)
+    model, tokenizer = (auto.from_pretrained(folder) for auto in (AutoModelForSequenceClassification, AutoTokenizer))
+    with torch.inference_mode():
+        expected = [model.eval()(**tokenizer(QUERY, one, return_tensors="pt")).logits.item() for one in DOCUMENTS]
+    with Reranker(str(folder), engine="transformers", recipe=ModelRecipe(family="mine")) as reranker:
+        assert logits(reranker.rank(QUERY, DOCUMENTS)) == pytest.approx(expected, abs=1e-4)
+        reranker.rank(QUERY, DOCUMENTS[:2])
+    assert caplog.text.count("padded to the length of another") == int(leaks)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def with_limit(engine: TransformersEngine, tokens: int) -> list[int]:
+    """Let PyTorch's allocator fail for larger batches; returns the sizes of all that are tried."""
+    tried: list[int] = []
+
+    def before(_: torch.nn.Module, __: tuple[()], inputs: dict[str, torch.Tensor]) -> None:
+        tried.append(inputs["input_ids"].numel())
+        if tried[-1] > tokens:
+            torch.empty(1 << 60, dtype=torch.uint8)
+
+    engine._forward.model.register_forward_pre_hook(before, with_kwargs=True)
+    return tried
+
+
+def test_a_batch_that_needs_too_much_memory_is_halved(tiny_model: str, caplog: pytest.LogCaptureFixture) -> None:
+    engine = TransformersEngine(open_checkpoint(tiny_model), {})
+    prompts = [Prompt([index % 100 + 5 for index in range(length)]) for length in range(20, 60)]
+
+    async def scenario() -> None:
+        await engine.start()
+        expected = await engine.score(prompts)
+        tried = with_limit(engine, 300)
+        assert [score.logit for score in await engine.score(prompts)] == pytest.approx(
+            [score.logit for score in expected], abs=1e-5
+        )
+        assert max(tried) > 300
+        tried.clear()
+        await engine.score(prompts)
+        assert max(tried) <= 300  # it remembers
+        [short, long] = await engine.score([prompts[0], Prompt([7] * 400)])
+        assert short.error is None
+        assert math.isnan(long.logit)
+        assert "ran out of memory on this prompt of 400 tokens alone" in str(long.error)
+        await engine.aclose()
+
+    with caplog.at_level(logging.WARNING, logger="winnow"):
+        asyncio.run(scenario())
+    assert "ran out of memory. From now on its batches have" in caplog.text
+
+
+def test_a_token_beyond_the_embedding_is_named(tiny_model: str) -> None:
+    engine = TransformersEngine(open_checkpoint(tiny_model), {})
+    size = json.loads((Path(tiny_model) / "config.json").read_text())["vocab_size"]
+
+    async def scenario() -> None:
+        await engine.start()
+        engine._forward._rows -= 1
+        [good, bad] = await engine.score([Prompt([5, 6, 7]), Prompt([5, size - 1, 7])])
+        assert good.error is None
+        assert f"has token {size - 1} (" in str(bad.error)
+        await engine.aclose()
+
+    asyncio.run(scenario())
