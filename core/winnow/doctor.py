@@ -9,6 +9,7 @@ from typing import Any
 
 from winnow.checkpoint import Checkpoint, bind_template, open_checkpoint, template_for
 from winnow.errors import WinnowError
+from winnow.judged import is_causal_classifier
 from winnow.prompt_parts import PART_NAMES, PartName, Piece, pieces_of, places_as_cut, tokens_of
 from winnow.prompts import Limits, PromptBuilder
 from winnow.recipes import ModelRecipe
@@ -38,6 +39,7 @@ class Diagnosis:
         pieces: What `ids` stand for; control tokens that the tokenizer adds by itself included.
         ids: Token ids of the prompt as it is sent, cut to `max_length`.
         tokens: How many of `ids` each part takes. A token that two parts share counts where it ends.
+        judged: Text of the token whose state makes the score, the last of `ids`; empty for models that look at more.
         max_query_tokens: What a query may take, beside the template and this instruction.
         serve: The command that starts a vLLM server of the model; None if its prompts cannot go over HTTP.
     """
@@ -54,6 +56,7 @@ class Diagnosis:
     pieces: list[Piece] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     tokens: dict[PartName, int] = field(default_factory=dict)
+    judged: str = ""
     max_query_tokens: int = 0
     serve: str | None = None
 
@@ -78,6 +81,7 @@ class Diagnosis:
             "prompt": "".join(piece.text for piece in self.pieces),
             "pieces": [{"part": piece.part, "text": piece.text, "control": piece.control} for piece in self.pieces],
             "ids": self.ids,
+            "judged": self.judged,
             "tokens": {**self.tokens, "total": len(self.ids)},
             "limits": {"max_length": self.max_length, "max_query_tokens": self.max_query_tokens},
             "serve": self.serve,
@@ -142,6 +146,14 @@ def _examine_prompt(
     found.max_query_tokens = builder.max_query_tokens(instruction)
     values = {"query": query, "document": document, "instruction": instruction}
     whole = tokens_of(tokenizer, segments, values)
+    if passed_over := whole[len(tokenizer.up_to_judged([token.id for token in whole])) :]:
+        found.warnings.append(
+            f"The prompt ends in {tokenizer.decode([token.id for token in passed_over])!r}, which is padding to this "
+            "classifier: it judges the token before, and Winnow leaves the padding out."
+        )
+        del whole[-len(passed_over) :]
+    if checkpoint.recipe.labels or (segments is not None and is_causal_classifier(checkpoint.recipe)):
+        found.judged = tokenizer.decode(found.ids[-1:])
     if built.truncated:
         found.warnings.append(f"This document does not fit: the model would see {built.document_tokens} tokens of it.")
     elif not built.query_truncated and found.ids != [token.id for token in whole]:

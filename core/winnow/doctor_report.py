@@ -38,6 +38,8 @@ def print_report(found: Diagnosis, console: Console | None = None) -> None:
     if found.tokens:
         parts = " + ".join(f"{found.tokens[name]} {name}" for name in PART_NAMES if found.tokens[name])
         line("tokens", f"{len(found.ids)} = {parts}")
+    if found.judged:
+        line("judged", f"the last token, {found.judged!r}")
     if found.max_length:
         query = f", a query up to {found.max_query_tokens}" if found.max_query_tokens else ""
         line("limits", f"a prompt up to {found.max_length} tokens{query}")

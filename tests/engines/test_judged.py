@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tiny_families
 from winnow import ModelRecipe, Reranker
+from winnow.doctor import examine
 
 QUERY = "what is the capital of China?"
 DOCUMENTS = ["Beijing is the capital of China.", "x", "The tide falls twice a day. " * 12, "naïve café 日本語 🙂!"]
@@ -61,3 +62,11 @@ def test_vllm_judges_the_same_token_though_the_template_ends_in_padding(
     expected = reference(folder, DOCUMENTS)
     assert max(expected) - min(expected) > 0.05
     assert logits(folder, "vllm") == pytest.approx(expected, abs=1e-4)
+
+
+def test_doctor_shows_which_token_is_judged(tmp_path: Path) -> None:
+    found = examine(str(classifier(tmp_path, "<|im_end|>")), recipe=RECIPE, template=TEMPLATE, document="It is 7")
+    assert not found.problems
+    assert found.judged == "7"
+    assert [warning for warning in found.warnings if "The prompt ends in '<|im_end|>', which is padding" in warning]
+    assert examine(str(classifier(tmp_path / "other", None)), recipe=RECIPE, template=TEMPLATE).judged == "<|im_end|>"

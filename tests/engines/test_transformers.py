@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import tiny_families
 import tokenizer_kinds
-from winnow import ModelRecipe, Ranking, Reranker, convert
+from winnow import ModelRecipe, Ranking, Reranker
 from winnow.checkpoint import open_checkpoint
+from winnow.convert import convert
 from winnow.engines.transformers import TransformersEngine
 from winnow.prompts import Prompt
 
