@@ -5,13 +5,13 @@ import copy
 import gc
 import pickle
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from slow_engine import SlowEngine
 
+from gated_engine import wait_until
 from winnow import Reranker
 from winnow.engines import shared
 from winnow.types import Ranking
@@ -29,13 +29,6 @@ def no_collector() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.01)
 
 
 def test_thirty_rerankers_dropped_leave_no_thread_and_no_engine(short_grace: None, no_collector: None) -> None:
