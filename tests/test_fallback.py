@@ -253,6 +253,17 @@ def test_an_engine_that_did_not_start_is_left_alone_for_a_while(monkeypatch: pyt
         assert engine.started == 3
 
 
+def test_after_close_the_next_call_tries_the_engine_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fallback, "_RETRY_SECONDS", math.inf)
+    engine = Failing(start=True)
+    with Reranker("fake", engine=engine, fallback="retrieval order") as reranker:
+        assert reranker.rank(QUERY, DOCUMENTS).degraded
+        engine.fails_to_start = False
+        assert reranker.rank(QUERY, DOCUMENTS).degraded  # left alone
+        reranker.close()
+        assert not reranker.rank(QUERY, DOCUMENTS).degraded
+
+
 class Late(FakeEngine):
     """Starts when it is let."""
 

@@ -61,6 +61,12 @@ class CallRunner:
         self._builders: dict[Hashable, tuple[Checkpoint, PromptBuilder]] = {}
         self.cache = None if config.score_cache is None else ScoreCache(config.score_cache, config)
 
+    def retry(self) -> None:
+        """Let the next call try again what has failed: the engine beside a fallback, and the file of the scores."""
+        for failing in (self.cache, self._fallback):
+            if failing is not None:
+                failing.retry()
+
     async def bind(self, started: Started) -> None:
         """Load the model, and bind the reranker's own template to it."""
         if self._fallback is None:

@@ -67,10 +67,10 @@ class Fallback:
         Raises:
             EngineError: The fallback failed, too.
         """
-        if self._failure is not None:
+        if (failure := self._failure) is not None:
             if time.monotonic() < self._retry_at:
-                return await self.instead(call, self._failure)
-            self._hold_off(self._failure)
+                return await self.instead(call, failure)
+            self._hold_off(failure)
         try:
             ranking = await engine()
         except EngineError as error:
@@ -102,6 +102,10 @@ class Fallback:
             error.add_note(f"This is the fallback {self._name!r}, which was asked because of: {why}")
             raise
         return replace(ranking, stats=replace(ranking.stats, fallback=ranking.stats.fallback or self._name, error=why))
+
+    def retry(self) -> None:
+        """Let the next call try the engine again. From any thread."""
+        self._failure = None
 
     @property
     def ranks_at_once(self) -> bool:

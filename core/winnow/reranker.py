@@ -233,8 +233,7 @@ class Reranker(RerankerConfig):
         The next call loads it again.
         """
         self._lease.close()
-        if self._calls.cache is not None:
-            self._calls.cache.retry()
+        self._calls.retry()
         if self._stand_in is not None:
             self._stand_in.close()
 
