@@ -1,5 +1,6 @@
 """A reranker's settings: kept as plain data, checked at once, and with hints for what does not exist."""
 
+import asyncio
 import json
 import logging
 import pickle
@@ -85,6 +86,18 @@ def test_changing_what_was_given_changes_no_settings() -> None:
         ({"deadline": float("nan")}, "deadline must be a number of seconds > 0, but got nan"),
         ({"deadline": "5"}, "deadline must be a number of seconds > 0, but got '5'"),
         ({"device": " "}, "device must be a PyTorch device"),
+        ({"model": None}, "model must be a folder, or a name on the Hugging Face Hub, but got None"),
+        ({"engine": None}, "engine must be one of 'auto', .* or an Engine, but got None"),
+        ({"engine": "server", "url": 80}, "url must be a text, or a list of texts, but got 80"),
+        ({"recipe": 3}, "recipe must be the name of a family, .* but got 3"),
+        ({"recipe": {"labels": ["a"]}}, "does not make a ModelRecipe: .*family"),
+        ({"instruction": 3}, "instruction must be a text, but got 3"),
+        ({"template_kwargs": ["a"]}, r"template_kwargs must be a mapping, but got \['a'\]"),
+        ({"engine_kwargs": "dtype"}, "engine_kwargs must be a mapping, but got 'dtype'"),
+        ({"engine_kwargs": {"dtype": "torch.float16"}}, "dtype must be one of auto, half, float16"),
+        ({"root_path": 3}, "root_path must be a folder, but got 3"),
+        ({"score_cache": 1.5}, "score_cache must be a number of pairs > 0, or a folder, but got 1.5"),
+        ({"fallback": {"engine": "fake"}}, "fallback must be one of 'vllm', .* or a Reranker, but got {'engine'"),
         ({"cache_dir": ""}, "cache_dir must be a text that is not blank"),
         ({"device": "cpu", "engine_kwargs": {"device": "cuda"}}, "device='cpu' and engine_kwargs device 'cuda' differ"),
         ({"engine": "server", "url": "http://a", "device": "cpu"}, "engine='server' takes no 'device'"),
@@ -94,7 +107,13 @@ def test_changing_what_was_given_changes_no_settings() -> None:
 )
 def test_what_is_wrong_is_refused_at_once(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        RerankerConfig("m", **options)
+        RerankerConfig(**{"model": "m", **options})
+
+
+def test_none_is_as_good_as_left_out() -> None:
+    written_out = dict.fromkeys(asdict(RerankerConfig("m", engine="fake", engine_kwargs={})))
+    left = ("url", "api_key", "recipe", "instruction", "template", "template_kwargs", "engine_kwargs", "score_cache")
+    assert RerankerConfig("m", **{name: written_out[name] for name in left}) == RerankerConfig("m")
 
 
 @pytest.mark.parametrize(
@@ -290,6 +309,35 @@ def test_counts_and_thresholds() -> None:
         for bad in ("0.5", float("nan"), float("inf"), True):
             with pytest.raises(ValueError, match="score_threshold must be a finite number, but got"):
                 reranker.rank("a", ["a"], score_threshold=bad)  # type: ignore[arg-type]
+
+
+def test_an_unknown_argument_of_a_call_has_a_hint() -> None:
+    call: dict[str, Any] = {"query": QUERY, "documents": ["a"]}
+    with Reranker("m", engine="fake") as reranker:
+        with pytest.raises(TypeError, match=r"Reranker.rank has no argument 'top_n': here it is 'top_k'"):
+            reranker.rank(**call, top_n=3)
+        with pytest.raises(TypeError, match=r"Reranker.arank has no argument 'top_n': here it is 'top_k'"):
+            asyncio.run(reranker.arank(**call, top_n=3))
+        for name, hint in (("docs", "here it is 'documents'"), ("topk", "did you mean 'top_k'?")):
+            with pytest.raises(TypeError, match=hint):
+                reranker.rank(QUERY, **{name: ["a"]})
+        with pytest.raises(TypeError, match=r"an argument of each call: rank\(..., top_k=...\)"):
+            reranker.score(**call, top_k=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"documents": {"id": "text"}}, "documents must be several texts, as in a list, but got {'id': 'text'}"),
+        ({"documents": None}, "documents must be several texts, as in a list, but got None"),
+        ({"documents": Document("text")}, "documents must be several texts, but got a single one"),
+        ({"instruction": 3}, "instruction must be a text, but got 3"),
+        ({"template_kwargs": ["a"]}, r"template_kwargs must be a mapping, but got \['a'\]"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with Reranker("m", engine="fake") as reranker, pytest.raises(TypeError, match=message):
+        reranker.rank(QUERY, **{"documents": ["a"], **arguments})
 
 
 def test_a_query_and_documents_are_scored_as_they_are(tiny_model: str) -> None:

@@ -10,6 +10,7 @@ from winnow.config import RerankerConfig
 from winnow.judging import Call, Documents, Query
 from winnow.ordering import readable, shows, text_of
 from winnow.templates import TemplateLike
+from winnow.types import Document
 
 
 def checked_top_k(top_k: Any, name: str = "top_k") -> int | None:
@@ -76,8 +77,13 @@ def checked_call(
     `config` stands for what is None. `may_fall_back` is whether the caller can be told that a ranking is not the
     model's; `where` says in messages which of several calls it is.
     """
-    if isinstance(documents, str | bytes):
+    if isinstance(documents, str | bytes | Document):
         raise TypeError(f"documents{where} must be several texts, but got a single one: put it into a list")
+    if documents is None or isinstance(documents, Mapping):  # whose keys would be ranked
+        raise TypeError(f"documents{where} must be several texts, as in a list, but got {documents!r}")
+    for name, value, kind in (("instruction", instruction, str), ("template_kwargs", template_kwargs, Mapping)):
+        if not (value is None or isinstance(value, kind)):
+            raise TypeError(f"{name}{where} must be a {'text' if kind is str else 'mapping'}, but got {value!r}")
     found = list(documents)
     if config.text_only:
         query, found = text_of(query) or "", [text_of(document) for document in found]

@@ -1,4 +1,4 @@
-"""What a reranker is, in one value: hashable, comparable, the same for every door."""
+"""What a reranker is, in one value: comparable, and the same for every integration."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,6 +17,18 @@ from winnow.templates import TemplateLike
 
 # What stays as it was given: objects, and a path that as a text could be the name of a template.
 _NOT_PLAIN = ("engine", "template", "fallback")
+# Types of what is kept as plain data, and what messages call them. None is as good as left out, but for the model.
+_TYPES: Mapping[str, tuple[Any, str]] = {
+    "model": (str, "a folder, or a name on the Hugging Face Hub"),
+    "url": (str | list, "a text, or a list of texts"),
+    "api_key": (str, "a text"),
+    "recipe": (str | ModelRecipe, "the name of a family, a ModelRecipe, or a mapping of its fields"),
+    "instruction": (str, "a text"),
+    "template_kwargs": (dict, "a mapping"),
+    "engine_kwargs": (dict, "a mapping"),
+    "root_path": (str, "a folder"),
+    "score_cache": (int | str, "a number of pairs > 0, or a folder"),
+}
 
 
 @hinting
@@ -107,8 +119,14 @@ class RerankerConfig:
         for one in fields(RerankerConfig):
             if one.name not in _NOT_PLAIN:
                 object.__setattr__(self, one.name, plain(getattr(self, one.name)))
+        if self.engine_kwargs is None:  # as where all settings are written out, in JSON
+            object.__setattr__(self, "engine_kwargs", {})
         if isinstance(self.recipe, Mapping):
-            object.__setattr__(self, "recipe", ModelRecipe(**self.recipe))
+            try:
+                object.__setattr__(self, "recipe", ModelRecipe(**self.recipe))
+            except TypeError as error:
+                raise ConfigurationError(f"recipe {self.recipe!r} does not make a ModelRecipe: {error}") from None
+        self._check_types()
         for name in ("max_length", "max_query_tokens", "max_document_tokens"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
@@ -147,6 +165,21 @@ class RerankerConfig:
                 )
 
         self._check_engine_settings()
+
+    def _check_types(self) -> None:
+        for name, (kind, words) in _TYPES.items():
+            value = getattr(self, name)
+            if not (isinstance(value, kind) or (value is None and name != "model")):
+                shown = "something else" if name == "api_key" else repr(value)
+                raise ConfigurationError(f"{name} must be {words}, but got {shown}")
+        if not (isinstance(self.engine, str) or callable(getattr(self.engine, "score", None))):
+            raise ConfigurationError(
+                f"engine must be one of {', '.join(map(repr, ENGINES))}, or an Engine, but got {self.engine!r}"
+            )
+        if not isinstance(self.fallback, str | RerankerConfig | None):
+            raise ConfigurationError(
+                f"fallback must be one of {', '.join(map(repr, FALLBACKS))}, or a Reranker, but got {self.fallback!r}"
+            )
 
     def _check_engine_settings(self) -> None:
         given = given_settings(self)

@@ -3,12 +3,13 @@
 import difflib
 import functools
 import inspect
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from winnow.engines.known_settings import SETTINGS
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 _MODEL = ("model",)
 _URL = ("url",)
@@ -50,6 +51,8 @@ _ELSEWHERE: Mapping[str, tuple[str, ...] | str] = {
     "max_model_len": ("max_length",),
     "max_tokens_per_doc": ("max_document_tokens",),
     "max_chunk_len": ("max_document_tokens",),
+    **dict.fromkeys(("docs", "passages", "texts", "sentences", "candidates", "nodes"), ("documents",)),
+    "question": ("query",),
     "prompt": ("instruction",),
     "task": ("instruction",),
     "instruct": ("instruction",),
@@ -116,10 +119,30 @@ def hinting(cls: type[T]) -> type[T]:
 
     @functools.wraps(init)
     def checked(self: T, *args: Any, **given: Any) -> None:
-        for name in given:
-            if name not in known:
-                raise TypeError(unknown_argument(cls.__name__, name, known))
+        _check(cls.__name__, given, known)
         init(self, *args, **given)
 
     cls.__init__ = checked  # type: ignore[assignment,method-assign]
     return cls
+
+
+def hinting_call(method: F) -> F:
+    """A method whose unknown arguments are refused with a hint."""
+    known = list(inspect.signature(method).parameters)[1:]
+
+    @functools.wraps(method)
+    def checked(*args: Any, **given: Any) -> Any:
+        _check(method.__qualname__, given, known)
+        return method(*args, **given)
+
+    @functools.wraps(method)
+    async def checked_async(*args: Any, **given: Any) -> Any:
+        return await checked(*args, **given)
+
+    return cast("F", checked_async if inspect.iscoroutinefunction(method) else checked)
+
+
+def _check(owner: str, given: Iterable[str], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise TypeError(unknown_argument(owner, name, known))

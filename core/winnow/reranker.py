@@ -15,7 +15,7 @@ from winnow.engines.life import EngineLife, Work
 from winnow.engines.settings import resolve
 from winnow.engines.shared import Lease
 from winnow.fallback import Fallback, settings_of_fallback
-from winnow.hints import hinting
+from winnow.hints import hinting, hinting_call
 from winnow.judging import Call, Documents, Query
 from winnow.ordering import in_input_order
 from winnow.templates import TemplateLike
@@ -62,6 +62,7 @@ class Reranker(RerankerConfig):
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 
+    @hinting_call
     def rank(
         self,
         query: Query,
@@ -103,6 +104,7 @@ class Reranker(RerankerConfig):
         call = checked_call(self, query, documents, top_k, instruction, score_threshold, template, template_kwargs)
         return self._wait(self._work([call], deadline, progress))[0]
 
+    @hinting_call
     async def arank(
         self,
         query: Query,
@@ -120,6 +122,7 @@ class Reranker(RerankerConfig):
         call = checked_call(self, query, documents, top_k, instruction, score_threshold, template, template_kwargs)
         return (await self._await(self._work([call], deadline, progress)))[0]
 
+    @hinting_call
     def score(
         self,
         query: Query,
@@ -135,6 +138,7 @@ class Reranker(RerankerConfig):
         call = checked_call(self, query, documents, None, instruction, None, may_fall_back=False)
         return in_input_order(self._wait(self._work([call], deadline))[0])
 
+    @hinting_call
     async def ascore(
         self,
         query: Query,
@@ -147,6 +151,7 @@ class Reranker(RerankerConfig):
         call = checked_call(self, query, documents, None, instruction, None, may_fall_back=False)
         return in_input_order((await self._await(self._work([call], deadline)))[0])
 
+    @hinting_call
     def rank_many(
         self,
         requests: Iterable[RankRequest],
@@ -171,6 +176,7 @@ class Reranker(RerankerConfig):
         """
         return self._wait(self._work(self._checked(requests, top_k, score_threshold), deadline, progress))
 
+    @hinting_call
     async def arank_many(
         self,
         requests: Iterable[RankRequest],

@@ -63,10 +63,7 @@ def _is_device(value: Any) -> bool:
     return (isinstance(value, str) and bool(value.strip())) or type(value) is int
 
 
-_DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
-_DTYPE = Values(  # a torch.dtype is one of these, too, by its name
-    f"one of {', '.join(_DTYPES)}", lambda value: str(value).removeprefix("torch.") in _DTYPES
-)
+_DTYPE = _choice("auto", "half", "float16", "bfloat16", "float", "float32")
 
 
 @dataclass(frozen=True, slots=True)
