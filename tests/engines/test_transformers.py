@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import tiny_families
@@ -220,3 +223,38 @@ def test_a_token_beyond_the_embedding_is_named(tiny_model: str) -> None:
         await engine.aclose()
 
     asyncio.run(scenario())
+
+
+# --- documents that cannot be scored ----------------------------------------------------------------------------------
+
+GOOD = ["Beijing is the capital of China.", "Rice grows in the south."]
+
+
+def ranked_without_the_second(reranker: Reranker, bad: str, message: str) -> None:
+    expected = reranker.score(QUERY, GOOD)
+    ranking = reranker.rank(QUERY, [GOOD[0], bad, GOOD[1]])
+    scores = {hit.index: hit.score for hit in ranking if hit.error is None}
+    assert scores == pytest.approx({0: expected[0], 2: expected[1]}, abs=1e-5)
+    assert ranking[2].index == 1
+    assert re.search(f"Document 1 cannot be scored: {message}", str(ranking[2].error))
+    assert ranking.stats.failed == 1
+
+
+def test_a_document_that_does_not_fit_the_memory_is_left_out(tiny_model: str) -> None:
+    engine = TransformersEngine(open_checkpoint(tiny_model), {})
+    with Reranker("m", engine=engine, on_error="skip") as reranker:
+        longest = max(reranker.rank(QUERY, [one]).stats.prompt_tokens for one in GOOD)
+        with_limit(engine, longest + 50)
+        ranked_without_the_second(reranker, "word " * 100, r".* ran out of memory on this prompt of \d+ tokens alone")
+
+
+def test_a_document_with_a_token_beyond_the_embedding_is_left_out(tiny_model: str, tmp_path: Path) -> None:
+    """Where weights are pickled, only the loaded model tells how many tokens it knows."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "qwen3-reranker-tiny"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["\t\t\t"])  # of blanks alone, so it is text
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with Reranker(str(folder), engine="transformers", on_error="skip") as reranker:
+        ranked_without_the_second(reranker, "a\t\t\tb", r"the prompt has token \d+ .*, but the embedding of .* rows")
