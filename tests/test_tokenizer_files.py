@@ -148,8 +148,18 @@ def test_a_sentencepiece_file_is_enough(model_type: str, name: str, offset: int,
     folder = folder_with(tmp_path / "model", None, model_type)
     shutil.copy(pieces, folder / name)
     own = sentencepiece.SentencePieceProcessor(str(pieces))
-    text = "the tide falls, twice a day"
-    assert ids_by_winnow(folder, text) == [index + offset for index in own.encode(text)]
+    for text in ("the tide falls, twice a day", "ﬁne ｗｉｄｅ"):  # SentencePiece folds these
+        assert ids_by_winnow(folder, text) == [index + offset for index in own.encode(text)]
+
+
+def test_a_normaliser_that_transformers_loses_is_told(
+    pieces: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = folder_with(tmp_path / "model", None, "deberta-v2")
+    shutil.copy(pieces, folder / "spm.model")
+    assert ids_by_transformers(folder, "ﬁne") != ids_by_winnow(folder, "ﬁne")
+    [record] = caplog.records
+    assert f"makes another tokenizer (DebertaV2Tokenizer) of {folder} than its spm.model: texts" in record.getMessage()
 
 
 @pytest.mark.parametrize("model_type", ["bert", "llama", "qwen3", "xlm-roberta"])

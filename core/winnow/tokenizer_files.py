@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Tokenizer, models, normalizers
 
 from winnow.errors import ModelError
 from winnow.tokenization import PromptTokenizer
@@ -38,12 +38,14 @@ class FolderTokenizer:
 
     Attributes:
         loaded: As transformers loads it. It knows the names of special tokens, the length limit and the token types.
-        backend: As it is: tokenizer.json with what tokenizer_config.json adds.
+        backend: As it is: tokenizer.json, or a SentencePiece file, with what tokenizer_config.json adds.
+        file: Name of that file.
         strays: Texts to which `loaded` gives other ids.
     """
 
     loaded: Any
     backend: Tokenizer
+    file: str
     strays: tuple[str, ...] = ()
 
 
@@ -53,7 +55,8 @@ def read_tokenizer(folder: Path, model: str, trust_remote_code: bool = False) ->
     transformers 5 takes no more than vocabulary and merges from tokenizer.json for many of its classes, and builds the
     rest anew as the class that tokenizer_config.json names has it (`TokenizersBackend.convert_to_native_format`). Where
     the file was of another kind, that is another tokenizer than the one the model was trained with: transformers 4 took
-    the file as it was. `PreTrainedTokenizerFast` still does.
+    the file as it was. `PreTrainedTokenizerFast` still does. Of a SentencePiece file some classes (DeBERTa's) leave out
+    the normaliser, which folds characters such as ligatures; transformers' converter of slow tokenizers still reads it.
 
     Args:
         folder: The model's folder.
@@ -87,7 +90,12 @@ def read_tokenizer(folder: Path, model: str, trust_remote_code: bool = False) ->
     theirs = loaded.backend_tokenizer.normalizer
     if isinstance(theirs, normalizers.BertNormalizer) and isinstance(backend.normalizer, normalizers.BertNormalizer):
         backend.normalizer = theirs  # do_lower_case and its like in tokenizer_config.json win, as in transformers 4
-    return FolderTokenizer(loaded, backend, tuple(_strays(loaded.backend_tokenizer, backend)))
+    file = "tokenizer.json"
+    if not has_file:
+        file = Path(loaded.init_kwargs.get("vocab_file") or "").name
+        backend = Tokenizer.from_str(backend.to_str())
+        backend.normalizer = _normalizer_in_file(loaded) or backend.normalizer
+    return FolderTokenizer(loaded, backend, file, tuple(_strays(loaded.backend_tokenizer, backend)))
 
 
 def load_tokenizer(
@@ -110,12 +118,14 @@ def load_tokenizer(
     loaded = found.loaded
     if found.strays:
         logger.warning(
-            "transformers %s makes another tokenizer (%s) of %s than its tokenizer.json: texts such as %r get other "
-            "ids. Winnow takes tokenizer.json as it is, which is what models are trained with.",
+            "transformers %s makes another tokenizer (%s) of %s than its %s: texts such as %r get other ids. Winnow "
+            "takes %s as it is, which is what models are trained with.",
             transformers.__version__,
             type(loaded).__name__,
             model,
+            found.file,
             found.strays[0],
+            found.file,
         )
     known = {name: str(token) for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
     # Some classes name tokens that the model does not have.
@@ -128,6 +138,20 @@ def load_tokenizer(
     )
     limit = loaded.model_max_length
     return tokenizer, limit if limit < 10**9 else None
+
+
+def _normalizer_in_file(loaded: Any) -> Any:
+    """The normaliser of a SentencePiece file, as transformers 4 read it; None where `loaded` has kept it."""
+    from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS, SpmConverter
+
+    kind: Any = SLOW_TO_FAST_CONVERTERS.get(type(loaded).__name__)
+    tokenizer = loaded.backend_tokenizer
+    if kind is None or not issubclass(kind, SpmConverter) or not isinstance(tokenizer.model, models.Unigram):
+        return None
+    if "Precompiled" in repr(tokenizer.normalizer):
+        return None
+    converter = kind(loaded)
+    return converter.normalizer(converter.proto) if converter.proto.normalizer_spec.precompiled_charsmap else None
 
 
 def _strays(loaded: Tokenizer, own: Tokenizer) -> list[str]:
