@@ -9,7 +9,8 @@ LOWEST := .venv-lowest
 LOWEST_STAMP := $(LOWEST)/.installed
 # What leans on a dependency's version, and runs without vLLM; the few tests that need it are skipped.
 LOWEST_TESTS := tests/doors $(wildcard tests/test_templates*.py) $(addprefix tests/test_,convert_errors.py disk_scores.py \
-	doctor.py extras.py lowest_versions.py observability.py reranker.py)
+	doctor.py extras.py lowest_versions.py observability.py reranker.py) \
+	tests/engines/test_families.py::test_transformers_gives_what_the_model_card_computes
 # Starts a vLLM for each of many models. Most of that is imports: on a CPU three at a time take half as long. A GPU has
 # room for one.
 STARTS := tests/engines/test_families.py

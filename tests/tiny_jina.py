@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 import transformers
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 import tokenizer_kinds
 from tiny_families import DECODER, ENCODER, LENGTH, published_tokenizer, qwen_like, save_model, save_tokenizer

@@ -92,7 +92,7 @@ def test_settings_reach_the_reranker(kind: Any) -> None:
         ({"query_suffix": "?"}, "has no argument 'query_suffix'.*write it into them, or into a template"),
         ({"max_length": 0}, "max_length"),
         ({"max_length": True}, "max_length"),
-        ({"engine": "vllm", "engine_kwargs": {"dtypee": 1}}, "dtypee"),
+        ({"engine": "transformers", "engine_kwargs": {"dtypee": 1}}, "dtypee"),
         ({"deadline": 0}, "deadline"),
         ({"deadline": float("nan")}, "deadline"),
         ({"deadline": "3"}, "deadline"),

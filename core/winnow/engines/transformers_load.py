@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from winnow.checkpoint import Checkpoint
-from winnow.errors import EngineLoadError
+from winnow.errors import EngineLoadError, WinnowError
 from winnow.weights import check_weights, untied_without_head
 
 
@@ -27,7 +27,7 @@ def load_model(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Any:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         return _loaded(checkpoint, settings).eval()
-    except EngineLoadError:
+    except WinnowError:
         raise
     except Exception as error:  # transformers fails to load with errors of every kind
         raise EngineLoadError(
