@@ -5,7 +5,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+import pytest
+
 from winnow import EngineScore, FakeEngine, Prompt
+from winnow.engines import choose
 
 PATIENCE = 120.0  # seconds, for what takes none where nothing else runs
 
@@ -30,6 +33,13 @@ class GatedEngine(FakeEngine):
         finally:
             self.waiting -= 1
         return await super().score(prompts, priority=priority)
+
+
+def gated_fake(monkeypatch: pytest.MonkeyPatch) -> GatedEngine:
+    """What `engine="fake"` makes from now on: integrations take an engine by its name."""
+    engine = GatedEngine()
+    monkeypatch.setattr(choose, "FakeEngine", lambda: engine)
+    return engine
 
 
 async def passed(gate: threading.Event) -> None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from engine_gate import EngineGate
 from engine_threads import engine_threads
 from haystack import Document as HaystackDocument
 from langchain_core.documents import Document as LangChainDocument
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 
+from gated_engine import gated_fake, loop_goes_on_until
 from haystack_integrations.components.rankers.winnow import WinnowRanker
 from winnow import DocumentError, EngineLoadError, FakeEngine, ModelError, Reranker, TemplateError
 from winnow_langchain import WinnowRerank as LangChainRerank
@@ -293,15 +293,15 @@ def test_two_event_loops_one_after_the_other(door: Door) -> None:
 
 
 def test_an_event_loop_goes_on_meanwhile(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = EngineGate(monkeypatch)
+    engine = gated_fake(monkeypatch)
 
     async def main() -> None:
         subject = Subject(door, "async")
         call = asyncio.ensure_future(door.acall(subject.make(), QUERY, subject.items()))
         try:
-            await gate.has(1)
+            await loop_goes_on_until(lambda: engine.waiting == 1)
         finally:
-            gate.opened.set()
+            engine.gate.set()
         assert subject.read(await call) == core()
         subject.close()
 

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_gate import EngineGate
 from engine_threads import engine_threads
 from langchain_kit import BEST_FIRST, QUERY, TEXTS, Call, every_call, fake, ids, make_documents, scores
 from pydantic import SecretStr, ValidationError
 
+from gated_engine import gated_fake, loop_goes_on_until
 from winnow import FakeEngine, ModelError, ModelRecipe, Reranker, RerankerConfig
 from winnow.engines import shared
 from winnow_langchain import WinnowCrossEncoder, WinnowRerank
@@ -382,7 +382,7 @@ def test_start_loads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_async_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many more calls than threads of the default executor wait at the same time, and the loop runs on."""
-    gate = EngineGate(monkeypatch)
+    engine = gated_fake(monkeypatch)
     reranker = fake()
 
     async def main() -> None:
@@ -390,9 +390,9 @@ def test_async_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
         others = [reranker.arerank(TEXTS, f"{QUERY} {number}") for number in range(50, 100)]
         everything: Any = asyncio.gather(*calls, *others)
         try:
-            await gate.has(100)
+            await loop_goes_on_until(lambda: engine.waiting == 100)
         finally:
-            gate.opened.set()
+            engine.gate.set()
         assert len(await everything) == 100
 
     asyncio.run(main())

@@ -8,13 +8,13 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from engine_gate import EngineGate
 from langchain_core.callbacks import AsyncCallbackHandler, AsyncCallbackManager, BaseCallbackHandler, CallbackManager
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langchain_kit import BEST_FIRST, QUERY, TEXTS, Call, every_call, fake, ids, make_documents
 
+from gated_engine import gated_fake, loop_goes_on_until
 from winnow import DocumentError, EngineError, FakeEngine, RankStats, Reranker
 from winnow_langchain import WinnowRerank
 
@@ -178,21 +178,21 @@ def test_an_interrupt_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cancelling_ends_the_run_and_leaves_the_reranker_usable(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, recorder = EngineGate(monkeypatch), Recorder()
+    engine, recorder = gated_fake(monkeypatch), Recorder()
     reranker = fake()
 
     async def main() -> None:
         call = asyncio.ensure_future(reranker.acompress_documents(make_documents(), QUERY, callbacks=[recorder]))
-        await gate.has(1)
+        await loop_goes_on_until(lambda: engine.waiting == 1)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        await gate.has(0)  # its prompts are withdrawn
+        await loop_goes_on_until(lambda: engine.waiting == 0)  # its prompts are withdrawn
 
     asyncio.run(main())
     assert [type(error) for error in recorder.errors] == [asyncio.CancelledError]
     assert recorder.ends == []
-    gate.opened.set()
+    engine.gate.set()
     assert ids(reranker.compress_documents(make_documents(), QUERY)) == BEST_FIRST
     reranker.close()
 

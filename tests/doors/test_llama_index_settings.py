@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_gate import EngineGate
 from engine_threads import engine_threads
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.instrumentation.events import BaseEvent
@@ -29,6 +28,7 @@ from llama_index.core.schema import (
 )
 from llama_index_helpers import BEST_FIRST, QUERY, TEXTS, Call, fake, ids, scored, text_nodes
 
+from gated_engine import gated_fake, loop_goes_on_until
 from winnow import ModelRecipe, Reranker, RerankerConfig
 from winnow.engines import shared
 from winnow_llama_index import WinnowRerank
@@ -368,7 +368,7 @@ def test_close_frees_the_engine_and_the_next_query_loads_it_again(call: Call) ->
 
 def test_async_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many more calls than threads of the default executor wait at the same time, and the loop runs on."""
-    gate = EngineGate(monkeypatch)
+    engine = gated_fake(monkeypatch)
     reranker = fake()
     nodes = scored(text_nodes())
 
@@ -377,9 +377,9 @@ def test_async_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
         others = [reranker.arerank(nodes, f"{QUERY} {number}") for number in range(50, 100)]
         everything = asyncio.gather(*calls, *others)
         try:
-            await gate.has(100)
+            await loop_goes_on_until(lambda: engine.waiting == 100)
         finally:
-            gate.opened.set()
+            engine.gate.set()
         assert len(await everything) == 100
 
     asyncio.run(main())
@@ -407,20 +407,20 @@ def test_threads_get_their_own_answers() -> None:
 
 
 def test_cancelling_a_query_ends_its_events(monkeypatch: pytest.MonkeyPatch, events: list[BaseEvent]) -> None:
-    gate, debug = EngineGate(monkeypatch), LlamaDebugHandler(print_trace_on_end=False)
+    engine, debug = gated_fake(monkeypatch), LlamaDebugHandler(print_trace_on_end=False)
     reranker = fake(callback_manager=CallbackManager([debug]))
 
     async def main() -> None:
         call = asyncio.ensure_future(reranker.apostprocess_nodes(scored(text_nodes()), query_str=QUERY))
-        await gate.has(1)
+        await loop_goes_on_until(lambda: engine.waiting == 1)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        await gate.has(0)  # its prompts are withdrawn
+        await loop_goes_on_until(lambda: engine.waiting == 0)  # its prompts are withdrawn
 
     asyncio.run(main())
     assert [type(event) for event in events] == [ReRankStartEvent]
     assert len(debug.get_event_pairs(CBEventType.RERANKING)[0]) == 2
-    gate.opened.set()
+    engine.gate.set()
     assert ids(reranker.postprocess_nodes(scored(text_nodes()), query_str=QUERY)) == BEST_FIRST
     reranker.close()
