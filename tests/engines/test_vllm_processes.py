@@ -1,8 +1,11 @@
 """vLLM's processes: gone with the engine, with the interpreter, with a load that nobody wants; back after a death."""
 
 import gc
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +21,16 @@ from winnow.engines import shared
 
 
 @pytest.fixture
-def script(tmp_path: Path, tiny_model: str, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+def temporary() -> Iterator[Path]:
+    """Where scripts keep temporary files. Its path is short: vLLM makes sockets in it, whose paths are limited."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def script(
+    tmp_path: Path, temporary: Path, tiny_model: str, request: pytest.FixtureRequest
+) -> Iterator[subprocess.Popen[str]]:
     """A user's script, without an `if __name__ == "__main__"` guard, that ranks on vLLM and leaves without closing.
 
     A parameter is what else it does at the end.
@@ -30,7 +42,12 @@ def script(tmp_path: Path, tiny_model: str, request: pytest.FixtureRequest) -> I
         "print(reranker.score('a', ['b', 'c']), flush=True)\n" + getattr(request, "param", "")
     )
     process = subprocess.Popen(
-        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
     )
     yield process
     process.kill()
@@ -72,7 +89,7 @@ def test_ctrl_c_ends_it_in_time_and_leaves_nothing_behind(tiny_model: str, stage
     assert found.is_right, found
 
 
-def test_killed_while_loading_it_takes_vllm_along(script: subprocess.Popen[str]) -> None:
+def test_killed_while_loading_it_takes_vllm_along(script: subprocess.Popen[str], temporary: Path) -> None:
     seen, thread = watch_children(script)
     while not any("EngineCore" in name or "spawn_main" in name for name in map(command_line, list(seen))):
         assert script.poll() is None, script.communicate()
@@ -81,6 +98,7 @@ def test_killed_while_loading_it_takes_vllm_along(script: subprocess.Popen[str])
     script.communicate(timeout=30)  # nothing that is left keeps its output open
     thread.join()
     assert not psutil.wait_procs(seen, timeout=15)[1]
+    assert not list(temporary.glob("winnow-*"))
 
 
 # A forked child has the watcher's pipe open, so that this does not end with its parent.
@@ -94,22 +112,48 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("script", [_FORK_AND_WAIT], indirect=True, ids=["running"])
-def test_killed_while_running_it_takes_vllm_along(script: subprocess.Popen[str]) -> None:
+def test_killed_while_running_it_takes_vllm_along(script: subprocess.Popen[str], temporary: Path) -> None:
     assert script.stdout is not None
     assert script.stdout.readline().startswith("[")
     forked = psutil.Process(int(script.stdout.readline()))
     try:
-        seen = set(psutil.Process(script.pid).children(recursive=True)) - {forked}
-        script.kill()
-        script.wait()
-        gone, left = psutil.wait_procs(seen, timeout=15)
+        assert list(temporary.glob("winnow-*"))
+        left = end_and_watch(script, signal.SIGKILL, forked)
         assert forked.is_running()
         # Python's own resource tracker waits for all who might use it.
         assert all("resource_tracker" in command_line(process) for process in left)
-        assert len(gone) >= 2
+        assert not list(temporary.glob("winnow-*"))
     finally:
         forked.kill()
-    assert not psutil.wait_procs(seen, timeout=15)[1]
+    assert not psutil.wait_procs(left, timeout=15)[1]
+
+
+_RANK_ON = """
+for number in range(10**9):
+    reranker.rank("a", [f"{number} {at} " + "word " * 20 for at in range(100)])
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("script", [_RANK_ON], indirect=True, ids=["ranking"])
+def test_terminated_while_ranking_it_takes_vllm_along(script: subprocess.Popen[str], temporary: Path) -> None:
+    """SIGTERM ends Python at once, without its exit handlers."""
+    assert script.stdout is not None
+    while script.stdout.readline() != "2\n":
+        assert script.poll() is None, script.communicate()
+    assert not end_and_watch(script, signal.SIGTERM)
+    assert not list(temporary.glob("winnow-*"))
+
+
+def end_and_watch(
+    script: subprocess.Popen[str], by: signal.Signals, forked: psutil.Process | None = None
+) -> list[psutil.Process]:
+    """End a script that runs vLLM by a signal, and return those of its processes that do not end with it."""
+    seen = set(psutil.Process(script.pid).children(recursive=True)) - {forked}
+    assert len(seen) >= 2
+    script.send_signal(by)
+    assert script.wait(15) == -by
+    return psutil.wait_procs(seen, timeout=15)[1]
 
 
 def command_line(process: psutil.Process) -> str:
@@ -170,6 +214,19 @@ def test_a_deadline_while_vllm_loads_is_kept_and_the_load_ends_with_the_reranker
         del reranker
         gc.collect()
         wait_until(lambda: not engine_cores() - before)
+
+
+def test_a_running_vllm_ends_when_its_last_reranker_is_dropped(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "_GRACE_SECONDS", 0.1)
+    before = engine_cores()
+    reranker = Reranker(tiny_model, engine="vllm", max_length=508)
+    assert len(reranker.score("a", ["b", "c"])) == 2
+    assert engine_cores() - before
+    del reranker
+    wait_until(lambda: not engine_cores() - before)
+    wait_until(lambda: not shared._registry)
 
 
 def test_a_failure_to_load_gives_vllms_own_reason(tiny_model: str) -> None:

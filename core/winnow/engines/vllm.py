@@ -108,7 +108,7 @@ class VllmEngine:
         self._is_loading = True
         self._log = VllmLog(record=not LOGGING_IS_SET_UP, cache_is_set=bool(self._engine_args.kv_cache_memory_bytes))
         try:
-            with starting(), self._processes.starting(), self._log.recording():
+            with starting(), self._processes.starting(self._log.folder), self._log.recording():
                 # LLM_CLASS: the batch sizes of offline use, several times those of a server (vllm/engine/arg_utils.py).
                 self._llm = AsyncLLM.from_engine_args(self._engine_args, usage_context=UsageContext.LLM_CLASS)
         except Exception as error:  # vLLM fails to load with errors of every kind

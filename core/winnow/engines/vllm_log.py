@@ -35,20 +35,24 @@ class VllmLog:
     Args:
         record: False where the user has set up vLLM's logging, which is then left alone.
         cache_is_set: Whether kv_cache_memory_bytes sets the size of the cache, and not gpu_memory_utilization.
+
+    Attributes:
+        folder: Where the file is. If this process is killed, the engine's watcher deletes it.
     """
 
     def __init__(self, *, record: bool, cache_is_set: bool) -> None:
         self._record = record
         self._cache = "kv_cache_memory_bytes" if cache_is_set else "gpu_memory_utilization"
-        self._folder = tempfile.TemporaryDirectory(prefix="winnow-vllm-")
-        self._file = Path(self._folder.name, "errors.log")
+        self._temporary = tempfile.TemporaryDirectory(prefix="winnow-vllm-")
+        self.folder = Path(self._temporary.name)
+        self._file = self.folder / "errors.log"
         self._processes: list[multiprocessing.process.BaseProcess] = []
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Processes that are started meanwhile write here."""
         before = set(multiprocessing.active_children())
-        config = Path(self._folder.name, "logging.json")
+        config = self.folder / "logging.json"
         config.write_text(json.dumps(_config(self._file)), encoding="utf-8")
         if self._record:
             os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(config)
@@ -75,8 +79,8 @@ class VllmLog:
         return "".join(f"\n  {line}" for line in [*lines, *([cure] if cure else [])])
 
     def close(self) -> None:
-        """Delete the file."""
-        self._folder.cleanup()
+        """Delete the folder."""
+        self._temporary.cleanup()
 
 
 def _config(file: Path) -> dict[str, object]:

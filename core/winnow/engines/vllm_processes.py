@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import spawn
+from pathlib import Path
 from typing import Any
 
 from winnow.errors import EngineLoadError
@@ -30,10 +31,13 @@ class EngineProcesses:
         self._watcher: subprocess.Popen[bytes] | None = None
 
     @contextlib.contextmanager
-    def starting(self) -> Iterator[None]:
-        """Processes that this thread starts within this are the engine's. Within it `abandon` ends them."""
-        if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
-            self._watcher = _start_watcher()
+    def starting(self, folder: Path) -> Iterator[None]:
+        """Processes that this thread starts within this are the engine's. Within it `abandon` ends them.
+
+        Args:
+            folder: A temporary folder, which must not outlive them either.
+        """
+        self._watcher = _start_watcher(folder)
         thread = threading.get_ident()
 
         def noted(start: Callable[..., None]) -> Callable[..., None]:
@@ -99,7 +103,7 @@ class EngineProcesses:
             watcher.wait()
 
 
-def _start_watcher() -> "subprocess.Popen[bytes] | None":
+def _start_watcher(folder: Path) -> "subprocess.Popen[bytes] | None":
     """Start the watcher: in a session of its own, where no Ctrl-C reaches it, and without our output.
 
     Who reads that to its end must not wait for it.
@@ -108,7 +112,7 @@ def _start_watcher() -> "subprocess.Popen[bytes] | None":
 
     try:
         return subprocess.Popen(  # noqa: S603 - our own file
-            [os.fsdecode(spawn.get_executable()), "-P", watcher.__file__, str(os.getpid())],
+            [os.fsdecode(spawn.get_executable()), "-P", watcher.__file__, str(os.getpid()), str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,12 +1,14 @@
 """A process that ends others with its parent, however the parent ends: killed, crashed, or out of memory.
 
-`winnow.engines.vllm_processes` runs this file as a script. It reads the ids of processes from standard input, one a
-line. When the parent has ended, or says "end", it kills those that still run, with all below them, and ends itself.
+`winnow.engines.vllm_processes` runs this file as a script, with the parent's id and a temporary folder of the parent's.
+It reads the ids of processes from standard input, one a line. When the parent has ended, or says "end", it kills those
+that still run, with all below them, deletes the folder, and ends itself.
 """
 
 import contextlib
 import os
 import select
+import shutil
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -62,13 +64,15 @@ def main() -> None:
     """Watch."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to a whole group; the parent decides what to do
         signal.signal(name, signal.SIG_IGN)
+    parent, folder = sys.argv[1:]
     watched: list[psutil.Process] = []
-    for line in _lines(parent=int(sys.argv[1])):
+    for line in _lines(int(parent)):
         if line == b"end":
             break
         with contextlib.suppress(psutil.Error):
             watched.append(psutil.Process(int(line)))
     kill_trees(watched)
+    shutil.rmtree(folder, ignore_errors=True)  # the parent's own try came first; it follows no links
 
 
 if __name__ == "__main__":
