@@ -239,6 +239,17 @@ def _encoder(
     return build
 
 
+def judge(folder: Path, kind: str = "Qwen3", **fields: Any) -> Path:
+    """A random causal model whose labels are "Bad" and "Good"."""
+    tokenizer = with_words(tokenizer_kinds.llama3_like(), "Good", "Bad")
+    size = save_tokenizer(
+        tokenizer, folder, "PreTrainedTokenizerFast", bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"
+    )
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**DECODER, "vocab_size": size, **fields})
+    return save_model(getattr(transformers, f"{kind}ForCausalLM")(config), folder)
+
+
 def build_qwen3_seq_cls(folder: Path) -> Path:
     """As tomaarsen/Qwen3-Reranker-0.6B-seq-cls: the score head of a converted reranker."""
     size = save_tokenizer(qwen_like(), folder, "Qwen2Tokenizer", eos_token="<|im_end|>", pad_token="<|endoftext|>")

@@ -26,6 +26,7 @@ from winnow.converted_files import (
 )
 from winnow.converted_prompts import check_prompts, pad_token_for, write_templates
 from winnow.errors import ConfigurationError, MissingExtraError, ModelError
+from winnow.label_logits import change_of_logits
 from winnow.model_folder import folder_of, folder_with_weights, read_json
 from winnow.recipes import ModelRecipe, recipe_for
 from winnow.score_head import layout_of, score_head
@@ -35,9 +36,6 @@ from winnow.weights import faults_of
 
 Method = Literal["from_2_way_softmax", "no_post_processing"]
 METHODS: dict[str, int] = {"from_2_way_softmax": 2, "no_post_processing": 1}
-
-# Fields with which models change their logits after the output embedding, which a score head cannot do.
-_LOGIT_FIELDS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,12 +162,11 @@ def _open(
             f"{model} is quantised ({config['quantization_config'].get('quant_method')}), and a score head is not. "
             "Convert the original, then quantise the result; or score it as it is."
         )
-    for name in _LOGIT_FIELDS:
-        if config.get(name) not in (None, 1):
-            raise ModelError(
-                f"{model} changes its logits after the output embedding ({name} = {config[name]} in config.json), "
-                "which a score head cannot do. Score it as it is."
-            )
+    if (change := change_of_logits(config)) is not None:
+        raise ModelError(
+            f"{model} changes its logits after the output embedding ({change}), which a score head cannot do. Score it "
+            "as it is."
+        )
     if labels:
         recipe = replace(_row(model, config, recipe), labels=tuple(labels))
     checkpoint = open_checkpoint(model, recipe=recipe, revision=revision)

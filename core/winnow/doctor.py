@@ -10,6 +10,7 @@ from typing import Any
 from winnow.checkpoint import Checkpoint, bind_template, open_checkpoint, template_for
 from winnow.errors import WinnowError
 from winnow.judged import is_causal_classifier
+from winnow.label_logits import why_not_on_vllm
 from winnow.prompt_parts import PART_NAMES, PartName, Piece, pieces_of, places_as_cut, tokens_of
 from winnow.prompts import Limits, PromptBuilder
 from winnow.recipes import ModelRecipe
@@ -124,7 +125,9 @@ def examine(
             check_files(checkpoint, required=False)
             found.problems += faults_of(checkpoint, found.ids)
             needs_token_types = checkpoint.template is None and checkpoint.tokenizer.token_types
-            if not found.problems and not needs_token_types and not checkpoint.head:
+            if not found.problems and (reason := why_not_on_vllm(checkpoint)) is not None:
+                found.warnings.append(f'{reason}: only engine="transformers" scores it.')
+            elif not found.problems and not needs_token_types and not checkpoint.head:
                 found.serve = serve_command(checkpoint)
         except WinnowError as error:
             found.problems.append(str(error))

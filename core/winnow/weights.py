@@ -113,7 +113,7 @@ def _faults_of_labels(checkpoint: Checkpoint, shapes: Shapes, embeddings: Shapes
     """The output embedding, of shape (vocabulary, hidden), must be there, with a row for each label."""
     heads = {name: shape for name, shape in shapes.items() if "lm_head" in name.split(".")}
     is_like_llama = any("embed_tokens" in name for name in embeddings)  # others have other names for lm_head
-    if not heads and is_like_llama and _ties_embeddings(checkpoint.config) is False:
+    if not heads and is_like_llama and ties_embeddings(checkpoint.config) is False:
         yield untied_without_head(checkpoint.model)
         return
     for name, shape in (heads or embeddings).items():
@@ -131,7 +131,7 @@ def _faults_of_head(checkpoint: Checkpoint, shapes: Shapes) -> Iterator[str]:
     """The score head must be there, with a row for each label of config.json."""
     architecture = next(iter(checkpoint.config.get("architectures") or ()), "")
     if not architecture.endswith("ForSequenceClassification") or (
-        _config_class(checkpoint.config) is None and not checkpoint.recipe.local_code
+        config_class(checkpoint.config) is None and not checkpoint.recipe.local_code
     ):
         return  # a model with code of its own may call its head anything
     heads = {name: shape for name, shape in shapes.items() if not _HEADS.isdisjoint(name.split("."))}
@@ -169,19 +169,27 @@ def _faults_of_rows(checkpoint: Checkpoint, embeddings: Shapes, largest: int) ->
         )
 
 
-def _ties_embeddings(config: Mapping[str, Any]) -> bool | None:
-    """Whether input and output embedding are one; None where nobody says."""
+def ties_embeddings(config: Mapping[str, Any]) -> bool | None:
+    """Whether input and output embedding are one; None where nobody says.
+
+    Args:
+        config: The contents of config.json.
+    """
     parts = [config, config.get("text_config") or {}]
     said = [part["tie_word_embeddings"] for part in parts if part.get("tie_word_embeddings") is not None]
     if said:
         return all(said)
-    kind = _config_class(config)
+    kind = config_class(config)
     found: bool | None = None if kind is None else getattr(kind(), "tie_word_embeddings", None)
     return found
 
 
-def _config_class(config: Mapping[str, Any]) -> Any:
-    """The configuration class of transformers; None for a model that only its own code knows."""
+def config_class(config: Mapping[str, Any]) -> Any:
+    """The configuration class of transformers; None for a model that only its own code knows.
+
+    Args:
+        config: The contents of config.json.
+    """
     from transformers import CONFIG_MAPPING
 
     model_type = str(config.get("model_type"))

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import tiny_families
-import tokenizer_kinds
+from tiny_families import judge
 from winnow import ModelRecipe, Ranking, Reranker
 from winnow.checkpoint import open_checkpoint
 from winnow.convert import convert
@@ -39,23 +39,14 @@ CAUSAL: dict[str, dict[str, Any]] = {
         "attention_window_size": 64,
         "block_types": ("recurrent", "attention"),
     },
+    "GPTNeoX": {"tie_word_embeddings": False},  # its output embedding is called embed_out
+    "Phi": {"tie_word_embeddings": False},  # and this one's has a bias
     "Rwkv": {"attention_hidden_size": 64, "context_length": 512},
 }
 
 
 def logits(ranking: Ranking) -> list[float]:
     return [hit.logit for hit in sorted(ranking, key=lambda hit: hit.index)]
-
-
-def judge(folder: Path, kind: str = "Qwen3", **fields: Any) -> Path:
-    """A random causal model whose labels are "Bad" and "Good"."""
-    tokenizer = tiny_families.with_words(tokenizer_kinds.llama3_like(), "Good", "Bad")
-    size = tiny_families.save_tokenizer(
-        tokenizer, folder, "PreTrainedTokenizerFast", bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"
-    )
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**{**tiny_families.DECODER, "vocab_size": size, **fields})
-    return tiny_families.save_model(getattr(transformers, f"{kind}ForCausalLM")(config), folder)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of transformers: RWKV without its CUDA kernel

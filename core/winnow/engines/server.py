@@ -24,6 +24,7 @@ from winnow.engines.known_settings import check_keywords, check_values, settings
 from winnow.engines.replica import RefusedError, Replica, ReplicaError
 from winnow.engines.replica_pool import ReplicaPool
 from winnow.errors import ConfigurationError, EngineError, EngineLoadError
+from winnow.label_logits import check_labels_on_vllm
 from winnow.prompts import Prompt
 from winnow.videos import NO_VIDEOS
 from winnow.weights import check_weights
@@ -100,9 +101,11 @@ class ServerEngine:
 
         Raises:
             EngineLoadError: No server answers, or one serves something else. The message says what to do.
-            ModelError: The weights beside the tokenizer are not what config.json says, and the server's are the same.
+            ModelError: The weights beside the tokenizer are not what config.json says, and the server's are the same,
+                or vLLM would score the model's labels otherwise than the model does.
         """
         check_weights(self.checkpoint, required=False)
+        check_labels_on_vllm(self.checkpoint)
         timeout = float(self._settings["timeout"])
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else {},

@@ -28,6 +28,7 @@ from winnow.errors import (
     MissingExtraError,
     ModelError,
 )
+from winnow.label_logits import check_labels_on_vllm, why_not_on_vllm
 from winnow.prompts import Prompt
 from winnow.weights import check_weights
 
@@ -97,6 +98,7 @@ class VllmEngine:
     def _check_weights(self) -> None:
         if self._engine_args.load_format != "dummy":  # random weights, for benchmarks: there is no file
             check_weights(self.checkpoint)
+            check_labels_on_vllm(self.checkpoint)
 
     def _load(self) -> None:
         from vllm.usage.usage_lib import UsageContext
@@ -287,4 +289,4 @@ def why_not(checkpoint: Checkpoint) -> str | None:
         return f"vLLM does not have the architecture {', '.join(wanted)}"
     if checkpoint.vision is not None and importlib.util.find_spec("torchvision") is None:
         return f"vLLM needs torchvision for {', '.join(wanted)}, and it is not installed"
-    return None
+    return why_not_on_vllm(checkpoint)
