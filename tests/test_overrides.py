@@ -10,7 +10,7 @@ import pytest
 from tiny_families import FAMILIES
 from winnow.checkpoint import open_checkpoint
 from winnow.engines.server import serve_command
-from winnow.overrides import completed, merged, overridden
+from winnow.overrides import completed, merged, misspelt, overridden
 
 
 def test_mappings_are_merged_at_any_depth() -> None:
@@ -94,3 +94,36 @@ def test_nested_overrides_keep_what_the_recipe_says(tmp_path: Path) -> None:
     assert json.loads(words[words.index("--hf-overrides") + 1]) == checkpoint.vllm_overrides
     assert checkpoint.config["text_config"] == {**own.config["text_config"], "rms_norm_eps": 0.5}
     assert checkpoint.max_length == own.max_length
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "expected"),
+    [
+        (
+            {"model_type": "qwen3", "rms_norm_eps": 1e-6},
+            {"rms_norm_epsilon": 1.0},
+            ("rms_norm_epsilon", "rms_norm_eps"),
+        ),
+        ({"model_type": "gpt2"}, {"n_position": 9}, ("n_position", "n_positions")),
+        ({"model_type": "code of its own"}, {"rope_scalling": {}}, ("rope_scalling", "rope_scaling")),
+        (
+            {"model_type": "qwen3_vl", "text_config": {"model_type": "qwen3_vl_text"}},
+            {"text_config": {"rms_norm_epsilon": 1.0}},
+            ("rms_norm_epsilon", "rms_norm_eps"),
+        ),
+        ({"model_type": "gpt2"}, {"n_positions": 9, "max_position_embeddings": 9}, None),  # two names of one field
+        ({"model_type": "qwen3"}, {"num_labels": 2, "torch_dtype": "float32", "rope_theta": 1e4}, None),
+        ({"model_type": "qwen3"}, {"classifier_from_token": ["no"], "method": "x", "score_template": "x"}, None),
+        ({"model_type": "qwen3"}, {"head_dtype": "float32", "pooling": "avg", "architectures": ["X"]}, None),  # vLLM's
+    ],
+)
+def test_a_misspelt_name_has_a_hint(
+    config: dict[str, Any], overrides: dict[str, Any], expected: tuple[str, str] | None
+) -> None:
+    assert list(misspelt(config, overrides)) == ([] if expected is None else [expected])
+
+
+def test_overrides_that_may_change_nothing_are_told(tiny_model: str, caplog: pytest.LogCaptureFixture) -> None:
+    open_checkpoint(tiny_model, hf_overrides={"rms_norm_epsilon": 1.0})
+    assert "'rms_norm_epsilon' in hf_overrides is no known field of the config of" in caplog.text
+    assert "did you mean 'rms_norm_eps'?" in caplog.text

@@ -10,7 +10,7 @@ from winnow.cross_encoder_head import HeadModule, read_head
 from winnow.errors import ModelError, TemplateError
 from winnow.judged import padding_of
 from winnow.model_folder import CrossEncoderFiles, folder_of, read_cross_encoder_files, read_json
-from winnow.overrides import completed, merged, overridden
+from winnow.overrides import completed, merged, misspelt, overridden
 from winnow.positions import positions_of
 from winnow.recipes import ModelRecipe, recipe_for
 from winnow.segments import Segment, fields_of
@@ -137,6 +137,13 @@ def open_checkpoint(
     own_config = read_json(folder / "config.json", model)
     overrides = completed(own_config, hf_overrides or {})
     config = overridden(own_config, overrides)
+    for name, near in misspelt(own_config, hf_overrides or {}):
+        logger.warning(
+            "%r in hf_overrides is no known field of the config of %s, and may change nothing: did you mean %r?",
+            name,
+            model,
+            near,
+        )
     cross_encoder = read_cross_encoder_files(folder)
     head = () if cross_encoder is None else read_head(folder, model)
     try:

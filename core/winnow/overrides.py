@@ -1,6 +1,7 @@
 """`hf_overrides`: values that go over a model's config.json, the same way for every engine."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _ROPE_NAMES = ("rope_scaling", "rope_parameters")  # before transformers 5, and since
@@ -53,6 +54,28 @@ def overridden(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
         own = result.get(name)
         result[name] = overridden(own, value) if isinstance(own, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+def misspelt(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names in the overrides that only look like fields of the config, and may change nothing; each with the nearest.
+
+    Names like none of them are left alone: vLLM, or code of the model's own, may know them.
+
+    Args:
+        config: The contents of config.json.
+        overrides: The user's `hf_overrides`.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = str(config.get("model_type"))
+    own: Any = CONFIG_MAPPING[kind]() if kind in CONFIG_MAPPING else None
+    known = [*config, *_ROPE_NAMES, *(own.to_dict() if own else ()), *(own.attribute_map if own else ())]
+    for name, value in overrides.items():
+        if name in known or name in dir(own):
+            if isinstance(value, Mapping) and isinstance(part := config.get(name), Mapping) and "model_type" in part:
+                yield from misspelt(part, value)
+        elif near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            yield name, near[0]
 
 
 def _rope(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
