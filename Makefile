@@ -26,7 +26,7 @@ endif
 
 .PHONY: demo test test-lowest test-newer lint bench clean
 
-demo: $(STAMP)  ## rerank real text through all three doors
+demo: $(STAMP)  ## rerank real text through all three integrations
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)  ## run all tests

@@ -1,4 +1,4 @@
-"""What a door adds to `Reranker.rank`: 1,000 documents, an engine without a model, each door beside the core.
+"""What an integration adds to `Reranker.rank`: 1,000 documents, no model, each integration beside the core.
 
 Printed is the median of the paired differences: building the framework's results, tracing and events included.
 
@@ -46,7 +46,7 @@ def main() -> None:
     ranker = WinnowRanker("fake", engine="fake", top_k=None)
     postprocessor = LlamaIndexRerank(model="fake", engine="fake", top_n=None)
     compressor = LangChainRerank(model="fake", engine="fake", top_n=None)
-    doors: dict[str, Callable[[], Any]] = {
+    calls: dict[str, Callable[[], Any]] = {
         "Haystack": lambda: ranker.run(query=query, documents=documents),
         "LlamaIndex": lambda: postprocessor.postprocess_nodes(nodes, query_str=query),
         "LangChain": lambda: compressor.compress_documents(pages, query),
@@ -57,12 +57,12 @@ def main() -> None:
         call()
         return (time.perf_counter() - begin) * 1000
 
-    added: dict[str, list[float]] = {name: [] for name in doors}
+    added: dict[str, list[float]] = {name: [] for name in calls}
     core: list[float] = []
     for number in range(-2, ROUNDS):  # the first rounds warm up
-        for name, door in doors.items():
+        for name, call in calls.items():
             alone = milliseconds(lambda: reranker.rank(query, texts))
-            through = milliseconds(door)
+            through = milliseconds(call)
             if number >= 0:
                 core.append(alone)
                 added[name].append(through - alone)

@@ -1,4 +1,4 @@
-"""Rerank real text through all three doors: Haystack, LlamaIndex and LangChain, on one shared vLLM engine.
+"""Rerank real text through all three integrations: Haystack, LlamaIndex and LangChain, on one shared vLLM engine.
 
     python examples/demo.py [--model MODEL] [--query QUERY] [--instruction INSTRUCTION]
 
@@ -117,12 +117,12 @@ def main() -> None:
             "else is real: vLLM, the prompt, the frameworks.\nFor a ranking that means something: --model "
             "Qwen/Qwen3-Reranker-0.6B\n"
         )
-    # Holding a reranker of the model keeps its engine for all three doors; they share it in any case.
+    # Holding a reranker of the model keeps its engine for all three integrations; they share it in any case.
     with console.status("Loading vLLM (about 20 s on a CPU)"):
         reranker = Reranker(model).start()
     with reranker:
         found, haystack = through_haystack(model, query, instruction)
-        doors = {
+        by_integration = {
             "Haystack": haystack,
             "LlamaIndex": through_llama_index(model, query, instruction, found),
             "LangChain": through_langchain(model, query, instruction, found),
@@ -132,16 +132,16 @@ def main() -> None:
     before = Table("", "BM25", "", title=f"Before: {query}", title_justify="left")
     for place, document in enumerate(found, 1):
         before.add_row(str(place), f"{document.score:.3f}", text[document.id])
-    after = Table("", *doors, "", title="After: reranked, scores by door", title_justify="left")
-    for place, hits in enumerate(zip(*doors.values(), strict=True), 1):
+    after = Table("", *by_integration, "", title="After: reranked, scores by integration", title_justify="left")
+    for place, hits in enumerate(zip(*by_integration.values(), strict=True), 1):
         after.add_row(str(place), *(f"{score:.4f}" for _, score in hits), text[hits[0][0]])
     console.print(before, after)
     agree = all(
         mine[0] == theirs[0] and abs(mine[1] - theirs[1]) < 1e-5
-        for hits in doors.values()
+        for hits in by_integration.values()
         for mine, theirs in zip(haystack, hits, strict=True)
     )
-    console.print("The three doors agree." if agree else "[red]The three doors do not agree.[/]")
+    console.print("The three integrations agree." if agree else "[red]The three integrations do not agree.[/]")
     sys.exit(not agree)
 
 

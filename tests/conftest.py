@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share: tiny models, built once, and one running vLLM engine."""
+"""Fixtures that several folders of tests share: tiny models, built once, and one running vLLM engine."""
 
 import importlib.util
 import os

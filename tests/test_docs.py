@@ -47,10 +47,10 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_demo_reranks_through_all_three_doors() -> None:
+def test_the_demo_reranks_through_all_three_integrations() -> None:
     done = subprocess.run([sys.executable, ROOT / "examples" / "demo.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "its ranking means nothing" in " ".join(done.stdout.split())  # rich breaks lines where the screen ends
-    assert "The three doors agree." in done.stdout
-    for door in ("Haystack", "LlamaIndex", "LangChain"):
-        assert door in done.stdout
+    assert "The three integrations agree." in done.stdout
+    for integration in ("Haystack", "LlamaIndex", "LangChain"):
+        assert integration in done.stdout

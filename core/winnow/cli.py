@@ -1,4 +1,4 @@
-"""The command line: one thin command a room."""
+"""The command line: it reads arguments and prints; the work is done by the modules it calls."""
 
 import json
 import logging

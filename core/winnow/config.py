@@ -39,8 +39,9 @@ class RerankerConfig:
     They are kept as plain data (a path as its text, `torch.bfloat16` as "bfloat16", NumPy's numbers as Python's): what
     is written to JSON or pickled is equal when it is read back, a `recipe` too, which may be given as a mapping.
 
-    What is left out of `engine`, `url`, `api_key`, `max_length` and `engine_kwargs` is looked for in the environment
-    (`WINNOW_ENGINE`, `WINNOW_DTYPE`, ...: docs/settings.md) when an engine is made, and never stored here.
+    What is left out of `engine`, `url`, `api_key`, `max_length`, `device`, `cache_dir` and `engine_kwargs` is looked
+    for in the environment (`WINNOW_ENGINE`, `WINNOW_DTYPE`, ...: docs/settings.md) when a reranker is made. It is never
+    stored here.
 
     Args:
         model: A folder, or a name on the Hugging Face Hub.
@@ -54,8 +55,9 @@ class RerankerConfig:
         template: A score template for all calls instead of the model's own: a built-in's name, a path, Jinja source, or
             format strings `{"prefix", "query_template", "document_template", "suffix"}`.
         template_kwargs: More variables for the template.
-        max_length: Most tokens of a prompt; None for the model's limit, or where the family's reference code stops.
-            More than the latter is taken, more than the model reads is lowered; either is a warning in the log.
+        max_length: Most tokens of a prompt; None for the model's limit, or the length at which the reference code of
+            its family stops, if that is less. More than the reference code's is taken, more than the model's limit is
+            lowered to it; either is a warning in the log.
         max_query_tokens: Most tokens of the query; None for three quarters of what template and instruction leave.
         max_document_tokens: Most tokens of the document, or of each window; None for all that is left.
         on_overflow: What to do with longer documents: "truncate", "error", or "window" (score piece by piece).

@@ -64,8 +64,8 @@ def layout_of(shards: Shards, model: str) -> Layout:
         raise ModelError(
             f"The weights of {model} are not those of a {type(causal).__name__}: {', '.join(missing[:5])}"
             f"{', …' if len(missing) > 5 else ''} {'is' if len(missing) == 1 else 'are'} not in "
-            f"{', '.join(shards.files)}. Download it again; if config.json and weights are of different models, mend "
-            "that (tie_word_embeddings?)."
+            f"{', '.join(shards.files)}. Download it again; if config.json and weights are of different models, take "
+            "both from the same one (is tie_word_embeddings right?)."
         )
     heads = (head, twin) if twin != head and twin in shards.file_of else (head,)
     return Layout(heads=heads, dropped=frozenset(dropped), classifier=type(classifier).__name__)

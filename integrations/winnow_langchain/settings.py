@@ -65,7 +65,7 @@ class WinnowSettings(BaseModel):
     """Most tokens of a prompt; None for the model's limit."""
 
     max_query_tokens: StrictInt | None = Field(default=None, ge=1, frozen=True)
-    """Most tokens of the query; None for three quarters of the room that template and instruction leave."""
+    """Most tokens of the query; None for three quarters of what template and instruction leave."""
 
     max_document_tokens: StrictInt | None = Field(default=None, ge=1, frozen=True)
     """Most tokens of a document, or of each window; None for what is left."""

@@ -58,7 +58,10 @@ class WinnowSettings(BaseNodePostprocessor):
         default=None, ge=1, frozen=True, description="Most tokens of a prompt; None for the model's limit."
     )
     max_query_tokens: StrictInt | None = Field(
-        default=None, ge=1, frozen=True, description="Most tokens of the query; None for three quarters of the room."
+        default=None,
+        ge=1,
+        frozen=True,
+        description="Most tokens of the query; None for three quarters of what template and instruction leave.",
     )
     max_document_tokens: StrictInt | None = Field(
         default=None, ge=1, frozen=True, description="Most tokens of a node, or of each window; None for what is left."

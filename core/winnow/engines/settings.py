@@ -1,7 +1,7 @@
 """Settings from the environment: `WINNOW_ENGINE`, `WINNOW_DTYPE` and the like.
 
-An argument wins over the environment. The environment is read where an engine is made, and nowhere else: what a
-reranker or a door was given stays as it was, so that none of it gets into a saved pipeline.
+An argument wins over the environment. What the environment adds is kept beside a reranker's settings and never in them,
+so that none of it gets into a saved pipeline.
 """
 
 import difflib

@@ -83,7 +83,7 @@ class WinnowRanker:
         engine_kwargs: Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of Winnow's
             `TransformersEngine` or `ServerEngine`.
         device: Where `engine="transformers"` computes: a Haystack `ComponentDevice`, or its text ("cpu", "cuda:1").
-        cache_dir: Folder that files from the Hugging Face Hub are kept in; None for the library's own.
+        cache_dir: Folder that files from the Hugging Face Hub are kept in; None for that of the environment.
         url: Address of a vLLM server, or several that serve the same model, for `engine="server"`.
         api_key: Key of these servers; read when it is first needed, and for no other engine.
         token: Access token of the Hugging Face Hub, for private and gated models; read when the model loads.
