@@ -261,4 +261,4 @@ def test_what_was_cut_and_a_deadline_are_told(tiny_model: str, tmp_path: Path) -
     assert "winnow: The query was cut" in done.stderr
     assert "winnow: 1 of 2 documents were cut" in done.stderr
     late = run(*options, "--deadline", "0.0001")
-    assert (late.exit_code, late.stderr) == (1, "winnow: no ranking within 0.0001 seconds (--deadline)\n")
+    assert (late.exit_code, late.stderr) == (1, "winnow: The deadline passed.\n")

@@ -78,7 +78,7 @@ def test_changing_what_was_given_changes_no_settings() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_length": "512"}, "max_length must be > 0, but got '512'"),
+        ({"max_length": "512"}, "max_length must be a whole number > 0, but got '512'"),
         ({"window_overlap": "0.1"}, "window_overlap must be at least 0 and below 1, but got '0.1'"),
         ({"raw_scores": "false"}, "raw_scores must be True or False, but got 'false'"),
         ({"text_only": 1}, "text_only must be True or False, but got 1"),
@@ -260,9 +260,9 @@ def test_vllm_downloads_to_the_cache(tiny_model: str) -> None:
 def test_the_deadline_of_the_settings_and_of_the_call() -> None:
     with Reranker("m", engine=FakeEngine(delay=60), deadline=0.1) as reranker:
         for ask in (reranker.rank, reranker.score):
-            with pytest.raises(TimeoutError):
+            with pytest.raises(TimeoutError, match="The deadline passed"):
                 ask(QUERY, ["a"])
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match="The deadline passed"):
             reranker.rank_many([(QUERY, ["a"])])
     with Reranker("m", engine=FakeEngine(delay=0.3), deadline=0.01) as reranker:
         assert len(reranker.rank(QUERY, ["a"], deadline=60)) == len(reranker.score(QUERY, ["a"], deadline=60)) == 1
@@ -330,6 +330,7 @@ def test_an_unknown_argument_of_a_call_has_a_hint() -> None:
     [
         ({"documents": {"id": "text"}}, "documents must be several texts, as in a list, but got {'id': 'text'}"),
         ({"documents": None}, "documents must be several texts, as in a list, but got None"),
+        ({"documents": 3}, "documents must be several texts, as in a list, but got 3"),
         ({"documents": Document("text")}, "documents must be several texts, but got a single one"),
         ({"instruction": 3}, "instruction must be a text, but got 3"),
         ({"template_kwargs": ["a"]}, r"template_kwargs must be a mapping, but got \['a'\]"),

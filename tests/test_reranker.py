@@ -101,6 +101,12 @@ def test_a_single_text_instead_of_a_list_is_an_error(fake: Reranker) -> None:
         fake.rank(QUERY, "a document")
 
 
+@pytest.mark.parametrize("request_", ["ab", (QUERY,), (QUERY, ["a"], None, 3)])
+def test_a_request_that_is_none_is_named(fake: Reranker, request_: Any) -> None:
+    with pytest.raises(TypeError, match=r"request 1 must be \(query, documents\) or \(query, documents, instruction\)"):
+        fake.rank_many([(QUERY, ["a"]), request_])
+
+
 def test_a_bad_document_is_named_and_the_rest_goes_on_with_skip() -> None:
     documents: list[Any] = ["China", "half of a pair: \ud83d", 7, Document(image="photo.png"), "Paris"]
     with (
@@ -256,7 +262,7 @@ def test_an_unknown_engine_setting_is_refused_at_once_with_the_nearest(engine: s
     ("options", "message"),
     [
         ({"engine": "vlm"}, "engine must be one of 'auto', 'vllm'"),
-        ({"max_length": 0}, "max_length must be > 0, but got 0"),
+        ({"max_length": 0}, "max_length must be a whole number > 0, but got 0"),
         ({"window_overlap": 1.0}, "window_overlap must be at least 0 and below 1"),
         ({"on_overflow": "cut"}, "on_overflow must be one of 'truncate', 'error', 'window'"),
         ({"on_error": "ignore"}, "on_error must be one of 'raise', 'skip'"),

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -79,7 +79,7 @@ def checked_call(
     """
     if isinstance(documents, str | bytes | Document):
         raise TypeError(f"documents{where} must be several texts, but got a single one: put it into a list")
-    if documents is None or isinstance(documents, Mapping):  # whose keys would be ranked
+    if not isinstance(documents, Iterable) or isinstance(documents, Mapping):  # whose keys would be ranked
         raise TypeError(f"documents{where} must be several texts, as in a list, but got {documents!r}")
     for name, value, kind in (("instruction", instruction, str), ("template_kwargs", template_kwargs, Mapping)):
         if not (value is None or isinstance(value, kind)):

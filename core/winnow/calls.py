@@ -20,7 +20,7 @@ from winnow.fallback import Fallback
 from winnow.images import as_read
 from winnow.judging import Call, Judging, Query, all_or_none
 from winnow.locks import ForkSafeLock
-from winnow.observability import observed
+from winnow.observability import DEADLINE_PASSED, observed
 from winnow.ordering import as_they_came, readable
 from winnow.progress import Bar, progress_bar
 from winnow.prompts import DocumentPrompts, Limits, PromptBuilder
@@ -39,8 +39,6 @@ _builders_lock = ForkSafeLock()
 
 # Queries of a `rank_many` that are under way at once.
 _CALLS_AT_ONCE = 64
-
-_LATE = "The deadline passed."
 
 
 class CallRunner:
@@ -117,16 +115,19 @@ class CallRunner:
                         bar.total = (bar.total or 0) + len(call.documents)
                         start(rank(number, call))
                         number += 1
-            except TimeoutError:
+            except TimeoutError as error:
+                if not clock.expired():
+                    raise
+                late = TimeoutError(DEADLINE_PASSED)  # asyncio's has no message
                 # Calls that had begun have a ranking by now. How many are left in an iterator nobody knows.
                 fallback = self._fallback
-                if fallback is None or not (clock.expired() and fallback.ranks_at_once and isinstance(calls, Sequence)):
-                    raise
+                if fallback is None or not (fallback.ranks_at_once and isinstance(calls, Sequence)):
+                    raise late from error
                 for number, call in enumerate(calls):
                     if number not in rankings:
                         if not call.may_fall_back:
-                            raise
-                        await keep(number, fallback.instead(call, TimeoutError(_LATE)))
+                            raise late from error
+                        await keep(number, fallback.instead(call, late))
         return [rankings[number] for number in range(len(rankings))]
 
     async def _ranked(self, call: Call, started: Started, bar: Bar, clock: asyncio.Timeout) -> Ranking:
@@ -140,7 +141,7 @@ class CallRunner:
             return await fallback.rank(lambda: self._run_one(call, started, bar), call)
         except asyncio.CancelledError:
             if clock.expired() and fallback.ranks_at_once:
-                return await fallback.instead(call, TimeoutError(_LATE))
+                return await fallback.instead(call, TimeoutError(DEADLINE_PASSED))
             raise
 
     async def _run_one(self, call: Call, started: Started, bar: Bar) -> Ranking:

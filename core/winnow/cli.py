@@ -126,7 +126,7 @@ def rank(
             texts = [record["text"] for record in records]
             ranking = reranker.rank(query, texts, top_k=top_k, score_threshold=threshold, progress=True)
     except (WinnowError, ValueError, OSError) as error:
-        _fail(str(error) or f"no ranking within {deadline:g} seconds (--deadline)")
+        _fail(str(error))
     if json_output:
         print(json.dumps(as_json(query, ranking, records), ensure_ascii=False, indent=2))  # noqa: T201
     else:

@@ -132,7 +132,7 @@ class RerankerConfig:
         for name in ("max_length", "max_query_tokens", "max_document_tokens"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
-                raise ConfigurationError(f"{name} must be > 0, but got {value!r}")
+                raise ConfigurationError(f"{name} must be a whole number > 0, but got {value!r}")
         for name in ("raw_scores", "allow_remote_images", "text_only"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigurationError(f"{name} must be True or False, but got {getattr(self, name)!r}")

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from winnow import metrics, tracing
 from winnow.types import RankStats
 
+DEADLINE_PASSED = "The deadline passed."
+
 
 @contextmanager
 def observed(model: str, engine: str, deadline: asyncio.Timeout) -> Iterator[Callable[[RankStats], None]]:
@@ -54,7 +56,7 @@ def observed(model: str, engine: str, deadline: asyncio.Timeout) -> Iterator[Cal
         try:
             yield report
         except BaseException as error:
-            failure = TimeoutError("The deadline passed.") if _is_late(error, deadline) else error
+            failure = TimeoutError(DEADLINE_PASSED) if _is_late(error, deadline) else error
             name = type(failure).__name__
             raise
         finally:

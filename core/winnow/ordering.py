@@ -40,7 +40,8 @@ def positions_by_content(
     for at, document in enumerate(documents):
         text = text_of(document)
         if text is not None and not isinstance(text, str):
-            failed[at] = DocumentError(f"Document {at} is of type {type(text).__name__}, not a text.", at)
+            kind = type(text).__name__
+            failed[at] = DocumentError(f"Document {at} is of type {kind}, not a text or a winnow.Document.", at)
         elif isinstance(document, Document) and shows(document):
             seen = tuple(map(image_identity, (document.image, document.video)))
             positions.setdefault((readable(document), *seen), []).append(at)

@@ -95,7 +95,7 @@ class Reranker(RerankerConfig):
         Raises:
             ValueError: The query is blank, and there is neither `on_error="skip"` nor a `fallback`; `top_k` is below 1,
                 or `score_threshold` not finite.
-            TypeError: `top_k` is no integer, or `documents` a single text.
+            TypeError: `top_k` is no integer, `instruction` no text, or `documents` not several.
             DocumentError: A document cannot be scored, and `on_error` is "raise".
             ConfigurationError: The model or the template cannot be used.
             EngineError: The engine failed, and there is no `fallback`.
@@ -296,6 +296,8 @@ class Reranker(RerankerConfig):
         self, requests: Iterable[RankRequest], top_k: int | None, score_threshold: float | None
     ) -> Iterable[Call]:
         def checked(number: int, request: RankRequest) -> Call:
+            if not isinstance(request, tuple | list) or len(request) not in (2, 3):
+                raise TypeError(f"request {number} must be (query, documents) or (query, documents, instruction)")
             query, documents, *rest = request
             instruction = rest[0] if rest else None
             where = f" of request {number}"

@@ -282,7 +282,7 @@ def test_documents_of_another_type(run: Run, found: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_length": 0}, "max_length must be > 0"),
+        ({"max_length": 0}, "max_length must be a whole number > 0"),
         ({"on_overflow": "crop"}, "on_overflow must be one of"),
         ({"engine": "gpu"}, "engine must be one of"),
         ({"url": "http://localhost:8000"}, "url and engine"),
@@ -295,6 +295,13 @@ def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None
 
 
 def test_settings_of_another_type() -> None:
+    for name in ("query_prefix", "query_suffix", "document_prefix", "document_suffix", "embedding_separator"):
+        with pytest.raises(TypeError, match=f"{name} must be a text, but got None"):
+            fake(**{name: None})
+    with pytest.raises(TypeError, match="scale_score must be True or False, but got 'no'"):
+        fake(scale_score="no")
+    with pytest.raises(TypeError, match="scale_score must be True or False, but got 'no'"):
+        fake().run(query=QUERY, documents=[Document(content="x")], scale_score="no")
     with pytest.raises(TypeError, match="list of names, but got the text 'title'"):
         fake(meta_fields_to_embed="title")
     with pytest.raises(TypeError, match="api_key must be a Secret") as error:

@@ -230,7 +230,7 @@ def test_haystack_still_sees_the_parameters_of_the_constructor() -> None:
 
 @pytest.mark.parametrize("device", [7, DeviceMap({})])
 def test_a_device_of_another_type(device: Any) -> None:
-    with pytest.raises(TypeError, match="device must be a ComponentDevice, but got a"):
+    with pytest.raises(TypeError, match="device must be a ComponentDevice or a text such as 'cuda:1', but got "):
         WinnowRanker("model", device=device)
 
 

@@ -15,6 +15,20 @@ def checked_fields(names: Sequence[str] | None) -> list[str]:
     return list(names or ())
 
 
+def checked_flag(name: str, flag: bool) -> bool:
+    """A flag, if it is one: most texts, "false" too, would count as True."""
+    if not isinstance(flag, bool):
+        raise TypeError(f"{name} must be True or False, but got {flag!r}")
+    return flag
+
+
+def checked_text(name: str, text: str) -> str:
+    """A text, if it is one: None would be put into prompts as "None"."""
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a text, but got {text!r}")
+    return text
+
+
 def checked_secret(name: str, secret: Secret | None) -> Secret | None:
     """`api_key` or `token`, if it is a secret: a text would be written into saved pipelines."""
     if secret is not None and not isinstance(secret, Secret):
@@ -27,7 +41,7 @@ def checked_device(device: ComponentDevice | str | None) -> ComponentDevice | No
     if isinstance(device, str):
         device = ComponentDevice.from_str(device)
     if device is not None and not isinstance(device, ComponentDevice):
-        raise TypeError(f"device must be a ComponentDevice, but got a {type(device).__name__}")
+        raise TypeError(f"device must be a ComponentDevice or a text such as 'cuda:1', but got {device!r}")
     if device is not None and device.has_multiple_devices:
         raise ValueError("device must be a single device, but got a device map")
     return device

@@ -20,7 +20,9 @@ from haystack_integrations.components.rankers.winnow.checks import (
     check_savable,
     checked_device,
     checked_fields,
+    checked_flag,
     checked_secret,
+    checked_text,
     with_device_names,
 )
 from haystack_integrations.components.rankers.winnow.documents import DocumentReader, without_duplicates
@@ -97,7 +99,8 @@ class WinnowRanker:
 
     Raises:
         ValueError: An argument is out of range. What only the model can tell is raised when it loads.
-        TypeError: `top_k` is not an integer, `meta_fields_to_embed` no list, or `api_key` or `token` no `Secret`.
+        TypeError: An argument is unknown, or of another type: `top_k` no integer, `meta_fields_to_embed` no list,
+            `api_key` or `token` no `Secret`.
     """
 
     def __init__(
@@ -139,18 +142,18 @@ class WinnowRanker:
         fallback: str | None = None,
         max_restarts: int = 1,
     ):
-        self.model = os.fspath(model)
+        self.model = plain(model)
         self.top_k = checked_top_k(top_k)
-        self.query_prefix = query_prefix
-        self.query_suffix = query_suffix
-        self.document_prefix = document_prefix
-        self.document_suffix = document_suffix
+        self.query_prefix = checked_text("query_prefix", query_prefix)
+        self.query_suffix = checked_text("query_suffix", query_suffix)
+        self.document_prefix = checked_text("document_prefix", document_prefix)
+        self.document_suffix = checked_text("document_suffix", document_suffix)
         self.instruction = instruction
         self.template = plain(template)
         self.template_kwargs = template_kwargs
         self.meta_fields_to_embed = checked_fields(meta_fields_to_embed)
-        self.embedding_separator = embedding_separator
-        self.scale_score = scale_score
+        self.embedding_separator = checked_text("embedding_separator", embedding_separator)
+        self.scale_score = checked_flag("scale_score", scale_score)
         self.score_threshold = checked_threshold(score_threshold)
         self.max_length = max_length
         self.max_query_tokens = max_query_tokens
@@ -390,7 +393,7 @@ class WinnowRanker:
             documents=without_duplicates(documents),
             top_k=self.top_k if top_k is None else top_k,
             score_threshold=self.score_threshold if score_threshold is None else score_threshold,
-            scale_score=self.scale_score if scale_score is None else scale_score,
+            scale_score=self.scale_score if scale_score is None else checked_flag("scale_score", scale_score),
             deadline=checked_deadline(deadline),
         )
 
