@@ -13,15 +13,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from engine_threads import engine_threads
 from langchain_kit import BEST_FIRST, QUERY, TEXTS, Call, every_call, fake, ids, make_documents, scores
 from pydantic import SecretStr, ValidationError
+from rich_settings import check_plain, rich_settings
 
 from gated_engine import gated_fake, loop_goes_on_until
 from winnow import FakeEngine, ModelError, ModelRecipe, Reranker, RerankerConfig
@@ -220,32 +219,12 @@ def test_round_trips() -> None:
     assert one != WinnowCrossEncoder(model="fake", engine="fake")
 
 
-# Whatever runs can be dumped: what stands for a text or a number is one.
-RICH: dict[str, Any] = {
-    "model": Path("some") / "folder",
-    "engine": "transformers",
-    "engine_kwargs": MappingProxyType(
-        {"dtype": torch.bfloat16, "hf_overrides": MappingProxyType({"a": {"b": (1, 2)}})}
-    ),
-    "template_kwargs": {"style": MappingProxyType({"short": np.bool_(True)})},
-    "device": torch.device("cpu"),
-    "cache_dir": Path("/files"),
-    "root_path": Path("/pictures"),
-    "score_cache": Path("/scores"),
-    "max_length": np.int64(100),
-    "window_overlap": np.float64(0.25),
-    "deadline": np.float32(0.5),
-}
-
-
 @BOTH
 def test_whatever_runs_can_be_dumped_and_is_equal_when_read_back(kind: Any) -> None:
-    one = kind(**RICH)
+    one = kind(**rich_settings())
     assert kind(**one.model_dump()) == kind.model_validate_json(one.model_dump_json()) == one
     assert json.loads(one.model_dump_json()) == one.model_dump()
-    assert one.model == str(RICH["model"])
-    assert one.engine_kwargs == {"dtype": "bfloat16", "hf_overrides": {"a": {"b": [1, 2]}}}
-    assert (one.device, one.cache_dir, one.max_length, one.deadline) == ("cpu", "/files", 100, 0.5)
+    check_plain(one)
     chosen = fake(top_n=np.int64(3), score_threshold=np.float32(0.5))
     assert (chosen.top_n, chosen.score_threshold) == (3, 0.5)
     chosen.top_n = np.int64(2)  # type: ignore[assignment]

@@ -1,13 +1,12 @@
 """The LangChain door's runs: traced as a chain, below the caller's run, sync and async."""
 
 import asyncio
-import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
 import pytest
+import told
 from langchain_core.callbacks import AsyncCallbackHandler, AsyncCallbackManager, BaseCallbackHandler, CallbackManager
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig, RunnableLambda
@@ -15,7 +14,7 @@ from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langchain_kit import BEST_FIRST, QUERY, TEXTS, Call, every_call, fake, ids, make_documents
 
 from gated_engine import gated_fake, loop_goes_on_until
-from winnow import DocumentError, EngineError, FakeEngine, RankStats, Reranker
+from winnow import DocumentError, EngineError, FakeEngine, Reranker
 from winnow_langchain import WinnowRerank
 
 
@@ -107,25 +106,9 @@ def test_who_gathers_the_sources_of_retriever_runs_finds_each_once(call: Call) -
 @every_call
 def test_the_outputs_hold_all_that_the_core_tells(call: Call) -> None:
     recorder = Recorder()
-    query, texts = f"{QUERY} {'or another one ' * 400}", ["", *TEXTS, "noodles " * 400]
-    settings: dict[str, Any] = {"max_length": 400, "max_query_tokens": 100, "max_document_tokens": 20}
-    call(fake(**settings), make_documents(texts), query, callbacks=[recorder])
+    call(fake(**told.SETTINGS), make_documents(told.TEXTS), told.QUERY, callbacks=[recorder])
     ((outputs, _),) = recorder.ends
-    told = outputs["winnow"]
-    expected = Reranker("fake", engine="fake", **settings).rank(query, texts)
-    assert told.keys() == {field.name for field in dataclasses.fields(RankStats)} | {"hits"}
-    for field in dataclasses.fields(RankStats):
-        if field.name != "elapsed_ms":
-            assert told[field.name] == getattr(expected.stats, field.name), field.name
-    assert told["query_truncated"]
-    assert told["elapsed_ms"] > 0
-    for hit, shown in zip(expected, told["hits"], strict=True):
-        assert shown.keys() == {field.name for field in dataclasses.fields(hit)} - {"text"}
-        for name in shown.keys() - {"logit"}:
-            assert shown[name] == getattr(hit, name), name
-    assert told["hits"][0]["logit"] == expected[0].logit
-    assert told["truncated"] == sum(hit["truncated"] for hit in told["hits"]) > 0
-    json.dumps(told, allow_nan=False)
+    told.check_told(outputs["winnow"])
 
 
 @every_call
