@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from winnow import EngineScore, FakeEngine, Prompt
-from winnow.engines import choose
 
 PATIENCE = 120.0  # seconds, for what takes none where nothing else runs
 
@@ -27,19 +26,31 @@ class GatedEngine(FakeEngine):
         self.waiting = 0
 
     async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
+        await self.let_through()
+        return await super().score(prompts, priority=priority)
+
+    async def let_through(self) -> None:
+        """Wait at the gate."""
         self.waiting += 1
         try:
             await passed(self.gate)
         finally:
             self.waiting -= 1
-        return await super().score(prompts, priority=priority)
 
 
 def gated_fake(monkeypatch: pytest.MonkeyPatch) -> GatedEngine:
-    """What `engine="fake"` makes from now on: integrations take an engine by its name."""
-    engine = GatedEngine()
-    monkeypatch.setattr(choose, "FakeEngine", lambda: engine)
-    return engine
+    """The engine at whose gate every `engine="fake"` waits from now on: integrations take an engine by its name.
+
+    One that runs already waits, too: a reranker that was dropped leaves its engine to others for some seconds.
+    """
+    gated, answer = GatedEngine(), FakeEngine.score
+
+    async def score(engine: FakeEngine, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
+        await gated.let_through()
+        return await answer(engine, prompts, priority=priority)
+
+    monkeypatch.setattr(FakeEngine, "score", score)
+    return gated
 
 
 async def passed(gate: threading.Event) -> None:
