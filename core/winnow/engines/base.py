@@ -70,7 +70,10 @@ class Engine(Protocol):
         """Free the model, its threads and its processes."""
 
     def abandon(self) -> None:
-        """Make a `start` that is under way fail soon and leave nothing behind. Called from another thread."""
+        """Make a `start` that is under way fail soon and leave nothing behind; make `aclose` quick.
+
+        Called from another thread: the user pressed Ctrl-C, Python is ending, or nobody waits for the start.
+        """
 
 
 @runtime_checkable

@@ -36,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 
+# How long vLLM's processes may take to end when Python ends; then vLLM kills them. Its own choice, 5 seconds, is what
+# they take on a busy machine, and Python itself then takes about as long.
+_LAST_SECONDS = 2.0
+
 
 class VllmEngine:
     """A reranker on vLLM's `AsyncLLM`.
@@ -78,6 +82,7 @@ class VllmEngine:
         self._death = ""
         self._processes = EngineProcesses()
         self._is_loading = False
+        self._patience: float | None = None  # vLLM's own
         self._request_numbers = itertools.count()
 
     async def start(self) -> None:
@@ -192,15 +197,20 @@ class VllmEngine:
     async def aclose(self) -> None:
         """Stop vLLM and its processes."""
         if self._llm is not None:
-            self._llm.shutdown()
+            self._llm.shutdown(timeout=self._patience)
             self._llm = None
             self._log.close()
             self._processes.close()
 
     def abandon(self) -> None:
-        """Kill the processes of a `start` that is under way in another thread; it then fails."""
+        """Kill the processes of a `start` that is under way in another thread; it then fails.
+
+        Those of an engine that runs have a little time to end by themselves when it closes.
+        """
         if self._is_loading:
             self._processes.abandon()
+        else:
+            self._patience = _LAST_SECONDS
 
 
 def _compressed_types(prompt: Prompt) -> int | tuple[int, int]:
