@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import gc
 import pickle
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from slow_engine import SlowEngine
 
 from gated_engine import loop_goes_on_until, wait_until
 from winnow import EngineLoadError, Reranker
+from winnow.engines import shared
 
 
 def test_many_threads_start_one_engine_once() -> None:
@@ -172,7 +174,7 @@ def test_close_waits_for_calls_that_wait_for_the_load() -> None:
     assert engine.closed == 1
 
 
-def test_close_ends_a_load_that_nobody_waits_for() -> None:
+def test_close_ends_a_load_that_nobody_waits_for(caplog: pytest.LogCaptureFixture) -> None:
     class Patient(SlowEngine):
         """An engine that starts until it is abandoned."""
 
@@ -192,6 +194,25 @@ def test_close_ends_a_load_that_nobody_waits_for() -> None:
     reranker.close()
     assert engine.abandoned.is_set()
     assert engine.closed == 0  # it never ran
+    gc.collect()
+    assert not caplog.records  # asyncio's "exception was never retrieved", say
+
+
+def test_a_running_engine_is_told_that_python_ends() -> None:
+    class Told(SlowEngine):
+        told = False
+
+        def abandon(self) -> None:
+            self.told = True
+
+    engine = Told()
+    reranker = Reranker("fake", engine=engine)
+    assert reranker.score("a", ["a"])
+    assert not engine.told
+    shared._registry[reranker.engine_key].life.give_up()
+    assert engine.told
+    reranker.close()
+    assert engine.closed == 1
 
 
 def test_a_cancelled_call_ends_at_once_and_harms_no_other() -> None:

@@ -87,6 +87,7 @@ class EngineLife:
                     raise EngineDeadError(str(self._failure)) from self._failure
                 self._restarts += 1
             self._start_task = asyncio.ensure_future(self._start())
+            self._start_task.add_done_callback(_seen)
         return await asyncio.shield(self._start_task)
 
     async def _start(self) -> Requests:
@@ -143,6 +144,7 @@ class EngineLife:
         """
         if self._sleep_task is None and self._start_task is not None:
             self._sleep_task = asyncio.ensure_future(self._sleep())
+            self._sleep_task.add_done_callback(_seen)
         if self._sleep_task is not None:
             await asyncio.shield(self._sleep_task)
 
@@ -198,6 +200,8 @@ class EngineLife:
         """
         self._given_up = True
         self.interrupt()
+        if (running := self._running) is not None:
+            running.engine.abandon()
 
     def forgive(self) -> None:
         """Let the next call start the engine again, however often it died. From any thread."""
@@ -214,6 +218,12 @@ class EngineLife:
             await asyncio.wait(left, timeout=_INTERRUPT_SECONDS)
         if self._running is not None:
             await self._running.engine.aclose()
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Keep asyncio from logging a failure as never seen: all who waited for it may be gone."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _named(engine: Engine) -> str:
