@@ -1,8 +1,11 @@
-"""How many engines run in this process."""
+"""Which engines run in this process."""
 
 import threading
 
 
-def engine_threads() -> int:
-    """Each engine has a thread; other threads come and go."""
-    return sum(thread.name == "winnow-engine" for thread in threading.enumerate())
+def engine_threads() -> set[threading.Thread]:
+    """The threads of the engines, one each.
+
+    Compare with `<=`, or count what is new: an engine that an earlier test dropped may end at any time.
+    """
+    return {thread for thread in threading.enumerate() if thread.name == "winnow-engine"}

@@ -207,7 +207,7 @@ def test_no_documents_give_none_and_touch_no_engine(subject: Subject) -> None:
     running = engine_threads()
     assert subject.rank(subject.make("no such model", **{"engine": "vllm", **options}), []) == []
     assert engine.started == 0
-    assert engine_threads() == running
+    assert engine_threads() <= running
 
 
 def test_a_blank_query_is_an_error(subject: Subject) -> None:
@@ -348,7 +348,7 @@ def test_the_three_doors_share_one_engine_and_its_scores_on_real_vllm(vllm_model
             made = subject.make(vllm_model, engine="vllm", instruction=INSTRUCTION)
             results[f"{name} {how}"] = subject.rank(made, passages)
             subject.close()
-    assert engine_threads() == running  # they all used the engine of the fixture
+    assert engine_threads() <= running  # they all used the engine of the fixture
     with Reranker(vllm_model, engine="transformers") as reference:
         expected = [(hit.index, hit.score) for hit in reference.rank(QUERY, passages, instruction=INSTRUCTION)]
     for ranked in results.values():

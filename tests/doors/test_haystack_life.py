@@ -55,7 +55,8 @@ def test_making_one_starts_nothing() -> None:
     ranker = fake(engine=engine)
     ranker.close()
     asyncio.run(ranker.close_async())
-    assert (engine.started, engine.closed, engine_threads()) == (0, 0, running)
+    assert (engine.started, engine.closed) == (0, 0)
+    assert engine_threads() <= running
 
 
 def test_warm_up_loads_once() -> None:

@@ -279,17 +279,17 @@ def test_constructor_and_empty_input_load_nothing_and_equal_settings_share_one_e
     core = Reranker("fake", engine="fake", engine_kwargs=kwargs)
     assert first.compress_documents([], QUERY) == asyncio.run(first.acompress_documents([], QUERY)) == []
     assert first.rerank([], QUERY) == asyncio.run(first.arerank([], QUERY)) == encoder.score([]) == []
-    assert engine_threads() == before
+    assert engine_threads() <= before
     everyone: list[Any] = [first, second, copy.deepcopy(first), pickle.loads(pickle.dumps(first))]  # noqa: S301
     for reranker in everyone:
         reranker.compress_documents(make_documents(), QUERY)
     core.rank(QUERY, TEXTS)
     encoder.score([(QUERY, text) for text in TEXTS])
-    assert engine_threads() == before + 1
+    assert len(engine_threads() - before) == 1
     for one in [core, encoder, *everyone]:
-        assert engine_threads() == before + 1
+        assert len(engine_threads() - before) == 1
         one.close()
-    assert engine_threads() == before
+    assert engine_threads() <= before
 
 
 @BOTH
@@ -336,10 +336,10 @@ def test_close_frees_the_engine_and_the_next_call_loads_it_again(call: Call) -> 
     first = call(reranker, make_documents(), QUERY)
     reranker.close()
     asyncio.run(reranker.aclose())
-    assert engine_threads() == before
+    assert engine_threads() <= before
     assert call(reranker, make_documents(), QUERY) == first
     asyncio.run(reranker.aclose())
-    assert engine_threads() == before
+    assert engine_threads() <= before
 
 
 def test_start_loads(monkeypatch: pytest.MonkeyPatch) -> None:

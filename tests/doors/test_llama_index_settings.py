@@ -289,18 +289,18 @@ def test_constructor_loads_nothing_and_equal_settings_share_one_engine() -> None
     kwargs = {"delay": 1e-6}  # a key of this test's own
     first, second = fake(engine_kwargs=kwargs), fake(engine_kwargs=kwargs, top_n=1, instruction="noodles")
     core = Reranker("fake", engine="fake", engine_kwargs=kwargs)
-    assert engine_threads() == before
+    assert engine_threads() <= before
     nodes = scored(text_nodes())
     everyone = [first, second, copy.deepcopy(first), pickle.loads(pickle.dumps(first))]  # noqa: S301
     for reranker in everyone:
         reranker.postprocess_nodes(nodes, query_str=QUERY)
     core.rank(QUERY, TEXTS)
-    assert engine_threads() == before + 1
+    assert len(engine_threads() - before) == 1
     core.close()
     for reranker in everyone:
-        assert engine_threads() == before + 1
+        assert len(engine_threads() - before) == 1
         reranker.close()
-    assert engine_threads() == before
+    assert engine_threads() <= before
 
 
 def test_copies_hold_no_engine_until_they_are_used_and_dropped_ones_give_it_back(
@@ -337,10 +337,10 @@ def test_close_frees_the_engine_and_the_next_query_loads_it_again(call: Call) ->
     first = call(reranker, nodes, query_str=QUERY)
     reranker.close()
     asyncio.run(reranker.aclose())
-    assert engine_threads() == before
+    assert engine_threads() <= before
     assert call(reranker, nodes, query_str=QUERY) == first
     asyncio.run(reranker.aclose())
-    assert engine_threads() == before
+    assert engine_threads() <= before
 
 
 def test_async_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
