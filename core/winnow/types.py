@@ -1,4 +1,4 @@
-"""What a call to the reranker returns: plain data that crosses every door."""
+"""What a call to the reranker returns: plain data, which every integration hands on."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
