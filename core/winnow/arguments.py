@@ -8,8 +8,8 @@ from typing import Any
 
 from winnow.config import RerankerConfig
 from winnow.judging import Call, Documents, Query
-from winnow.ordering import readable, shows, text_of
 from winnow.templates import TemplateLike
+from winnow.text import readable, shows, text_of
 from winnow.types import Document
 
 

@@ -21,11 +21,12 @@ from winnow.images import as_read
 from winnow.judging import Call, Judging, Query, all_or_none
 from winnow.locks import ForkSafeLock
 from winnow.observability import DEADLINE_PASSED, observed
-from winnow.ordering import as_they_came, readable
+from winnow.ordering import as_they_came
 from winnow.progress import Bar, progress_bar
 from winnow.prompts import DocumentPrompts, Limits, PromptBuilder
 from winnow.score_cache import ScoreCache
 from winnow.templates import TemplateLike
+from winnow.text import readable
 from winnow.types import Ranking
 from winnow.vision import Shown
 

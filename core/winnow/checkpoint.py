@@ -18,7 +18,8 @@ from winnow.template_search import find_template
 from winnow.templates import ScoreTemplate, TemplateLike, from_user
 from winnow.tokenization import PromptTokenizer
 from winnow.tokenizer_files import load_tokenizer
-from winnow.vision import Vision, vision_of
+from winnow.vision import Vision
+from winnow.vision_config import vision_of
 
 logger = logging.getLogger(__name__)
 

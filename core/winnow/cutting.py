@@ -1,10 +1,8 @@
-"""Where text may be cut, and what is no text at all."""
+"""Where text may be cut."""
 
 from collections.abc import Sequence
 
 import regex
-
-from winnow.errors import DocumentError
 
 # A first guess of how many characters fit a token, so that a book is not tokenised to keep its first page.
 CHARACTERS_PER_TOKEN = 8
@@ -33,21 +31,3 @@ def cut_before(text: str, spans: Sequence[tuple[int, int]], offset: int, keep: i
         (start + match.start() for match in _GRAPHEMES.finditer(around) if start + match.start() <= end), default=end
     )
     return boundary if boundary > start or start == 0 else end
-
-
-def checked(text: str, what: str, index: int | None = None) -> str:
-    """Refuse text that has no UTF-8 form.
-
-    Raises:
-        DocumentError: The text holds half of a surrogate pair.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DocumentError(
-            f"{what} holds the lone surrogate {text[error.start]!r} at character {error.start}, which is not text. It "
-            "usually comes from "
-            "decoding with errors='surrogateescape': decode with errors='replace' instead.",
-            index,
-        ) from None
-    return text

@@ -9,6 +9,7 @@ from statistics import fmean
 from winnow.config import RerankerConfig
 from winnow.errors import DocumentError
 from winnow.images import image_identity
+from winnow.text import readable, shows, text_of
 from winnow.types import RETRIEVAL_ORDER, Document, RankedDocument, Ranking, RankStats
 
 
@@ -128,19 +129,3 @@ def _identity(logit: float) -> float:
 
 
 _LOGIT_OF_WINDOWS: dict[str, Callable[[Sequence[float]], float]] = {"max": max, "mean": fmean, "first": itemgetter(0)}
-
-
-def text_of(document: str | Document | None) -> str | None:
-    """The text of a document or a query as the caller gave it."""
-    return document.text if isinstance(document, Document) else document
-
-
-def shows(document: str | Document | None) -> bool:
-    """Whether a document or a query has an image or a video."""
-    return isinstance(document, Document) and not (document.image is None and document.video is None)
-
-
-def readable(document: str | Document | None) -> str:
-    """The text of a document or a query; "" for one that is blank."""
-    text = text_of(document)
-    return text if text and not text.isspace() else ""

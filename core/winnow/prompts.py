@@ -9,12 +9,13 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from winnow.cutting import CHARACTERS_PER_TOKEN, CUT_WORD, checked, cut_before
+from winnow.cutting import CHARACTERS_PER_TOKEN, CUT_WORD, cut_before
 from winnow.errors import DocumentError
 from winnow.frames import Frame, FrameBuilder
 from winnow.limits import Limits as Limits
 from winnow.limits import Overflow as Overflow
 from winnow.segments import Segment
+from winnow.text import checked
 from winnow.tokenization import PromptTokenizer
 from winnow.vision import PromptImage, PromptVideo, Shown, Vision
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from winnow import format_strings, template_segments
-from winnow.cutting import checked
 from winnow.errors import DocumentError, TemplateError
 from winnow.jinja_templates import RESERVED_NAMES
 from winnow.segments import Content, PlainText, Segment, fields_of
+from winnow.text import checked
 
 T = TypeVar("T")
 

@@ -3,27 +3,12 @@
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from winnow.errors import ConfigurationError, ModelError
-from winnow.model_folder import read_json
-from winnow.recipes import ModelRecipe
 from winnow.tokenization import PromptTokenizer
 
-# Values of `model_type` in config.json.
-_MODEL_TYPES = ("qwen2_vl", "qwen3_vl")
-# What config.json leaves out where it is transformers' default (models/qwen2_vl/configuration_qwen2_vl.py).
-_DEFAULTS: dict[str, dict[str, int]] = {"qwen2_vl": {"patch_size": 14, "spatial_merge_size": 2}}
-# Tokens of vision, whose ids config.json leaves out likewise.
-_TOKENS = {
-    "vision_start": "<|vision_start|>",
-    "image": "<|image_pad|>",
-    "vision_end": "<|vision_end|>",
-    "video": "<|video_pad|>",
-}
 # Longest side over shortest (qwen_vl_utils, vision_process.py, MAX_RATIO; also transformers' smart_resize).
 _MAX_RATIO = 200
 # Tokens of two frames, least and most (qwen_vl_utils, vision_process.py, VIDEO_MIN_TOKEN_NUM, VIDEO_MAX_TOKEN_NUM).
@@ -231,62 +216,3 @@ class Vision:
             short[at : at + video.tokens] = [self.video_id]
             at += 1
         return short
-
-
-def vision_of(
-    folder: Path,
-    model: str,
-    config: Mapping[str, Any],
-    recipe: ModelRecipe,
-    tokenizer: PromptTokenizer,
-    processor_kwargs: Mapping[str, Any] | None = None,
-) -> Vision | None:
-    """How a model sees, or None if it only reads.
-
-    Args:
-        folder: Its small files.
-        model: Its name, for errors.
-        config: Its config.json.
-        recipe: Its recipe.
-        tokenizer: Its tokenizer.
-        processor_kwargs: The user's `min_pixels` and `max_pixels`.
-
-    Raises:
-        ConfigurationError: `processor_kwargs` holds something else, or numbers that cannot be.
-        ModelError: The model's files do not tell.
-    """
-    if config.get("model_type") not in _MODEL_TYPES:
-        return None
-    given = dict(processor_kwargs or {})
-    if unknown := given.keys() - {"min_pixels", "max_pixels"}:
-        raise ConfigurationError(
-            f"mm_processor_kwargs has no {min(unknown)!r}; it takes min_pixels and max_pixels, between which images "
-            "are resized"
-        )
-    try:
-        shape = {**_DEFAULTS.get(config["model_type"], {}), **config["vision_config"]}
-        side = int(shape["patch_size"]) * int(shape["spatial_merge_size"])
-        marks = [int(config.get(f"{name}_token_id", tokenizer.token_id(_TOKENS[name]))) for name in _TOKENS]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"config.json of {model} does not say how the model sees: {error!r} is missing.") from error
-    if recipe.pixels is None:
-        size = read_json(folder / "preprocessor_config.json", model).get("size") or {}
-        least, most = size.get("shortest_edge", side**2), size.get("longest_edge", 1280 * side**2)
-    else:
-        least, most = recipe.pixels
-    least, most = given.get("min_pixels", min(least, given.get("max_pixels", least))), given.get("max_pixels", most)
-    if not side**2 <= most or not 1 <= least <= most:
-        raise ConfigurationError(
-            f"min_pixels={least} and max_pixels={most} leave no size for an image: {model} takes images of at least "
-            f"{side**2} pixels ({side} x {side}), and the second must not be below the first"
-        )
-    return Vision(
-        side=side,
-        min_pixels=int(least),
-        max_pixels=int(most),
-        placeholder="".join(map(tokenizer.token, marks[:3])),
-        token_id=marks[1],
-        marks=(marks[0], marks[2]),
-        video_id=marks[3] if config["model_type"] == "qwen3_vl" else -1,
-        tokenizer=tokenizer,
-    )

@@ -5,15 +5,14 @@ import logging
 from dataclasses import replace
 
 from winnow.checkpoint import Checkpoint, open_checkpoint
-from winnow.config import RerankerConfig
 from winnow.engines.base import Engine, FakeEngine
-from winnow.engines.settings import EngineSettings, resolve, url_in_environment, warn_about_variables
+from winnow.engines.settings import EngineConfig, EngineSettings, resolve, url_in_environment, warn_about_variables
 from winnow.errors import MissingExtraError
 
 logger = logging.getLogger(__name__)
 
 
-def create_engine(config: RerankerConfig, settings: EngineSettings | None = None) -> Engine:
+def create_engine(config: EngineConfig, settings: EngineSettings | None = None) -> Engine:
     """Make, but do not start, the engine that a configuration and the environment ask for.
 
     Args:

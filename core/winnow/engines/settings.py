@@ -9,8 +9,10 @@ import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from os import PathLike
+from typing import Any, Protocol
 
+from winnow.engines.base import Engine
 from winnow.engines.known_settings import (
     PREFIX,
     RERANKER_SETTINGS,
@@ -22,10 +24,7 @@ from winnow.engines.known_settings import (
 )
 from winnow.engines.vllm_fields import field_names
 from winnow.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from winnow.config import RerankerConfig
-    from winnow.engines.base import Engine
+from winnow.recipes import ModelRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +42,29 @@ _OF_BOTH = ("device", "cache_dir")
 _warned_about: set[str] = set()
 
 
+class EngineConfig(Protocol):
+    """The arguments of a reranker that its engine is made from; `RerankerConfig` describes them."""
+
+    @property
+    def model(self) -> str: ...  # noqa: D102
+    @property
+    def recipe(self) -> str | ModelRecipe | None: ...  # noqa: D102
+    @property
+    def engine(self) -> str | Engine: ...  # noqa: D102
+    @property
+    def url(self) -> str | Sequence[str] | None: ...  # noqa: D102
+    @property
+    def api_key(self) -> str | None: ...  # noqa: D102
+    @property
+    def max_length(self) -> int | None: ...  # noqa: D102
+    @property
+    def device(self) -> str | None: ...  # noqa: D102
+    @property
+    def cache_dir(self) -> str | PathLike[str] | None: ...  # noqa: D102
+    @property
+    def engine_kwargs(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """What an engine is made from: a reranker's arguments, and what the environment adds to them.
@@ -56,7 +78,7 @@ class EngineSettings:
         found: Settings that only the environment has, of whatever engine.
     """
 
-    engine: "str | Engine"
+    engine: str | Engine
     url: str | Sequence[str] | None
     api_key: str | None = field(repr=False)
     max_length: int | None
@@ -126,7 +148,7 @@ def check_names(engine: str, engine_kwargs: Mapping[str, Any]) -> None:
     check_keywords("engine_kwargs", unknown, known)
 
 
-def resolve(config: "RerankerConfig", environment: Mapping[str, str] | None = None) -> EngineSettings:
+def resolve(config: EngineConfig, environment: Mapping[str, str] | None = None) -> EngineSettings:
     """A reranker's engine settings, with what the environment adds.
 
     Engine objects and `engine="fake"` take nothing from the environment.
@@ -180,7 +202,7 @@ def resolve(config: "RerankerConfig", environment: Mapping[str, str] | None = No
     return EngineSettings(engine=engine, url=url, api_key=api_key, max_length=max_length, given=given, found=found)
 
 
-def given_settings(config: "RerankerConfig") -> dict[str, Any]:
+def given_settings(config: EngineConfig) -> dict[str, Any]:
     """What the user gave of the engine's settings, in `engine_kwargs` or as arguments of the reranker.
 
     Raises:
