@@ -155,7 +155,8 @@ def test_paths_stay_below_the_root(tmp_path: Path) -> None:
     (root / "large.png").write_bytes(bytes((20 << 20) + 1))
     (root / "text.png").write_text("no image")
 
-    assert load("maps/china.png", root).tokens == 60
+    for path in ("maps/china.png", "inside.png"):
+        assert load(path, root).tokens == 60
     assert load(str(root / "maps" / "china.png"), root).tokens == 60
     assert load(str(tmp_path / "alias" / "maps" / "china.png"), tmp_path / "alias").tokens == 60  # a root may be a link
     for path in (
@@ -165,7 +166,6 @@ def test_paths_stay_below_the_root(tmp_path: Path) -> None:
         f"{root}/../secret/china.png",
         f"{root}s/china.png",
         "link.png",
-        "inside.png",
         "folder/china.png",
         "/etc/passwd",
     ):

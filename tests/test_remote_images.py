@@ -1,6 +1,7 @@
 """Images from web addresses: what is fetched, from where, and what never is."""
 
 import asyncio
+import ipaddress
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +12,8 @@ import pytest
 
 from tiny_vision import encoded, load, picture
 from winnow import DocumentError
-from winnow.remote_images import ImageError, fetch, is_public, resolve
+from winnow.public_addresses import is_public
+from winnow.remote_images import ImageError, fetch, resolve
 
 PNG = encoded(picture(320, 200, "lightblue", "Beijing"))
 
@@ -126,6 +128,7 @@ async def literal(host: str, port: int) -> list[str]:
         *("127.0.0.1", "localhost", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1"),
         *("0.0.0.0", "[::1]", "[::]", "[fe80::1]", "[fc00::1]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]"),  # noqa: S104
         *("2130706433", "0x7f.1", "127.1"),
+        *("192.0.0.192", "168.63.129.16", "[::ffff:168.63.129.16]", "[64:ff9b::a83f:8110]", "[fd00:ec2::254]"),
     ],
 )
 def test_private_networks_are_refused(site: ThreadingHTTPServer, host: str) -> None:
@@ -139,13 +142,52 @@ def test_a_name_with_one_private_address_is_refused(site: ThreadingHTTPServer) -
         fetched(site, "http://mixed.example/map.png", names(mixed_example=["93.184.215.14", "10.0.0.5"]))
 
 
+# What `ipaddress` of some Python says of each differs, so none of this may depend on it.
+PUBLIC_ADDRESSES = (
+    *("93.184.215.14", "8.8.8.8", "1.1.1.1", "192.0.1.1", "168.63.129.17", "100.63.255.255", "100.128.0.1"),
+    *("2606:2800:21f:cb07:6820:80da:af6b:8b2c", "2a00:1450:4001:82a::200e", "2001:200::1"),
+    *("::ffff:8.8.8.8", "64:ff9b::8.8.8.8"),
+)
+METADATA = (
+    *("169.254.169.254", "169.254.170.2", "169.254.42.42", "168.63.129.16", "100.100.100.200", "192.0.0.192"),
+    *("fd00:ec2::254", "fd20:ce::254", "fd00:42::42", "fe80::a9fe:a9fe", "fe80::a9fe:a9fe%eth0"),
+)
+# One address of each row of IANA's registries, and of what they leave out.
+SPECIAL = (
+    *("0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "127.0.0.1", "169.254.1.1", "172.31.255.255"),  # noqa: S104
+    *("192.0.0.1", "192.0.0.8", "192.0.0.9", "192.0.0.10", "192.0.0.170", "192.0.0.171", "192.0.2.1"),
+    *("192.31.196.1", "192.52.193.1", "192.88.99.1", "192.168.1.1", "192.175.48.1", "198.19.255.255"),
+    *("198.51.100.1", "203.0.113.1", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255"),
+    *("::", "::1", "100::1", "100:0:0:1::1", "2001:1::1", "2001:2::1", "2001:3::1", "2001:4:112::1", "2001:10::1"),
+    *("2001:20::1", "2001:30::1", "2001:db8::1", "2620:4f:8000::1", "3fff::1", "5f00::1", "fc00::1", "fdff::1"),
+    *("fe80::1", "fec0::1", "ff02::1", "4000::1", "200::1"),
+)
+
+
+def inside_ipv6(address: str) -> list[str]:
+    """The ways to write an address of IPv4 as one of IPv6 that some machine or gateway takes for it."""
+    number = int(ipaddress.IPv4Address(address))
+    mapped, compatible, nat64, local = (
+        str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(prefix)) + number))
+        for prefix in ("::ffff:0:0", "::", "64:ff9b::", "64:ff9b:1::")
+    )
+    relayed = str(ipaddress.IPv6Address((0x2002 << 112) + (number << 80) + 1))
+    teredo = [
+        str(ipaddress.IPv6Address((0x20010000 << 96) + (server << 64) + (client ^ 0xFFFF_FFFF)))
+        for server, client in ((number, 0x08080808), (0x08080808, number))
+    ]
+    return [mapped, mapped.upper(), compatible, nat64, local, relayed, *teredo]
+
+
 def test_public_addresses() -> None:
-    public = ("93.184.215.14", "8.8.8.8", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "::ffff:8.8.8.8")
-    assert all(map(is_public, public))
-    private = ("224.0.0.1", "240.0.0.1", "255.255.255.255", "198.18.0.1", "2002:7f00:1::", "2001:0:1::", "ff02::1")
-    assert not any(map(is_public, private))
-    assert not is_public("fe80::1%eth0")
-    assert not is_public("fec0::1")
+    assert [address for address in PUBLIC_ADDRESSES if not is_public(address)] == []
+    assert [address for address in (*METADATA, *SPECIAL) if is_public(address)] == []
+
+
+def test_addresses_that_hide_another_are_as_private_as_that() -> None:
+    hidden = [form for address in (*METADATA, *SPECIAL) if ":" not in address for form in inside_ipv6(address)]
+    assert len(hidden) > 200
+    assert [address for address in hidden if is_public(address)] == []
 
 
 @pytest.mark.parametrize(

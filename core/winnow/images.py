@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from winnow.errors import DocumentError, MissingExtraError
+from winnow.local_files import read_below
 from winnow.remote_images import MAX_BYTES, ImageError, fetch
 from winnow.types import Document
 from winnow.videos import NO_VIDEOS, decoded, sampled, times_of_list
@@ -166,40 +167,13 @@ class ImageLoader:
         return self._read(os.fspath(given)) if isinstance(given, str | os.PathLike) else None
 
     def _read(self, path: str | bytes) -> bytes:
-        """The bytes of a file below the root, to which no link and no `..` leads."""
-        name = os.fsdecode(path)
+        """The bytes of a file below the root."""
         if self._root is None:
             raise ImageError(
-                f"{name!r} is a local path, and these are only read below root_path: set it to their folder"
+                f"{os.fsdecode(path)!r} is a local path, and these are only read below root_path: set it to their "
+                "folder"
             )
-        if "\0" in name or "://" in name:
-            raise ImageError(f"{name!r} is neither a local path nor an http(s) address")
-        root = self._root.resolve()
-        outside = ImageError(
-            f"the path {name!r} does not lie below root_path ({self._root}), where alone files are read; '..' and "
-            "symbolic links are not followed"
-        )
-        wanted = Path(name)
-        if wanted.is_absolute():
-            for start in (root, self._root.absolute()):
-                if wanted.is_relative_to(start):
-                    wanted = wanted.relative_to(start)
-                    break
-            else:
-                raise outside
-        file = root / wanted
-        if ".." in wanted.parts or file.resolve() != file:
-            raise outside
-        try:
-            if not file.is_file():
-                raise ImageError(f"there is no file {name!r} below root_path ({self._root})")
-            with file.open("rb") as opened:
-                data = opened.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise ImageError(f"the file {name!r} cannot be read ({error.strerror})") from error
-        if len(data) > MAX_BYTES:
-            raise ImageError(f"the file {name!r} is larger than {MAX_BYTES >> 20} MiB: reduce it")
-        return data
+        return read_below(self._root, path)
 
 
 def as_read(vision: Vision | None, given: str | Document | None) -> str | Document | None:

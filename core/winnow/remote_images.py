@@ -7,17 +7,16 @@ something else a moment later (DNS rebinding) gains nothing.
 """
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
 
 import httpx
 
+from winnow.public_addresses import is_public
+
 MAX_BYTES = 20 << 20
 MAX_SECONDS = 20.0
 _MAX_REDIRECTS = 5
-# Addresses of IPv6 that lead to any address of IPv4.
-_TRANSLATED = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 
@@ -134,14 +133,3 @@ async def _body(response: httpx.Response, url: httpx.URL, max_bytes: int) -> byt
         if len(body) > max_bytes:
             raise too_large
     return bytes(body)
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            parsed = parsed.ipv4_mapped
-        elif parsed.is_site_local or any(parsed in network for network in _TRANSLATED):
-            return False
-    return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
