@@ -21,6 +21,7 @@ OPTIONAL = {
     "av": "av",
     "prometheus_client": "prometheus-client",
     "opentelemetry": "opentelemetry-api",
+    "pandas": "pandas",
 }
 HIDE = """
 import sys
@@ -91,6 +92,7 @@ def test_an_engine_without_its_package_names_its_extra(package: str, engine: str
         ("PIL", "import asyncio, winnow.images as i; asyncio.run(i.ImageLoader().load(object(), b'', 'The query'))"),
         ("av", "import winnow.videos; winnow.videos.decoded(b'', max)"),
         ("prometheus_client", "import winnow.metrics; winnow.metrics.enable()"),
+        ("pandas", "import winnow; winnow.Ranking().to_dataframe()"),
     ],
 )
 def test_what_is_switched_on_without_its_package_names_its_extra(package: str, code: str) -> None:

@@ -2,7 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
+
+from winnow.errors import MissingExtraError
+from winnow.notebook import html_of_ranking
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +46,7 @@ class RankedDocument:
         score: sigmoid(logit), between 0 and 1, or the logit itself with `raw_scores=True`. 0.0 (−inf with
             `raw_scores`) for a document that was not scored.
         logit: The model's raw relevance logit in fp32; its formula is `ModelRecipe.formula`. −inf for a document that
-            was
-            not scored.
+            was not scored.
         text: The document's text as the caller gave it; None where the caller gave None.
         truncated: True if part of the text was not seen by the model.
         document_tokens: How many tokens of the document the model saw.
@@ -122,6 +127,25 @@ class Ranking(Sequence[RankedDocument]):
             for hit in self.hits
         ]
         return {**asdict(self.stats), "hits": hits}
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """The ranking as a `pandas.DataFrame`: a row for each hit, best first, with the fields of `RankedDocument`.
+
+        The row's label is the rank, from 1. Where a field is None, pandas has its own mark for what is missing.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtraError("pandas", "pandas") from error
+        columns = {name: [getattr(hit, name) for hit in self.hits] for name in RankedDocument.__slots__}
+        return pandas.DataFrame(columns, index=pandas.RangeIndex(1, len(self.hits) + 1, name="rank"))
+
+    def _repr_html_(self) -> str:
+        """What notebooks show; https://ipython.readthedocs.io, "Rich display"."""
+        return html_of_ranking(self.as_dict(), [hit.text for hit in self.hits])
 
     @overload
     def __getitem__(self, index: int) -> RankedDocument: ...
