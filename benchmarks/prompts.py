@@ -21,7 +21,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from winnow.jinja_templates import render
+from winnow.jinja_templates import Layout, Origin, rendered
 from winnow.prompts import Limits, PromptBuilder
 from winnow.templates import built_in
 from winnow.tokenization import PromptTokenizer
@@ -64,13 +64,16 @@ def main() -> None:
     builder = PromptBuilder(PromptTokenizer(own), template.segments(with_instruction=True), Limits(max_length=8192))
     reference = PreTrainedTokenizerFast(tokenizer_object=own)
     values = {"query": QUERY, "instruction": INSTRUCTION}
-    rendered = [render(str(template.source), {**values, "document": document}) for document in documents]
+    origin = Origin(template.origin, trusted=True)
+    texts = [
+        rendered(str(template.source), origin, {**values, "document": document}, {}, Layout()) for document in documents
+    ]
 
     def winnow() -> list[list[int]]:
         return [built.prompts[0].ids for built in builder.build(QUERY, documents, INSTRUCTION)]
 
     def transformers() -> list[list[int]]:
-        ids: list[list[int]] = reference(rendered)["input_ids"]
+        ids: list[list[int]] = reference(texts)["input_ids"]
         return ids
 
     assert winnow() == transformers(), "the ids differ"  # noqa: S101 -- also warms up

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from itertools import pairwise
 
 import pytest
@@ -11,8 +12,9 @@ from tokenizers import Tokenizer
 
 from tokenizer_kinds import KINDS, prompt_tokenizer_of_kind, tokenizer_of_kind
 from winnow.errors import DocumentError, TemplateError
-from winnow.jinja_templates import render
+from winnow.jinja_templates import Layout, Origin, rendered
 from winnow.prompts import Limits, PromptBuilder
+from winnow.segments import FieldName
 from winnow.templates import ScoreTemplate, built_in, built_in_names
 from winnow.tokenization import PromptTokenizer
 
@@ -70,6 +72,10 @@ def with_control_tokens(kind: str, template: str) -> str:
         "xlm_roberta_like": ("judge <mask> ", " <mask> so?<mask>"),
     }[kind]
     return first + template + last + '{{ "\n" }}'
+
+
+def render(source: str, values: Mapping[FieldName, str]) -> str:
+    return rendered(source, Origin("test", trusted=True), values, {}, Layout())
 
 
 def mentions_control_token(tokenizer: PromptTokenizer, *texts: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from winnow.cross_encoder_head import HeadModule, read_head
 from winnow.errors import ModelError, TemplateError
 from winnow.judged import padding_of
+from winnow.locks import import_lock
 from winnow.model_folder import CrossEncoderFiles, folder_of, read_cross_encoder_files, read_json
 from winnow.overrides import completed, merged, misspelt, overridden
 from winnow.positions import positions_of
@@ -133,8 +134,46 @@ def open_checkpoint(
 
     Raises:
         ModelError: The model is not found, is no reranker, or a file is missing or damaged. The message says which.
+        TemplateError: Its `score_template` cannot be read, or its chat template goes over the limits of templates that
+            come with a model.
     """
     folder = folder_of(model, revision, token, cache_dir)
+    cross_encoder = read_cross_encoder_files(folder)
+    with import_lock:
+        checkpoint = _without_template(
+            folder, model, cross_encoder, recipe, hf_overrides, trust_remote_code, mm_processor_kwargs
+        )
+    # Without the lock: other models must not wait while a template that came with this one is rendered.
+    template = find_template(
+        folder,
+        read_json(folder / "config.json", model),
+        hf_overrides=hf_overrides,
+        special_tokens=checkpoint.tokenizer.special_tokens,
+        cross_encoder=cross_encoder,
+    )
+    if template is None and checkpoint.recipe.template is not None:
+        template = from_user(checkpoint.recipe.template, "template of the recipe")
+    if cross_encoder is not None and cross_encoder.prompt is not None:
+        if template is not None:
+            template = replace(template, instruction=cross_encoder.prompt)
+        else:
+            logger.warning(
+                "sentence-transformers puts the prompt %r before each query of %s. Winnow does not: put it there.",
+                cross_encoder.prompt,
+                model,
+            )
+    return replace(checkpoint, template=template)
+
+
+def _without_template(
+    folder: Path,
+    model: str,
+    cross_encoder: CrossEncoderFiles | None,
+    recipe: str | ModelRecipe | None,
+    hf_overrides: Mapping[str, Any] | None,
+    trust_remote_code: bool,
+    mm_processor_kwargs: Mapping[str, Any] | None,
+) -> Checkpoint:
     own_config = read_json(folder / "config.json", model)
     overrides = completed(own_config, hf_overrides or {})
     config = overridden(own_config, overrides)
@@ -145,7 +184,6 @@ def open_checkpoint(
             model,
             near,
         )
-    cross_encoder = read_cross_encoder_files(folder)
     head = () if cross_encoder is None else read_head(folder, model)
     try:
         found = recipe_for(str(model), config, recipe, module_scores=head[-1].scores if head else None)
@@ -156,24 +194,6 @@ def open_checkpoint(
         tokenizer, own_limit = load_tokenizer(folder, model, trust_remote_code)
         found = _recipe_of(cross_encoder, config, tokenizer)
     tokenizer.padding = padding_of(config, found)
-    template = find_template(
-        folder,
-        own_config,
-        hf_overrides=hf_overrides,
-        special_tokens=tokenizer.special_tokens,
-        cross_encoder=cross_encoder,
-    )
-    if template is None and found.template is not None:
-        template = from_user(found.template, "template of the recipe")
-    if cross_encoder is not None and cross_encoder.prompt is not None:
-        if template is not None:
-            template = replace(template, instruction=cross_encoder.prompt)
-        else:
-            logger.warning(
-                "sentence-transformers puts the prompt %r before each query of %s. Winnow does not: put it there.",
-                cross_encoder.prompt,
-                model,
-            )
     longest = min((limit for limit in (own_limit, positions_of(config, folder)) if limit is not None), default=None)
     max_length = min((limit for limit in (longest, found.max_length) if limit is not None), default=512)
     checkpoint = Checkpoint(
@@ -182,7 +202,7 @@ def open_checkpoint(
         config=config,
         recipe=found,
         tokenizer=tokenizer,
-        template=template,
+        template=None,
         max_length=max_length,
         longest=longest,
         vision=vision_of(folder, model, config, found, tokenizer, mm_processor_kwargs),

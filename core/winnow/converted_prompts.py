@@ -5,6 +5,7 @@ from typing import Any
 
 from winnow.checkpoint import Checkpoint, open_checkpoint
 from winnow.errors import ModelError, TemplateError
+from winnow.jinja_templates import Origin, rendered_chat
 from winnow.limits import Limits
 from winnow.prompts import PromptBuilder
 from winnow.segments import Segment, fields_of
@@ -43,8 +44,8 @@ def write_templates(part: Path, checkpoint: Checkpoint, template: ScoreTemplate)
     if isinstance(template.source, str) and not template.variables and not template.instruction:
         # Without its last newline, which Jinja does not render anyway, unless another would be lost in its place.
         own = template.source if template.source.endswith("\n\n") else template.source.removesuffix("\n")
-        text = _as_chat(chat, own, None)
-        source = own if absent is not None and text == _as_chat(chat, source, None) else source
+        text = None if absent is None else _own_as_chat(chat, own, template)
+        source = own if text is not None and text == _as_chat(chat, source, None) else source
     (part / "score_template.jinja").write_text(source, encoding="utf-8")
 
     # Tokenizers that mark the beginning of words need a space for the first one when a control token is before it.
@@ -125,12 +126,24 @@ def _segments(checkpoint: Checkpoint, template: ScoreTemplate, *, with_instructi
 
 def _as_chat(chat: Any, source: str, instruction: str | None) -> str | None:
     """The sample's prompt as sentence-transformers and vLLM render it; None if they cannot."""
-    system = [{"role": "system", "content": instruction}] if instruction else []
-    messages = [*system, *({"role": role, "content": text} for role, text in _SAMPLE.items())]
     try:
-        return str(chat.apply_chat_template(messages, chat_template=source, tokenize=False))
+        return str(chat.apply_chat_template(_messages(instruction), chat_template=source, tokenize=False))
     except Exception:  # noqa: BLE001 - templates run arbitrary expressions, and fail with whatever these raise
         return None
+
+
+def _own_as_chat(chat: Any, source: str, template: ScoreTemplate) -> str | None:
+    """`_as_chat` of a template's own source, which may have come with the model: transformers sets it no limits."""
+    try:
+        origin = Origin(template.origin, template.trusted)
+        return rendered_chat(source, origin, _messages(None), chat.special_tokens_map)
+    except TemplateError:
+        return None
+
+
+def _messages(instruction: str | None) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": instruction}] if instruction else []
+    return [*system, *({"role": role, "content": text} for role, text in _SAMPLE.items())]
 
 
 def _expected(checkpoint: Checkpoint, template: ScoreTemplate) -> dict[str | None, list[int]]:

@@ -1,22 +1,11 @@
-"""Render Jinja score templates exactly as transformers renders them, within bounds. The only file that knows Jinja."""
+"""Render score templates: those that are trusted here, all others in a process of their own, with limits."""
 
-import json
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import datetime
-from functools import lru_cache
-from types import TracebackType
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jinja2
-import jinja2.ext
-import jinja2.meta
-from jinja2 import nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from winnow import jinja_sandbox, template_worker
 from winnow.errors import TemplateError
+from winnow.jinja_sandbox import RenderError
 from winnow.segments import FIELDS, FieldName
 
 # What a rendering is given besides the caller's `template_kwargs`.
@@ -24,8 +13,14 @@ RESERVED_NAMES = frozenset(
     {*FIELDS, "prompt", "messages", "tools", "documents", "add_generation_prompt", "tokenize", "chat_template"}
 )
 
-_RENDER_SECONDS = 2.0
-_LARGEST_PRODUCT = 1_000_000  # characters, items or bits that a template may make with * or **
+# Characters that a template which is not trusted may have. The longest chat templates in use have 30,000.
+LARGEST_SOURCE = 100_000
+
+_RENDER_SECONDS = 2.0  # of processor time
+
+
+class TemplateLimitError(TemplateError):
+    """A template went over a limit. It is not tried in another way, nor passed over for another template."""
 
 
 class Layout(NamedTuple):
@@ -42,77 +37,86 @@ class Layout(NamedTuple):
     roles: tuple[str, str] = ("query", "document")
 
 
-def rendered(
-    source: str, origin: str, values: Mapping[FieldName, str], variables: Mapping[str, Any], layout: Layout
-) -> str:
-    """`render`, with errors that say where the template is from and which line failed.
+class Origin(NamedTuple):
+    """Where a template comes from.
 
-    Raises:
-        TemplateError: The template is broken, reaches for what the sandbox forbids, or runs too long.
+    Attributes:
+        name: For messages.
+        trusted: Whether it is the user's own, or Winnow's. One that came with a model is not.
     """
-    what = f"The template from {origin}"
-    try:
-        return render(source, values, variables, layout)
-    except TimeoutError:
-        raise TemplateError(f"{what} ran for more than {_RENDER_SECONDS:g} s: does it loop forever?") from None
-    except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"{what} has a syntax error{_line(source, error.lineno)}: {error.message}") from error
-    except jinja2.exceptions.SecurityError as error:
-        where = _line(source, _line_number(error.__traceback__))
-        raise TemplateError(f"{what} does what the sandbox forbids{where}: {error}") from error
-    except Exception as error:  # templates run arbitrary expressions: any error is the template's
-        where = _line(source, _line_number(error.__traceback__))
-        raise TemplateError(f"{what} failed to render{where}: {type(error).__name__}: {error}") from error
+
+    name: str
+    trusted: bool
 
 
-def render(
-    source: str,
-    values: Mapping[FieldName, str],
-    variables: Mapping[str, Any] | None = None,
-    layout: Layout | None = None,
+def rendered(
+    source: str, origin: Origin, values: Mapping[FieldName, str], variables: Mapping[str, Any], layout: Layout
 ) -> str:
-    """Render a Jinja score template the way transformers' `apply_chat_template` does.
+    """Render a score template the way transformers' `apply_chat_template` does.
 
     Args:
         source: The template.
+        origin: Where it comes from.
         values: Text of each field; an instruction that is absent is not defined in the template.
         variables: More variables.
-        layout: How the messages are written down; by default that of `Layout()`.
+        layout: How the messages are written down.
 
     Raises:
-        jinja2.TemplateError: The template is broken or did what the sandbox forbids.
-        TimeoutError: It ran too long.
+        TemplateError: The template is broken or did what the sandbox forbids. The message names origin and line.
+        TemplateLimitError: It ran too long, or is or needs too much.
     """
-    layout = layout or Layout()
-
-    def message(role: str, text: str) -> dict[str, Any]:
-        return {"role": role, "content": [{"type": "text", "text": text}] if layout.structured else text}
-
-    query_role, document_role = layout.roles
-    messages = [message(query_role, values["query"]), message(document_role, values["document"])]
+    messages = [_message(role, values[name], layout) for name, role in zip(FIELDS, layout.roles, strict=False)]
     given: dict[str, Any] = {"query": values["query"], "document": values["document"]}
     if "instruction" in values:
-        messages.insert(0 if layout.system_first else 2, message("system", values["instruction"]))
+        system = _message("system", values["instruction"], layout)
+        messages.insert(0 if layout.system_first else 2, system)
         given |= {"instruction": values["instruction"], "prompt": values["instruction"]}
-    with _environment().time_limit(_RENDER_SECONDS):
-        return _compile(source).render(
-            {
-                "messages": messages,
-                "tools": None,
-                "documents": None,
-                "add_generation_prompt": False,
-                **(variables or {}),
-                **given,
-            }
+    return rendered_chat(source, origin, messages, {**variables, **given})
+
+
+def rendered_chat(
+    source: str, origin: Origin, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+) -> str:
+    """What a template makes of messages; `rendered` says more."""
+    given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": False, **variables}
+    try:
+        if origin.trusted:
+            return jinja_sandbox.render(source, given, _RENDER_SECONDS)
+        refuse_size(source, origin)
+        return template_worker.render(source, given, _RENDER_SECONDS)
+    except RenderError as error:
+        said = f": {_printable(error.detail)}" if error.detail else ""
+        message = f"The template from {origin.name} {error.what}{_line(source, error.line)}{said}"
+        if error.over:
+            raise TemplateLimitError(message + ("" if message.endswith("?") else ".") + _advice(origin)) from error
+        raise TemplateError(message) from error
+
+
+def refuse_size(source: str | Mapping[str, Any], origin: Origin) -> None:
+    """Refuse a template that is too long to come with a model.
+
+    Raises:
+        TemplateLimitError: It is.
+    """
+    length = len(source) if isinstance(source, str) else sum(len(str(part)) for part in source.values())
+    if length > LARGEST_SOURCE and not origin.trusted:
+        raise TemplateLimitError(
+            f"The template from {origin.name} is longer than {LARGEST_SOURCE:,} characters.{_advice(origin)}"
         )
 
 
-def undeclared(source: str) -> set[str]:
-    """Variables that a template reads; none if it has a syntax error, which rendering will report."""
-    try:
-        return jinja2.meta.find_undeclared_variables(_environment().parse(source))
-    except jinja2.TemplateSyntaxError:
-        return set()
+def _message(role: str, text: str, layout: Layout) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}] if layout.structured else text}
+
+
+def _advice(origin: Origin) -> str:
+    """What to do about a template that goes over the limits."""
+    if origin.trusted:
+        return ""
+    return (
+        " It is not your own template, so it is kept within limits. If it came with a model, look into what else did. "
+        'To use the model with another template, pass it as hf_overrides={"score_template": ...}.'
+    )
 
 
 def _line(source: str, number: int | None) -> str:
@@ -120,112 +124,9 @@ def _line(source: str, number: int | None) -> str:
     lines = source.splitlines()
     if number is None or not 0 < number <= len(lines):
         return ""
-    return f" in line {number} (`{lines[number - 1].strip()[:200]}`)"
+    return f" in line {number} (`{_printable(lines[number - 1].strip()[:200])}`)"
 
 
-def _line_number(traceback: TracebackType | None) -> int | None:
-    """The template's line in the traceback of an error; Jinja maps compiled templates back to their source."""
-    number = None
-    while traceback is not None:
-        if traceback.tb_frame.f_code.co_filename == "<template>":
-            number = traceback.tb_lineno
-        traceback = traceback.tb_next
-    return number
-
-
-# --- the environment --------------------------------------------------------------------------------------------------
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}`, with which transformers marks the assistant's text: rendered as if it were not there."""
-
-    tags = {"generation"}  # noqa: RUF012 -- Jinja declares it so
-
-    def parse(self, parser: "jinja2.parser.Parser") -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
-
-
-class _BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """The sandbox of chat templates, which cannot run for longer than it is allowed to.
-
-    The sandbox alone bounds a single `range`, not loops in loops, macros that call themselves, or products.
-    """
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def __init__(self, **options: Any):
-        super().__init__(**options)
-        self._limits = threading.local()
-
-    @contextmanager
-    def time_limit(self, seconds: float) -> Iterator[None]:
-        """Bound what this thread renders."""
-        self._limits.deadline = time.monotonic() + seconds
-        try:
-            yield
-        finally:
-            del self._limits.deadline
-
-    def tick(self) -> None:
-        """Called in every round of a loop and every call of a macro.
-
-        Raises:
-            TimeoutError: The time is over.
-        """
-        if time.monotonic() > self._limits.deadline:
-            raise TimeoutError
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        template = super()._parse(source, name, filename)
-        bodies: list[Any] = list(template.find_all((nodes.For, nodes.Macro, nodes.CallBlock)))
-        for node in bodies:
-            tick = nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None)
-            node.body.insert(0, nodes.ExprStmt(tick).set_lineno(node.lineno))
-        return template
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if _size_of_product(operator, left, right) > _LARGEST_PRODUCT:
-            raise jinja2.exceptions.SecurityError(f"the result of {operator} is too large")
-        return super().call_binop(context, operator, left, right)
-
-
-def _size_of_product(operator: str, left: Any, right: Any) -> int:
-    if isinstance(left, int) and isinstance(right, int):
-        return left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
-    if isinstance(right, str | list | tuple):
-        left, right = right, left
-    return len(left) * right if isinstance(left, str | list | tuple) and isinstance(right, int) else 0
-
-
-@lru_cache(maxsize=1)
-def _environment() -> _BoundedEnvironment:
-    """The environment of chat templates in transformers (`utils/chat_template_utils.py`), bounded."""
-    environment = _BoundedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
-    )
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: Any = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    def strftime_now(pattern: str) -> str:
-        return datetime.now().strftime(pattern)
-
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = strftime_now
-    return environment
-
-
-@lru_cache(maxsize=64)
-def _compile(source: str) -> jinja2.Template:
-    return _environment().from_string(source)
+def _printable(text: str) -> str:
+    """`text` without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)

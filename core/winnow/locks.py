@@ -38,4 +38,8 @@ def _open_all() -> None:
         lock._open()
 
 
+# Models bring transformers with them, whose lazy modules raise ImportError where two threads import them at once. Held
+# while small files are read, and never while something waits that another model has no part in.
+import_lock = ForkSafeLock()
+
 os.register_at_fork(after_in_child=_open_all)

@@ -8,9 +8,10 @@ from typing import Any
 
 from winnow import template_segments
 from winnow.errors import TemplateError
+from winnow.jinja_templates import Origin, TemplateLimitError
 from winnow.model_folder import CrossEncoderFiles, read_json
 from winnow.segments import Segment, fields_of
-from winnow.templates import ScoreTemplate, from_file, from_user, read_template
+from winnow.templates import ScoreTemplate, from_file, from_user, is_file, read_template
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ def find_template(
 
     Raises:
         TemplateError: A `score_template` is given that cannot be read.
+        TemplateLimitError: A chat template goes over a limit: whether it is a score template cannot be said.
         ModelError: A file is damaged.
     """
     if (hf_overrides or {}).get("score_template"):
@@ -56,25 +58,27 @@ def find_template(
             template = replace(template, variables=cross_encoder.template_kwargs, system_first=True)
             if _segments_of(template, special_tokens) is not None:
                 return template
-        if is_score_template(str(template.source), special_tokens):
+        if is_score_template(str(template.source), template.origin, special_tokens):
             return template
         logger.debug("%s is a chat template, not a score template: not used", template.origin)
     return None
 
 
-def is_score_template(source: str, special_tokens: Mapping[str, str] | None = None) -> bool:
+def is_score_template(source: str, origin: str, special_tokens: Mapping[str, str] | None = None) -> bool:
     """Whether a chat template found in a model folder was written for query and document.
 
     A chat template inherited from a base model is not: it drops the roles `query` and `document`, or it writes whatever
     role it meets into the prompt, so that ordinary chat roles change what it renders.
     """
-    segments = _segments_of(ScoreTemplate(source, "a chat template"), special_tokens)
+    segments = _segments_of(ScoreTemplate(source, origin), special_tokens)
     if segments is None:
         return False
     try:
         as_chat = template_segments.segments_of(
-            source, "a chat template", False, dict(special_tokens or {}), roles=("user", "assistant")
+            source, Origin(origin, False), False, dict(special_tokens or {}), roles=("user", "assistant")
         )
+    except TemplateLimitError:
+        raise
     except TemplateError:
         return True  # it needs the roles `query` and `document`
     return set(fields_of(as_chat)) != {"query", "document"} or as_chat == segments
@@ -84,6 +88,8 @@ def _segments_of(template: ScoreTemplate, special_tokens: Mapping[str, str] | No
     """What the template renders, or None if it does not place query and document, once each."""
     try:
         segments = template.segments(with_instruction=False, special_tokens=special_tokens)
+    except TemplateLimitError:
+        raise
     except TemplateError:
         return None
     return segments if fields_of(segments).count("query") == 1 else None
@@ -93,15 +99,17 @@ def _from_config(value: Any, name: str, folder: Path) -> ScoreTemplate:
     """`score_template` of a config. A path in it is one inside the folder: a download names no files of ours."""
     what = f"score_template of {name}"
     if not isinstance(value, str | Mapping):
-        raise TemplateError(f"{what} in {folder} must be a text or an object with format strings, but is {value!r}.")
+        raise TemplateError(
+            f"{what} in {folder} must be a text or an object with format strings, but is {value!r:.200}."
+        )
     found = read_template(value, what)
     if found is not None:
         return found
-    path = (folder / str(value)).resolve()
-    if not path.is_file() or not path.is_relative_to(folder.resolve()):
+    path = folder / str(value)
+    if not is_file(path) or not path.resolve().is_relative_to(folder.resolve()):
         raise TemplateError(
-            f"{what} in {folder} is {value!r}, which is neither a file in that folder, nor Jinja source, nor the name "
-            "of a built-in template. Pass template=... instead."
+            f"{what} in {folder} is {value!r:.200}, which is neither a file in that folder, nor Jinja source, nor the "
+            "name of a built-in template. Pass template=... instead."
         )
     return from_file(path)
 
@@ -112,7 +120,8 @@ def _chat_templates(folder: Path) -> Iterator[ScoreTemplate]:
         yield from_file(chat)
     found = _tokenizer_config(folder).get("chat_template")
     if isinstance(found, list):  # several, by name
-        found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
+        named = [entry for entry in found if isinstance(entry, Mapping) and entry.get("name") == "default"]
+        found = named[-1].get("template") if named else None
     if isinstance(found, str):
         yield ScoreTemplate(found, f"chat_template in {folder / _TOKENIZER_CONFIG}")
 

@@ -9,18 +9,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from winnow.errors import TemplateError
-from winnow.jinja_templates import Layout, rendered, undeclared
-from winnow.segments import FIELDS, Content, FieldName, Segment
+from winnow.jinja_templates import Layout, Origin, TemplateLimitError, rendered
+from winnow.segments import FIELDS, Content, FieldName, Segment, fields_of
 
 _MARKERS: dict[FieldName, str] = {name: f"\u2983winnow {name} 7f3Kq0\u2984" for name in FIELDS}
 # What the second rendering puts around the markers: whitespace shows a trim, the rest escaping, case folding and cuts.
 _PADDING = " \n\t"
+# More places for contents than this are no prompt: the contents would fill the memory.
+_MOST_PLACES = 100
 _AWKWARD = "Aß <b>&amp;</b> \"q\" 'x' \\n {{ y }}  two\r\n\n\n\u00a0e\u0301\ufb01\u200b\U0001f600 " + "long " * 500
 
 
 def segments_of(
     source: str,
-    origin: str,
+    origin: Origin,
     with_instruction: bool,
     variables: Mapping[str, Any],
     *,
@@ -31,15 +33,15 @@ def segments_of(
 
     Args:
         source: The template.
-        origin: Where it comes from, for messages.
+        origin: Where it comes from.
         with_instruction: Whether there is an instruction.
         variables: Variables besides the contents.
         system_first: Whether the instruction's message comes first if the template takes it both first and last.
         roles: Roles of the first two messages.
 
     Raises:
-        TemplateError: The template is broken, reaches for what the sandbox forbids, runs too long, or changes the
-            contents.
+        TemplateError: The template is broken, reaches for what the sandbox forbids, or changes the contents.
+        TemplateLimitError: It runs too long, or is or needs too much.
     """
     names = FIELDS if with_instruction else FIELDS[:2]
     markers = {name: _MARKERS[name] for name in names}
@@ -64,12 +66,17 @@ def segments_of(
         at += len(piece if strip else whole)
 
     segments = tuple(parts)
+    if len(fields_of(segments)) > _MOST_PLACES:
+        raise TemplateLimitError(
+            f"The template from {origin.name} places query, document and instruction {len(fields_of(segments))} times, "
+            f"which is more than {_MOST_PLACES}."
+        )
     for value in (_PADDING + "{}" + _PADDING, _AWKWARD + "{}"):
         values = {name: value.replace("{}", marker) for name, marker in markers.items()}
         expected = "".join(part.of(values[part.field]) if isinstance(part, Content) else str(part) for part in segments)
         if rendered(source, origin, values, variables, layout) != expected:
             raise TemplateError(
-                f"The template from {origin} changes the query, document or instruction (a filter such as upper, "
+                f"The template from {origin.name} changes the query, document or instruction (a filter such as upper, "
                 "truncate or tojson, or a condition on their text). Winnow needs them placed as they are: "
                 "prepare the text before you pass it in, and bound it with max_query_tokens or max_document_tokens."
             )
@@ -77,11 +84,11 @@ def segments_of(
 
 
 def _probe(
-    source: str, origin: str, markers: Mapping[FieldName, str], variables: Mapping[str, Any], preferred: Layout
+    source: str, origin: Origin, markers: Mapping[FieldName, str], variables: Mapping[str, Any], preferred: Layout
 ) -> tuple[Layout, str]:
     """The first layout of the messages in which most markers are placed, and what it renders."""
     layouts = [preferred]
-    if "messages" in undeclared(source):
+    if "messages" in source:
         first = preferred.system_first
         orders = (first, not first) if "instruction" in markers else (first,)
         layouts = [Layout(structured, order, preferred.roles) for structured in (False, True) for order in orders]
@@ -90,6 +97,8 @@ def _probe(
     for layout in layouts:
         try:
             text = rendered(source, origin, markers, variables, layout)
+        except TemplateLimitError:
+            raise
         except TemplateError as error:
             failure = failure or error
             continue
@@ -100,5 +109,5 @@ def _probe(
         if len(placed) == len(markers):
             break
     if best is None:
-        raise failure or TemplateError(f"The template from {origin} does not render.")
+        raise failure or TemplateError(f"The template from {origin.name} does not render.")
     return best[1:]

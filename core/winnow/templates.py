@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from winnow import format_strings, template_segments
 from winnow.errors import DocumentError, TemplateError
-from winnow.jinja_templates import RESERVED_NAMES
+from winnow.jinja_templates import LARGEST_SOURCE, RESERVED_NAMES, Origin, refuse_size
 from winnow.segments import Content, PlainText, Segment, fields_of
 from winnow.text import checked
 
@@ -34,6 +34,7 @@ class ScoreTemplate:
         instruction: The model's own default for an instruction that the caller does not give; part of the template.
         variables: The model's own defaults for `template_kwargs`.
         system_first: Whether the instruction's message stands before those of query and document.
+        trusted: Whether it is the user's own, or Winnow's. All others are rendered in a process with limits.
     """
 
     source: str | Mapping[str, str] = field(hash=False)
@@ -41,6 +42,7 @@ class ScoreTemplate:
     instruction: str | None = None
     variables: Mapping[str, Any] = field(default_factory=dict, hash=False)
     system_first: bool = False
+    trusted: bool = False
 
     def segments(
         self,
@@ -62,13 +64,15 @@ class ScoreTemplate:
             TemplateError: The template is broken, reaches for what the sandbox forbids, runs too long, changes the
                 contents, or does not place the query and the document (the latter exactly once).
         """
+        origin = Origin(self.origin, self.trusted)
+        refuse_size(self.source, origin)
         given = checked_template_kwargs(template_kwargs)
         if isinstance(self.source, str):
             shield = _Shield(control_tokens)
             variables = {**(special_tokens or {}), **self.variables, **shield.cover(given)}
             rendered = template_segments.segments_of(
                 self.source,
-                self.origin,
+                origin,
                 with_instruction or self.instruction is not None,
                 variables,
                 system_first=self.system_first,
@@ -144,7 +148,9 @@ def built_in(name: str) -> ScoreTemplate:
     if name not in built_in_names():
         raise TemplateError(f"No built-in template is named {name!r}; there are: {', '.join(built_in_names())}.")
     return ScoreTemplate(
-        files("winnow_templates").joinpath(f"{name}.jinja").read_text(encoding="utf-8"), f"{_BUILT_IN} {name!r}"
+        files("winnow_templates").joinpath(f"{name}.jinja").read_text(encoding="utf-8"),
+        f"{_BUILT_IN} {name!r}",
+        trusted=True,
     )
 
 
@@ -160,23 +166,28 @@ def from_user(template: TemplateLike, what: str = "template=") -> ScoreTemplate:
     Raises:
         TemplateError: It is none of these.
     """
-    found = read_template(template, what)
+    found = read_template(template, what, trusted=True)
     if found is not None:
         return found
     path = Path(str(template)).expanduser()
-    if not path.is_file():
+    if not is_file(path):
         raise TemplateError(
             f"{what} {str(template)!r} is neither a file, nor Jinja source, nor a format string with {{query}} and "
             f"{{document}}, nor a built-in template ({', '.join(built_in_names())})."
         )
-    return from_file(path)
+    return from_file(path, trusted=True)
 
 
-def read_template(template: TemplateLike, what: str) -> ScoreTemplate | None:
+def read_template(template: TemplateLike, what: str, *, trusted: bool = False) -> ScoreTemplate | None:
     """`from_user` for all but paths: these give None.
 
+    Args:
+        template: As for `from_user`.
+        what: Where it was given, for messages.
+        trusted: Whether the user gave it.
+
     Raises:
-        TemplateError: A mapping has unknown parts.
+        TemplateError: A mapping has unknown parts, or parts that are no texts, or is too long to come with a model.
     """
     if isinstance(template, ScoreTemplate):
         return template
@@ -187,27 +198,46 @@ def read_template(template: TemplateLike, what: str) -> ScoreTemplate | None:
             raise TemplateError(
                 f"Format-string templates have the parts {parts}; {what} has {', '.join(map(repr, sorted(unknown)))}."
             )
-        return ScoreTemplate(dict(template), f"the format strings in {what}")
+        for part, text in template.items():
+            if not isinstance(text, str):
+                raise TemplateError(f"Format strings are texts; {part} in {what} is {text!r:.200}.")
+        return ScoreTemplate(dict(template), f"the format strings in {what}", trusted=trusted)
     if isinstance(template, str):
+        refuse_size(template, Origin(what, trusted))
         if template in built_in_names():
             return built_in(template)
-        if re.search(r"\{\{|\{%", template):
-            return ScoreTemplate(template, f"the Jinja source in {what}")
-        if format_strings.is_format_string(template):
-            return ScoreTemplate({"query_template": template, "document_template": ""}, f"the format string in {what}")
-        if "\n" in template:
-            return ScoreTemplate(template, f"the Jinja source in {what}")
+        is_jinja = re.search(r"\{\{|\{%", template)
+        if not is_jinja and format_strings.is_format_string(template):
+            halves = {"query_template": template, "document_template": ""}
+            return ScoreTemplate(halves, f"the format string in {what}", trusted=trusted)
+        if is_jinja or "\n" in template:
+            return ScoreTemplate(template, f"the Jinja source in {what}", trusted=trusted)
     return None
 
 
-def from_file(path: Path) -> ScoreTemplate:
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; not if nothing could have that name, which may be any text."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def from_file(path: Path, *, trusted: bool = False) -> ScoreTemplate:
     """The Jinja template in a file.
+
+    Args:
+        path: The file.
+        trusted: Whether the user named it. One in a model's folder is not.
 
     Raises:
         TemplateError: The file is not text.
     """
     try:
-        return ScoreTemplate(path.read_text(encoding="utf-8"), f"the file {path}")
+        with path.open(encoding="utf-8") as file:
+            # No more than what is too long already.
+            source = file.read(-1 if trusted else LARGEST_SOURCE + 1)
+        return ScoreTemplate(source, f"the file {path}", trusted=trusted)
     except (OSError, UnicodeDecodeError) as error:
         raise TemplateError(f"The template file {path} cannot be read: {error}") from error
 

@@ -8,6 +8,7 @@ from winnow.checkpoint import Checkpoint, open_checkpoint
 from winnow.engines.base import Engine, FakeEngine
 from winnow.engines.settings import EngineConfig, EngineSettings, resolve, url_in_environment, warn_about_variables
 from winnow.errors import MissingExtraError
+from winnow.locks import import_lock
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ def create_engine(config: EngineConfig, settings: EngineSettings | None = None) 
     Raises:
         ConfigurationError: A setting is unknown, of another engine, or wrong, here or in the environment.
         ModelError: The model cannot be used.
+        TemplateError: Its template cannot be used.
         MissingExtraError: The engine's packages are not installed.
     """
     settings = settings or resolve(config)
@@ -31,10 +33,15 @@ def create_engine(config: EngineConfig, settings: EngineSettings | None = None) 
         return FakeEngine(**settings.given)
     warn_about_variables()
     checkpoint = open_checkpoint(config.model, recipe=config.recipe, **settings.of_checkpoint())
+    with import_lock:
+        return _engine_for(checkpoint, settings, settings.engine)
+
+
+def _engine_for(checkpoint: Checkpoint, settings: EngineSettings, wanted: str) -> Engine:
     if settings.max_length is not None:  # also where only the environment has it
         checkpoint = replace(checkpoint, max_length=_length(checkpoint, settings.max_length))
-    name = _choose(checkpoint, settings.device) if settings.engine == "auto" else settings.engine
-    if settings.engine == "auto" and url_in_environment():
+    name = _choose(checkpoint, settings.device) if wanted == "auto" else wanted
+    if wanted == "auto" and url_in_environment():
         logger.warning("WINNOW_URL is not used: engine='auto' takes no server. Set WINNOW_ENGINE=server, too.")
     kwargs = settings.for_engine(name)
     if name == "server":

@@ -37,9 +37,6 @@ _EXIT_SECONDS = 8.0
 # Between two tries to take the lock where waiting for it is not allowed.
 _LOCK_SECONDS = 0.1
 
-# Engines bring transformers with them, whose lazy modules raise ImportError where two threads import them at once.
-_import_lock = ForkSafeLock()
-
 # Guards who holds which engine. It is one lock for all engines: the garbage collector may run a user's `__del__`, which
 # may close a reranker, at any point within it.
 _lock = ForkSafeLock()
@@ -78,8 +75,7 @@ class SharedEngine:
         if self._after is not None:
             self._after.closed.wait()
             self._after = None
-        with _import_lock:
-            return self._factory()
+        return self._factory()
 
     # --- who holds it -------------------------------------------------------------------------------------------------
 
