@@ -57,7 +57,7 @@ $(STAMP): pyproject.toml Makefile $(wildcard tests/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet $(VLLM)
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts -e ".[haystack,llama-index,langchain,cache,images,videos,metrics,tracing,pandas]" \
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts -e ".[haystack,llama-index,langchain,images,videos,metrics,tracing,pandas]" \
 		--group test --group lint
 	$(if $(CPU),$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec)
 	$(if $(CPU),cp tests/cpu/winnow_cpu_build.* \
@@ -68,7 +68,7 @@ $(LOWEST_STAMP): pyproject.toml Makefile tests/lowest-versions.txt
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --quiet --upgrade "pip>=25.1"
 	$(LOWEST)/bin/python -m pip install --quiet --quiet --constraint tests/lowest-versions.txt \
-		$(TORCH) -e ".[transformers,haystack,llama-index,langchain,cache,images,videos,metrics,tracing,pandas]" --group test
+		$(TORCH) -e ".[transformers,haystack,llama-index,langchain,images,videos,metrics,tracing,pandas]" --group test
 	touch $@
 
 clean:  ## remove the environments and all caches

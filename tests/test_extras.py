@@ -16,7 +16,6 @@ OPTIONAL = {
     "haystack": "haystack-ai",
     "llama_index": "llama-index-core",
     "langchain_core": "langchain-core",
-    "diskcache": "diskcache",
     "PIL": "pillow",
     "av": "av",
     "prometheus_client": "prometheus-client",
@@ -88,7 +87,6 @@ def test_an_engine_without_its_package_names_its_extra(package: str, engine: str
 @pytest.mark.parametrize(
     ("package", "code"),
     [
-        ("diskcache", "import winnow; winnow.Reranker('any', engine='fake', score_cache='folder')"),
         ("PIL", "import asyncio, winnow.images as i; asyncio.run(i.ImageLoader().load(object(), b'', 'The query'))"),
         ("av", "import winnow.videos; winnow.videos.decoded(b'', max)"),
         ("prometheus_client", "import winnow.metrics; winnow.metrics.enable()"),

@@ -163,6 +163,7 @@ class Broken(FakeEngine):
     ("answers", "message"),
     [
         ([EngineScore(math.nan), EngineScore(math.nan)], "returned the logit nan.*bfloat16"),
+        ([EngineScore(1e308), EngineScore(1e308)], r"returned the logit 1e\+308.*bfloat16"),  # in fp32 it is infinite
         ([EngineScore(1.0)], "returned 1 scores for 2 prompts"),
     ],
 )

@@ -1,90 +1,122 @@
-"""Scores in a folder, through diskcache: SQLite, safe for many threads and processes."""
+"""Scores in one file, read and written by many threads, processes and users at once, who need not trust each other.
 
-import math
+The file is a table of slots at places that follow from their keys: a key, its logit, a checksum. It holds no name, no
+length and no code, so whatever others write into it, the worst that comes of it is a wrong score. A database promises
+less. SQLite, with all its protections on, deletes any file that a forged journal beside the database names, waits for
+locks of processes that hang, and runs whatever view stands in the table's place.
+
+There are no locks: of two that write one slot at once one loses its score. Half a score does not match its checksum.
+"""
+
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+import stat
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from os import PathLike
-from typing import Any
+from pathlib import Path
 
-import diskcache
+from winnow.engines.base import is_logit
 
-from winnow.locks import ForkSafeLock
-
-# Seconds to wait for another process that writes.
-_PATIENCE = 10.0
-
-
-class FloatDisk(diskcache.Disk):  # type: ignore[misc]
-    """Keys of bytes, values of floats, nothing else: diskcache would unpickle what others put into the folder."""
-
-    def put(self, key: Any) -> Any:
-        """A key for the database.
-
-        Raises:
-            TypeError: It is no bytes.
-        """
-        if type(key) is not bytes:
-            raise TypeError(f"keys are bytes, not {type(key).__name__}")
-        return super().put(key)
-
-    def get(self, key: Any, raw: bool) -> Any:
-        """A key of the database.
-
-        Raises:
-            ValueError: It is a pickle.
-        """
-        if not raw:
-            raise ValueError("it holds a key that Winnow did not write")
-        return super().get(key, raw)
-
-    def store(self, value: Any, read: bool, key: Any = diskcache.UNKNOWN) -> Any:
-        """A value for the database.
-
-        Raises:
-            TypeError: It is no float.
-        """
-        if type(value) is not float:
-            raise TypeError(f"values are floats, not {type(value).__name__}")
-        return super().store(value, read, key=key)
-
-    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:  # noqa: ARG002
-        """A value of the database, read from no other file.
-
-        Raises:
-            ValueError: It is no finite float.
-        """
-        if type(value) is not float or not math.isfinite(value):
-            raise ValueError("it holds a value that Winnow did not write")
-        return value
+KEY_BYTES = 20
+# Another layout gets another name.
+_NAME = "scores-v1.bin"
+# The order of bytes is fixed: machines may share the folder.
+_SCORE = struct.Struct(f"<{KEY_BYTES}sd")
+_CHECKSUM = struct.Struct("<I")
+_SLOT = _SCORE.size + _CHECKSUM.size
+_PAGE = 4096  # as operating systems cache files, and as disks read them
+# How many pages each level has. A key has one page on each; when that is full, the next level's is used. So few scores
+# make a small file and need one read each, and no number of them makes a file of more than 1 GiB.
+_LEVELS = [12 * 4**level for level in range(8)]
+# No links: they may lead out of the folder. No waiting: a pipe, or a file that a process has leased, is an error.
+_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class DiskScores:
-    """Scores in a folder, up to diskcache's limit of 1 GiB, about nine million; the oldest make room.
+    """Scores in a folder, up to 1 GiB, about 33 million; then new ones take the places of others.
+
+    Nothing stays open between calls: a fork may come at any time, and the folder may go and come back.
 
     Args:
         folder: Made if it is not there, with the first score.
     """
 
     def __init__(self, folder: str | PathLike[str]):
-        self._folder = os.path.expanduser(folder)  # noqa: PTH111 - a text is what diskcache takes
-        self._opening = ForkSafeLock()
-        self._cache: Any = None
-
-    def _open(self) -> Any:
-        """The cache, to be closed after use: each thread has a connection of its own, and threads come and go."""
-        with self._opening:
-            if self._cache is None:
-                self._cache = diskcache.Cache(self._folder, disk=FloatDisk, timeout=_PATIENCE)
-        return closing(self._cache)
+        self._file = Path(folder).expanduser() / _NAME
 
     def get(self, keys: Sequence[bytes]) -> list[float | None]:
-        """The logits, None where there is none."""
-        with self._open() as cache:
-            return [cache.get(key) for key in keys]
+        """The logits, None where there is none.
+
+        Raises:
+            OSError: The file cannot be read, or is not a plain file in this folder and no other.
+        """
+        try:
+            with _opened(self._file, os.O_RDONLY) as file:
+                return [_logit(_find(file, key)[1], key) for key in keys]
+        except FileNotFoundError:
+            return [None] * len(keys)
 
     def put(self, logits: Mapping[bytes, float]) -> None:
-        """Keep logits, all in one transaction."""
-        with self._open() as cache, cache.transact():
+        """Keep logits.
+
+        Raises:
+            OSError: The file cannot be made or written, or is not a plain file in this folder and no other.
+        """
+        try:
+            self._write(logits)
+        except FileNotFoundError:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):  # another process was faster
+                self._file.touch(exist_ok=False)
+            self._write(logits)
+
+    def _write(self, logits: Mapping[bytes, float]) -> None:
+        with _opened(self._file, os.O_RDWR) as file:
             for key, logit in logits.items():
-                cache.set(key, logit)
+                os.pwrite(file, _slot(key, logit), _find(file, key)[0])
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """A file's descriptor. One that has another name elsewhere (a hard link) is refused like any other link."""
+    file = os.open(path, flags | _FLAGS)
+    try:
+        named = path.lstat()
+        if not (stat.S_ISREG(named.st_mode) and named.st_nlink == 1 and os.path.samestat(named, os.fstat(file))):
+            raise OSError(f"{path} is not a plain file in this folder and no other")
+        yield file
+    finally:
+        os.close(file)
+
+
+def _slot(key: bytes, logit: float) -> bytes:
+    score = _SCORE.pack(key, logit)
+    return score + _CHECKSUM.pack(zlib.crc32(score))
+
+
+def _logit(slot: bytes, key: bytes) -> float | None:
+    """What a slot says of a key, if it is that key's and whole."""
+    if len(slot) < _SLOT:
+        return None
+    _, logit = _SCORE.unpack_from(slot)
+    return logit if is_logit(logit) and slot == _slot(key, logit) else None
+
+
+def _find(file: int, key: bytes) -> tuple[int, bytes]:
+    """Where a key's slot begins in the file, or the slot that it would get; and what is there."""
+    number = int.from_bytes(key[:8], "little")
+    level_begins = 0
+    for pages in _LEVELS:
+        begins = (level_begins + number % pages) * _PAGE
+        page = os.pread(file, _PAGE, begins)
+        at = page.find(key)
+        if at % _SLOT:  # it is not there (-1), or where no slot begins
+            at = -(-len(page.rstrip(b"\0")) // _SLOT) * _SLOT  # the first slot after all that are taken
+        if at < _PAGE:
+            break
+        level_begins += pages
+    else:
+        at = key[-1] * _SLOT % _PAGE  # all are full: whatever is there makes room
+    return begins + at, page[at : at + _SLOT]

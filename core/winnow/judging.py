@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from winnow.checkpoint import Checkpoint
 from winnow.config import RerankerConfig
-from winnow.engines.base import EngineScore
+from winnow.engines.base import EngineScore, is_logit
 from winnow.engines.life import Started
 from winnow.engines.requests import Requests, Turn
 from winnow.errors import DocumentError, EngineError
@@ -173,7 +172,7 @@ class Judging:
         for one in scores:
             if one.error is not None:
                 return one.error
-            if not math.isfinite(one.logit):
+            if not is_logit(one.logit):
                 self._not_finite = (
                     f"the engine {engine} returned the logit {one.logit}. On a GPU this is usually an overflow: try "
                     "dtype='bfloat16' or 'float32' in engine_kwargs; it may also be a damaged checkpoint."

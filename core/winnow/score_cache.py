@@ -13,16 +13,15 @@ import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
 from winnow.config import RerankerConfig
-from winnow.engines.base import Engine, EngineScore
+from winnow.disk_scores import KEY_BYTES, DiskScores
+from winnow.engines.base import Engine, EngineScore, is_logit
 from winnow.engines.requests import Requests, Turn
 from winnow.engines.settings import EngineSettings, resolve
-from winnow.errors import MissingExtraError
 from winnow.hub import uses_modelscope
 from winnow.locks import ForkSafeLock
 from winnow.prompts import Prompt
@@ -128,25 +127,14 @@ class ScoreCache:
     Args:
         where: How many pairs to keep in memory, or a folder to keep them in. Rerankers and processes may share one.
         config: The reranker's settings.
-
-    Raises:
-        MissingExtraError: A folder needs diskcache, which is not installed.
     """
 
     def __init__(self, where: int | str | PathLike[str], config: RerankerConfig):
         self._where = where
         self._config = config
         self._settings = resolve(config)
-        self._store: ScoreStore
-        if isinstance(where, int):
-            self._store = MemoryScores(where)
-        else:
-            try:
-                from winnow.disk_scores import DiskScores
-            except ImportError as error:
-                raise MissingExtraError("diskcache", "cache") from error
-            self._store = DiskScores(where)
-        self._failed = False
+        self._store: ScoreStore = MemoryScores(where) if isinstance(where, int) else DiskScores(where)
+        self._failed: set[str] = set()
         self._known: tuple[Requests, bytes] | None = None
 
     async def score(self, requests: Requests, prompts: Sequence[Prompt], turn: Turn) -> Scored:
@@ -157,7 +145,7 @@ class ScoreCache:
         missing = [at for at, logit in enumerate(known) if logit is None]
         fresh = await score(requests, [prompts[at] for at in missing], turn, None)
         scores = dict(zip(missing, fresh.scores, strict=True))
-        if good := {keys[at]: one.logit for at, one in scores.items() if one.error is None and isfinite(one.logit)}:
+        if good := {keys[at]: one.logit for at, one in scores.items() if one.error is None and is_logit(one.logit)}:
             await asyncio.to_thread(self._keep, good)
         return Scored(
             scores=[scores[at] if logit is None else EngineScore(logit) for at, logit in enumerate(known)],
@@ -169,39 +157,42 @@ class ScoreCache:
 
     def retry(self) -> None:
         """Use the cache again after a failure."""
-        self._failed = False
+        self._failed.clear()
         self._known = None
 
     def _look_up(self, requests: Requests, prompts: Sequence[Prompt]) -> tuple[list[bytes], list[float | None]]:
         """Keys and logits of prompts; no keys if the cache is out of order."""
-        if self._failed:
+        if "read" in self._failed:
             return [], []
         try:
             of_engine = self._fingerprint(requests)
-            keys = [hashlib.blake2b(prompt.key, digest_size=20, key=of_engine).digest() for prompt in prompts]
+            keys = [hashlib.blake2b(prompt.key, digest_size=KEY_BYTES, key=of_engine).digest() for prompt in prompts]
             return keys, self._store.get(keys)
         except Exception as error:  # noqa: BLE001 - a cache that fails costs time, never a ranking
-            self._fail(error)
+            self._fail("read", error)
             return [], []
 
     def _keep(self, logits: Mapping[bytes, float]) -> None:
-        if self._failed:
+        if "written" in self._failed:
             return
         try:
             self._store.put(logits)
         except Exception as error:  # noqa: BLE001 - as above
-            self._fail(error)
+            self._fail("written", error)
 
-    def _fail(self, error: Exception) -> None:
-        failed, self._failed = self._failed, True
-        if not failed:
-            logger.warning(
-                "The score cache %s cannot be used (%s: %s). Until the reranker is closed everything is scored anew. "
-                "Check the disk's space and the folder's permissions; if the folder is damaged, remove it.",
-                self._where,
-                type(error).__name__,
-                error,
-            )
+    def _fail(self, what: str, error: Exception) -> None:
+        if what in self._failed:  # a call beside this one was first
+            return
+        self._failed.add(what)
+        logger.warning(
+            "The score cache %s cannot be %s (%s: %s). Until the reranker is closed, %s. "
+            "Check the disk's space and the folder's permissions; if the folder is damaged, remove it.",
+            self._where,
+            what,
+            type(error).__name__,
+            error,
+            {"read": "everything is scored anew", "written": "it keeps no new scores"}[what],
+        )
 
     def _fingerprint(self, requests: Requests) -> bytes:
         """One a running engine: a reranker that is closed and started again may find other weights."""

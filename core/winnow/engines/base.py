@@ -15,6 +15,8 @@ from winnow.recipes import ModelRecipe
 from winnow.templates import ScoreTemplate
 from winnow.tokenization import PromptTokenizer
 
+_LARGEST_LOGIT = (2 - 2**-23) * 2.0**127  # the largest number of fp32
+
 
 @dataclass(frozen=True, slots=True)
 class EngineScore:
@@ -30,6 +32,11 @@ class EngineScore:
     logit: float
     cached_tokens: int = 0
     error: str | None = None
+
+
+def is_logit(number: float) -> bool:
+    """Whether a number is finite in fp32, as logits are: then sums of logits are finite, too."""
+    return abs(number) <= _LARGEST_LOGIT
 
 
 @runtime_checkable
