@@ -126,9 +126,10 @@ def test_help_teaches() -> None:
             "max_length=65 and engine_kwargs max_model_len=64",
         ),
         (["--url", "http://gpu"], 'url and engine="server" belong together'),
+        (["--threshold", "nan"], "score_threshold must be a finite number, but got nan"),
     ],
 )
-def test_a_wrong_engine_setting_is_one_line(tiny_model: str, arguments: list[str], message: str) -> None:
+def test_a_wrong_setting_is_one_line(tiny_model: str, arguments: list[str], message: str) -> None:
     result = run("rank", "--engine", "transformers", "-m", tiny_model, "-q", QUERY, *arguments, "-", stdin="a\nb")
     assert result.exit_code == 1
     assert message in result.stderr

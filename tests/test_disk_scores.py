@@ -197,6 +197,19 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureF
     check_one_warning_and_right_scores(tmp_path / "file", caplog)
 
 
+@pytest.mark.parametrize("folder", ["no\0folder", "long" * 100])
+def test_a_folder_whose_name_cannot_be(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_one_warning_and_right_scores(Path(folder), caplog)
+
+
+def test_the_home_of_a_user_that_there_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [hits(Path("~nobody-of-this-name")) for _ in range(2)] == [0, 3]
+
+
 def test_after_close_it_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "file"
     folder.touch()

@@ -44,7 +44,7 @@ class DiskScores:
     """
 
     def __init__(self, folder: str | PathLike[str]):
-        self._file = Path(folder).expanduser() / _NAME
+        self._file = Path(os.path.expanduser(folder)) / _NAME  # noqa: PTH111 - Path raises where a user has no home
 
     def get(self, keys: Sequence[bytes]) -> list[float | None]:
         """The logits, None where there is none.
