@@ -35,7 +35,7 @@ _NOT_IN_SCORES = frozenset(
         *("gpu_memory_utilization", "kv_cache_memory_bytes", "enable_sleep_mode", "max_num_seqs"),
         *("max_num_batched_tokens", "enable_prefix_caching", "disable_log_stats", "use_tqdm_on_load"),
         *("download_dir", "cache_dir", "hf_token"),
-        *("batch_tokens", "timeout", "max_retries", "chunk_size", "concurrency"),
+        *("batch_tokens", "timeout", "stall_timeout", "max_retries", "chunk_size", "concurrency"),
     }
 )
 # Files of a model's folder that the prompt's ids and the configuration do not speak for: weights, and how images enter.

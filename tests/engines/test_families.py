@@ -24,7 +24,7 @@ from tiny_families import published_tokenizer
 from winnow import ModelRecipe, Ranking, Reranker
 from winnow.checkpoint import open_checkpoint
 from winnow.engines.choose import create_engine
-from winnow.engines.vllm import attention_for
+from winnow.engines.vllm_defaults import attention_for
 
 QUERY = "what is the capital of China?"
 DOCUMENTS = [

@@ -242,6 +242,34 @@ def test_a_cancelled_call_is_withdrawn_from_vllm_at_once(vllm_model: str, monkey
     asyncio.run(main())
 
 
+def test_128_callers_at_once_of_whom_a_tenth_gives_up(vllm_model: str) -> None:
+    queries = [f"question {number} about China" for number in range(32)]
+    documents = [f"passage {number} " + "word " * (number % 7) for number in range(16)]
+
+    async def no_block_is_taken(started: Any) -> bool:
+        requests = await started()
+        assert not requests._flying
+        free: bool = await requests.engine._llm.reset_prefix_cache()  # vLLM refuses while a request has a block
+        return free
+
+    async def main() -> None:
+        async with Reranker(vllm_model, engine="vllm") as reranker:
+            alone = [await reranker.ascore(query, documents) for query in queries]
+            calls = [asyncio.ensure_future(reranker.ascore(query, documents)) for query in queries * 4]
+            await loop_goes_on_until(lambda: unfinished(vllm_model) > 100)
+            for call in calls[::10]:
+                call.cancel()
+            found = await asyncio.gather(*calls, return_exceptions=True)
+            for number, scores in enumerate(found):
+                if number % 10 or not isinstance(scores, asyncio.CancelledError):
+                    assert scores == pytest.approx(alone[number % 32], abs=1e-5)
+            assert any(isinstance(scores, asyncio.CancelledError) for scores in found)
+            await loop_goes_on_until(lambda: unfinished(vllm_model) == 0)
+            assert await reranker._await(no_block_is_taken)
+
+    asyncio.run(main())
+
+
 def completed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Lengths of the prompts that vLLM has scored since, in the order in which it has."""
     from winnow.engines.vllm import VllmEngine

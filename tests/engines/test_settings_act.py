@@ -103,6 +103,7 @@ SHOWN: Mapping[tuple[str, str], Way | str] = {
     ("vllm", "runner"): Way("auto", _config("model_config", "runner")),
     ("vllm", "convert"): Way("none", _config("model_config", "convert_type")),
     ("vllm", "device"): "test_settings_act.py::test_a_device_that_vllm_does_not_run_on",
+    ("vllm", "stall_timeout"): Way(5, lambda engine: engine.stall_timeout, 5.0),
     ("vllm", "served_model_name"): Way("mine", _config("model_config", "served_model_name")),
     # --- a server: what Winnow itself reads and sends
     ("server", "revision"): "test_settings_environment.py::test_the_hub_is_asked_with_the_token",

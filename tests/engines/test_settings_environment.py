@@ -39,6 +39,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "runner": "pooling",
         "convert": "classify",
         "timeout": "2.5",
+        "stall_timeout": "90",
     }
     expected: dict[str, Any] = {
         "trust_remote_code": True,
@@ -50,6 +51,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "enforce_eager": True,
         "enable_sleep_mode": True,
         "timeout": 2.5,
+        "stall_timeout": 90.0,
     }
     environment = {setting.variable: texts.get(name, "12") for name, setting in SETTINGS.items()}
     found = resolved(environment)

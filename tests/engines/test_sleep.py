@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import psutil
 import pytest
 from slow_engine import SlowEngine
 
@@ -302,6 +303,15 @@ def test_vllm_says_what_to_set_and_pauses_while_it_sleeps(needs_vllm: None, tiny
             assert len(call.result()) == 50
         reranker.sleep()
         assert reranker.score("a", documents) == pytest.approx(before, abs=1e-5)
+        [core] = engine._processes._roots()
+        core.suspend()
+        engine.stall_timeout = 1.0
+        with pytest.raises(
+            EngineDeadError,
+            match=r"did not sleep within 1 seconds\.\n.*is stopped \(state T\)\.\nThe next call starts it again",
+        ):
+            reranker.sleep()
+        assert not psutil.wait_procs([core], timeout=60)[1]
 
 
 def sleeps(engine: VllmEngine) -> bool:

@@ -1,4 +1,4 @@
-"""vLLM's processes: gone with the engine, with the interpreter, with a load that nobody wants; back after a death."""
+"""vLLM's processes: gone with the engine, with the interpreter, with a load that nobody wants."""
 
 import gc
 import os
@@ -14,9 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 from ctrl_c import press_ctrl_c
+from vllm_children import command_line, engine_cores
 
 from gated_engine import wait_until
-from winnow import EngineDeadError, EngineLoadError, Reranker
+from winnow import EngineLoadError, Reranker
 from winnow.engines import shared
 
 
@@ -145,6 +146,28 @@ def test_terminated_while_ranking_it_takes_vllm_along(script: subprocess.Popen[s
     assert not list(temporary.glob("winnow-*"))
 
 
+_LEAVE_HUNG = """
+import psutil, threading, time
+for process in psutil.Process().children():
+    if "EngineCore" in " ".join(process.cmdline()):
+        process.suspend()
+threading.Thread(target=reranker.score, args=("a", ["d"]), daemon=True).start()
+while not reranker._lease._shared.life._on_engine:
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("script", [_LEAVE_HUNG], indirect=True, ids=["hung"])
+def test_a_script_ends_soon_though_vllm_hangs(script: subprocess.Popen[str], temporary: Path) -> None:
+    seen, thread = watch_children(script)
+    assert script.stdout is not None
+    assert script.stdout.readline().startswith("[")
+    assert script.wait(30) == 0
+    thread.join()
+    assert not psutil.wait_procs(seen, timeout=15)[1]
+    assert not list(temporary.glob("winnow-*"))
+
+
 def end_and_watch(
     script: subprocess.Popen[str], by: signal.Signals, forked: psutil.Process | None = None
 ) -> list[psutil.Process]:
@@ -154,47 +177,6 @@ def end_and_watch(
     script.send_signal(by)
     assert script.wait(15) == -by
     return psutil.wait_procs(seen, timeout=15)[1]
-
-
-def command_line(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-def engine_cores() -> set[psutil.Process]:
-    """vLLM's processes below this one."""
-    return {
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "EngineCore" in command_line(process) or "spawn_main" in command_line(process)
-    }
-
-
-def test_vllm_killed_is_an_error_and_the_next_call_starts_it_again(tiny_model: str) -> None:
-    before = engine_cores()
-    with (
-        Reranker(tiny_model, engine="vllm", max_length=512) as reranker,
-        Reranker(tiny_model, engine="vllm", max_length=512, max_restarts=0) as strict,
-    ):
-        reranker.start()
-        for process in engine_cores() - before:  # before vLLM has had a request
-            process.kill()
-        with pytest.raises(
-            EngineDeadError, match=r"died\.\s+Its process was killed by SIGKILL.*\nThe next call starts it again\."
-        ):
-            reranker.score("a", ["b", "c"])
-        assert len(strict.score("a", [])) == 0
-        with pytest.raises(EngineDeadError, match=r"died\.\s+Its process was .*\nIt is not started again"):
-            strict.score("a", ["b", "c"])
-        expected = reranker.score("a", ["b", "c"])
-        assert strict.score("a", ["b", "c"]) == pytest.approx(expected, abs=1e-5)
-        for process in engine_cores() - before:
-            process.kill()
-        with pytest.raises(EngineDeadError, match=r"SIGKILL.*\nThe next call starts it again\."):
-            reranker.score("a", ["b", "c"])
-    assert not engine_cores() - before
 
 
 @pytest.mark.parametrize("how", ["closed", "dropped"])

@@ -107,6 +107,31 @@ class SleepingEngine(Engine, Protocol):
         """
 
 
+@runtime_checkable
+class WatchedEngine(Engine, Protocol):
+    """An engine that may hang, as it runs in other processes, and that can then be ended by force.
+
+    Winnow counts it as dead when it has answered nothing for `stall_timeout` seconds though prompts wait.
+
+    Attributes:
+        stall_timeout: The seconds.
+        answered: How many prompts it has answered since it was made, with a score or with why there is none.
+    """
+
+    stall_timeout: float
+    answered: int
+
+    async def ping(self) -> None:
+        """Return when the engine shows that it lives. Asked where nobody waits for a prompt any more."""
+
+    def hang(self) -> str:
+        """Take it that the engine hangs: `aclose`, which comes next, ends it by force.
+
+        Returns:
+            What is known of the cause, or what to do, as a line of the error's message.
+        """
+
+
 def name_of(engine: str | Engine) -> str:
     """The name of an engine that is given by its name or itself."""
     return engine if isinstance(engine, str) else engine.name

@@ -148,6 +148,7 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("enable_sleep_mode", _VLLM, _FLAG),
         Setting("enforce_eager", _VLLM, _FLAG),
         Setting("attention_backend", _VLLM, _TEXT),
+        Setting("stall_timeout", _VLLM, _number("a number of seconds from 1", lambda value: value >= 1)),
         # What else vLLM knows makes no scores.
         Setting("runner", _VLLM, _choice("auto", "pooling")),
         Setting("convert", _VLLM, _choice("auto", "none", "classify")),

@@ -124,7 +124,7 @@ class EngineLife:
         if dead.has_scored:
             self._restarts = 0
         async with self._one_at_a_time:
-            await dead.engine.aclose()
+            await dead.aclose()
 
     def _what_next(self, max_restarts: int) -> str:
         if self._start_task is not None or self._restarts < max_restarts:
@@ -217,7 +217,7 @@ class EngineLife:
             self.interrupt()
             await asyncio.wait(left, timeout=_INTERRUPT_SECONDS)
         if self._running is not None:
-            await self._running.engine.aclose()
+            await self._running.aclose()
 
 
 def _seen(task: asyncio.Task[Any]) -> None:

@@ -7,7 +7,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from winnow.engines.base import Engine, EngineScore
+from winnow.engines.base import Engine, EngineScore, WatchedEngine
+from winnow.engines.watchdog import Watchdog
 from winnow.errors import EngineDeadError, EngineError, as_engine_error
 from winnow.prompts import Prompt
 
@@ -64,6 +65,15 @@ class Requests:
         self.death: EngineDeadError | None = None
         self._clock = 0
         self._flying: dict[bytes, tuple[_Flight, int]] = {}
+        self._watchdog: Watchdog | None = None
+        if isinstance(engine, WatchedEngine):
+            self._watchdog = Watchdog(engine, lambda: bool(self._flying), lambda: self._fail_all(engine))
+
+    async def aclose(self) -> None:
+        """Close the engine."""
+        if self._watchdog is not None:
+            self._watchdog.end()
+        await self.engine.aclose()
 
     async def score(self, prompts: Sequence[Prompt], turn: Turn) -> list[RequestScore]:
         """Score prompts, in order. Cancelling it withdraws what nobody else waits for.
@@ -101,6 +111,8 @@ class Requests:
             flight = _Flight(asyncio.ensure_future(self._request(list(new.values()), priority)), list(new))
             self._flying |= {key: (flight, at) for at, key in enumerate(new)}
             flight.task.add_done_callback(lambda _: self._land(flight))
+            if self._watchdog is not None:
+                self._watchdog.watch()
         return [(*self._flying[key], key not in new) for key in keys]
 
     def _land(self, flight: _Flight) -> None:
@@ -117,8 +129,12 @@ class Requests:
             with as_engine_error(self._failing(len(prompts))):
                 scores = list(await self.engine.score(prompts, priority=priority))
         except EngineDeadError as error:
-            self.death = error
+            self.death = self.death or error
             raise
+        except asyncio.CancelledError:
+            if self.death is None:
+                raise
+            raise EngineDeadError(str(self.death)) from self.death  # see `_fail_all`
         self.has_scored = True
         self._clock = max(self._clock, priority)
         if len(scores) != len(prompts):
@@ -126,6 +142,15 @@ class Requests:
                 f"The engine {self.engine.name} returned {len(scores)} scores for {len(prompts)} prompts."
             )
         return scores
+
+    def _fail_all(self, engine: WatchedEngine) -> None:
+        """The engine hangs: it counts as dead, and all who wait for it are told."""
+        self.death = EngineDeadError(
+            f"The engine {engine.name} of {engine.checkpoint.model} hung: it scored no prompt for "
+            f"{engine.stall_timeout:g} seconds while prompts waited.\n  {engine.hang()}"
+        )
+        for flight in {flight for flight, _ in self._flying.values()}:
+            flight.task.cancel()
 
     def _failing(self, prompts: int) -> str:
         return f"The engine {self.engine.name} of {self.engine.checkpoint.model} failed on {prompts} prompts"

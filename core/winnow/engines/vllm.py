@@ -15,6 +15,7 @@ from typing import Any
 from winnow.checkpoint import Checkpoint
 from winnow.engines.base import EngineScore
 from winnow.engines.threads import in_daemon_thread
+from winnow.engines.vllm_defaults import config_settings, platform_defaults
 from winnow.engines.vllm_fields import as_fields, check_fields
 from winnow.engines.vllm_log import VllmLog
 from winnow.engines.vllm_processes import EngineProcesses
@@ -40,6 +41,10 @@ _LOOK_SECONDS = 1.0
 # they take on a busy machine, and Python itself then takes about as long.
 _LAST_SECONDS = 2.0
 
+# How long it may score nothing. What compiles with the first prompts takes minutes, and so does one long prompt on a
+# CPU.
+_STALL_SECONDS = 600.0
+
 
 class VllmEngine:
     """A reranker on vLLM's `AsyncLLM`.
@@ -47,7 +52,8 @@ class VllmEngine:
     Args:
         checkpoint: The model.
         max_length: Most tokens of a prompt (vLLM's `max_model_len`).
-        engine_kwargs: Fields of vLLM's `AsyncEngineArgs` that override Winnow's choice, and `device` and `cache_dir`.
+        engine_kwargs: Fields of vLLM's `AsyncEngineArgs` that override Winnow's choice, and `device`, `cache_dir` and
+            `stall_timeout` (seconds without a score, while prompts wait, after which it counts as dead; 600).
 
     Raises:
         ConfigurationError: A setting is wrong, or this vLLM runs on another kind of device.
@@ -65,13 +71,15 @@ class VllmEngine:
             raise MissingExtraError("vllm", "vllm") from error
         checkpoint.check_runs_on_vllm()
         engine_kwargs = as_fields(engine_kwargs)
+        self.stall_timeout = float(engine_kwargs.pop("stall_timeout", None) or _STALL_SECONDS)
+        self.answered = 0
         check_fields(engine_kwargs)
         self._engine_args = AsyncEngineArgs(
             **{
                 "model": checkpoint.model,
                 "max_model_len": max_length,
-                **_platform_defaults(checkpoint, engine_kwargs),
-                **_config_settings(checkpoint),
+                **platform_defaults(checkpoint, engine_kwargs),
+                **config_settings(checkpoint),
                 **engine_kwargs,
                 "hf_overrides": checkpoint.vllm_overrides,
                 **vision_settings(checkpoint.vision, engine_kwargs),
@@ -111,6 +119,7 @@ class VllmEngine:
 
         self._check_weights()
         self._death = ""
+        self._patience = None
         self._processes = EngineProcesses()
         self._is_loading = True
         self._log = VllmLog(record=not LOGGING_IS_SET_UP, cache_is_set=bool(self._engine_args.kv_cache_memory_bytes))
@@ -130,7 +139,12 @@ class VllmEngine:
 
     async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
         """Score prompts; all of them enter vLLM's queue side by side, so that a shared prefix is computed once."""
-        return list(await asyncio.gather(*(self._score_one(prompt, priority) for prompt in prompts)))
+        return list(await asyncio.gather(*(self._answer(prompt, priority) for prompt in prompts)))
+
+    async def _answer(self, prompt: Prompt, priority: int) -> EngineScore:
+        score = await self._score_one(prompt, priority)
+        self.answered += 1
+        return score
 
     async def _score_one(self, prompt: Prompt, priority: int) -> EngineScore:
         from vllm import PoolingParams
@@ -179,8 +193,12 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
 
         task = asyncio.ensure_future(order)
+        looks = 0  # as in `Watchdog`, and not by the clock
         while not (await asyncio.wait([task], timeout=_LOOK_SECONDS))[0]:
-            if self._llm.errored:
+            looks += 1
+            if looks * _LOOK_SECONDS >= self.stall_timeout:
+                self._death = f"\n  It did not {what} within {self.stall_timeout:g} seconds.\n  {self.hang()}"
+            if self._death or self._llm.errored:
                 task.cancel()
                 raise self._dead()
         try:
@@ -189,6 +207,18 @@ class VllmEngine:
             raise self._dead() from error
         except Exception as error:
             raise EngineError(f"vLLM of {self.checkpoint.model} could not {what}: {error}") from error
+
+    async def ping(self) -> None:
+        """Ask vLLM's process something that it answers between two steps."""
+        await self._llm.is_sleeping()
+
+    def hang(self) -> str:
+        """Let `aclose` kill the processes at once; say which of them do not run."""
+        self._patience = 0.0
+        return (
+            self._processes.stopped()
+            or "Where one prompt takes longer than that, raise stall_timeout in engine_kwargs."
+        )
 
     def _dead(self) -> EngineDeadError:
         self._death = self._death or self._log.reason()  # asked once, though all who wait are told
@@ -220,60 +250,6 @@ def _compressed_types(prompt: Prompt) -> int | tuple[int, int]:
     start = prompt.second_type_from
     assert start is not None  # noqa: S101 - for mypy; the caller checked
     return (start, len(prompt.ids)) if tuple(__version_tuple__[:2]) >= (0, 33) else start
-
-
-def _platform_defaults(checkpoint: Checkpoint, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Winnow's choice of `AsyncEngineArgs`; on a machine without a GPU, settings under which vLLM's CPU build runs."""
-    from vllm.platforms import current_platform
-
-    chosen: dict[str, Any] = {
-        "runner": "pooling",
-        "scheduling_policy": "priority",  # what gives each caller a turn, see engines/requests.py
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-    }
-    if current_platform.is_cpu():
-        # Here gpu_memory_utilization is the share of main memory that must be free at the start.
-        # Blocks of 32 tokens, the least that vLLM's CPU attention takes, instead of 128: whole blocks only are shared
-        # between prompts, and the shared beginning of a reranker's prompts is short.
-        # The cache takes 1 GiB, unless the user's VLLM_CPU_KVCACHE_SPACE says otherwise, which vLLM puts first.
-        chosen |= {
-            "enforce_eager": True,
-            "gpu_memory_utilization": 0.3,
-            "block_size": 32,
-            "kv_cache_memory_bytes": 1 << 30,
-        }
-        if not checkpoint.quantized and not engine_kwargs.get("quantization"):  # its kernels say what they compute in
-            chosen["dtype"] = "float32"
-    elif current_platform.is_cuda():
-        chosen |= attention_for(current_platform.get_device_capability(), engine_kwargs)
-    return chosen
-
-
-def _config_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """For checkpoints that bring code of their own: Winnow reads their config.json."""
-    if not checkpoint.recipe.local_code:
-        return {}
-    from winnow.engines.vllm_config import CONFIG_FORMAT
-
-    return {"config_format": CONFIG_FORMAT}
-
-
-def attention_for(capability: tuple[int, int] | None, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The attention backend for a GPU: vLLM's own choice, but on older GPUs one that runs there.
-
-    Args:
-        capability: The GPU's compute capability, (major, minor).
-        engine_kwargs: What the user gave; a choice of theirs stands.
-    """
-    if capability is None or capability >= (8, 0) or {"attention_backend", "attention_config"} & engine_kwargs.keys():
-        return {}
-    logger.info(
-        "This GPU has compute capability %d.%d. FlashAttention needs 8.0, so Winnow takes "
-        "attention_backend='TRITON_ATTN'; engine_kwargs={'attention_backend': ...} overrides it.",
-        *capability[:2],
-    )
-    return {"attention_backend": "TRITON_ATTN"}
 
 
 def _stem(architecture: str) -> str:

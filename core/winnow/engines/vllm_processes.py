@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 _END_SECONDS = 5.0
 
+# By psutil's names of the states.
+_STOPPED = {"stopped": "stopped (state T)", "tracing-stop": "stopped by a debugger (state t)"}
+
 
 class EngineProcesses:
     """The processes that vLLM starts for one engine, and a process that watches over them.
@@ -81,12 +84,28 @@ class EngineProcesses:
 
     def kill(self) -> None:
         """Kill those that run."""
-        import psutil  # vLLM brings it
-
         from winnow.engines.watcher import kill_trees
 
+        kill_trees(self._roots())
+
+    def stopped(self) -> str:
+        """Which of them, and of those below them, are stopped, as sentences; "" if none is."""
+        import psutil
+
+        from winnow.engines.watcher import tree
+
+        found = []
+        for process in (process for root in self._roots() for process in tree(root)):
+            with contextlib.suppress(psutil.Error):
+                if (how := _STOPPED.get(process.status())) is not None:
+                    found.append(f"{process.name()} (process {process.pid}) is {how}.")
+        return " ".join(found)
+
+    def _roots(self) -> list[Any]:
+        import psutil  # vLLM brings it
+
         children = {child.pid: child for child in psutil.Process().children()}
-        kill_trees(children[process] for process in list(self._ids) if process in children)
+        return [children[process] for process in list(self._ids) if process in children]
 
     def close(self) -> None:
         """End the watcher, and with it whatever the engine left behind."""

@@ -24,7 +24,7 @@ def kill_trees(roots: Iterable[psutil.Process]) -> None:
     """Kill processes and all below them. They are stopped first, so that none starts another meanwhile."""
     roots = list(roots)
     found: set[psutil.Process] = set()
-    while new := {process for root in roots for process in _tree(root)} - found:
+    while new := {process for root in roots for process in tree(root)} - found:
         found |= new
         for process in new:
             with contextlib.suppress(psutil.Error):
@@ -34,7 +34,8 @@ def kill_trees(roots: Iterable[psutil.Process]) -> None:
             process.kill()
 
 
-def _tree(root: psutil.Process) -> list[psutil.Process]:
+def tree(root: psutil.Process) -> list[psutil.Process]:
+    """A process and all below it, but for Python's resource tracker; none if it is gone."""
     with contextlib.suppress(psutil.Error):
         return [one for one in (root, *root.children(recursive=True)) if not _is_resource_tracker(one)]
     return []
