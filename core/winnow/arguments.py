@@ -1,13 +1,14 @@
 """Arguments of calls, checked: refused with what was given and what is wanted, or in the type that the rest takes."""
 
+import contextlib
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from numbers import Real
 from typing import Any
 
 from winnow.config import RerankerConfig
-from winnow.judging import Call, Documents, Query
+from winnow.judging import Call, Documents, Query, RankRequest
 from winnow.templates import TemplateLike
 from winnow.text import readable, shows, text_of
 from winnow.types import Document
@@ -105,6 +106,77 @@ def checked_call(
         may_fall_back=may_fall_back,
         problem=problem,
     )
+
+
+def checked_calls(
+    config: RerankerConfig,
+    requests: Iterable[RankRequest],
+    top_k: Any = None,
+    score_threshold: Any = None,
+    template: TemplateLike | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    *,
+    may_fall_back: bool = True,
+    numbered: bool = True,
+) -> Generator[Call | None]:
+    """The calls of `Reranker.rank_many`; arguments and errors as in `checked_call`.
+
+    What is no `Collection` of the requests and their documents is read item by item, as it may wait: there is a None
+    after each document that is read. A generator is closed where not all of it is read.
+
+    Args:
+        config: As in `checked_call`.
+        requests: `(query, documents)` or `(query, documents, instruction)`.
+        top_k: As in `checked_call`; so is what follows.
+        score_threshold: As above.
+        template: As above.
+        template_kwargs: As above.
+        may_fall_back: As above.
+        numbered: Whether messages say which request it is.
+    """
+    with _closing(requests):
+        for number, request in enumerate(requests):
+            if not isinstance(request, tuple | list) or len(request) not in (2, 3):
+                raise TypeError(f"request {number} must be (query, documents) or (query, documents, instruction)")
+            query, documents, *rest = request
+            if isinstance(documents, Iterable) and not isinstance(documents, Collection):
+                found = []
+                with _closing(documents):
+                    for document in documents:
+                        found.append(document)
+                        yield None
+                documents = found
+            yield checked_call(
+                config,
+                query,
+                documents,
+                top_k,
+                rest[0] if rest else None,
+                score_threshold,
+                template,
+                template_kwargs,
+                may_fall_back=may_fall_back,
+                where=f" of request {number}" if numbered else "",
+            )
+
+
+def are_in_memory(requests: Iterable[RankRequest]) -> bool:
+    """Whether requests and their documents are all there, so that reading them waits for nothing."""
+    return isinstance(requests, Collection) and all(
+        isinstance(documents, Collection) or not isinstance(documents, Iterable)
+        for request in requests
+        if isinstance(request, tuple | list)
+        for documents in request[1:2]
+    )
+
+
+@contextlib.contextmanager
+def _closing(items: Iterable[object]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if isinstance(items, Generator):
+            items.close()
 
 
 def _is_number(value: Any) -> bool:

@@ -6,10 +6,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Generator, Hashable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from winnow.checkpoint import Checkpoint, bind_template
 from winnow.config import RerankerConfig
@@ -24,6 +25,7 @@ from winnow.observability import DEADLINE_PASSED, observed
 from winnow.ordering import as_they_came
 from winnow.progress import Bar, progress_bar
 from winnow.prompts import DocumentPrompts, Limits, PromptBuilder
+from winnow.pulling import pulled
 from winnow.score_cache import ScoreCache
 from winnow.templates import TemplateLike
 from winnow.text import readable
@@ -31,8 +33,6 @@ from winnow.types import Ranking
 from winnow.vision import Shown
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 # Bound templates that a reranker keeps.
 _BUILDERS = 32
@@ -50,11 +50,12 @@ class CallRunner:
         fallback: What ranks where the engine fails.
 
     Attributes:
+        config: The settings.
         cache: Scores that are kept, if the reranker keeps any.
     """
 
     def __init__(self, config: RerankerConfig, fallback: Fallback | None = None):
-        self._config = config
+        self.config = config
         self._fallback = fallback
         self._left_out = False  # whether it was said that images or videos are left out
         self._builders: dict[Hashable, tuple[Checkpoint, PromptBuilder]] = {}
@@ -75,23 +76,33 @@ class CallRunner:
 
     async def _bind(self, started: Started) -> None:
         requests = await started()
-        config = self._config
+        config = self.config
         await asyncio.to_thread(
             self._builder, requests.engine.checkpoint, config.template, config.template_kwargs, bool(config.instruction)
         )
 
     async def run(
-        self, calls: Iterable[Call], progress: bool, deadline: float | None, started: Started
+        self, calls: list[Call] | Generator[Call | None], progress: bool, deadline: float | None, started: Started
     ) -> list[Ranking]:
-        """Rank calls as they come, a bounded number of them at once."""
+        """Rank calls as they come, a bounded number of them at once.
+
+        Args:
+            calls: A generator is read as the work goes on; see `pulled`.
+            progress: Whether to show a progress bar.
+            deadline: Seconds for all of it.
+            started: The way to the engine.
+
+        Raises:
+            IteratorFailedError: The generator raised.
+        """
         rankings: dict[int, Ranking] = {}
         gate = asyncio.Semaphore(_CALLS_AT_ONCE)
         clock = asyncio.timeout(deadline)
-        engine = name_of(self._config.engine)
+        engine = name_of(self.config.engine)
 
         async def keep(number: int, ranked: Awaitable[Ranking]) -> None:
             begin = time.perf_counter()
-            with observed(str(self._config.model), engine, clock) as report:
+            with observed(str(self.config.model), engine, clock) as report:
                 ranking = await ranked
                 stats = replace(ranking.stats, elapsed_ms=(time.perf_counter() - begin) * 1000)
                 rankings[number] = replace(ranking, stats=stats)
@@ -109,9 +120,9 @@ class CallRunner:
 
         with progress_bar(progress) as bar:
             try:
-                async with clock, all_or_none() as start:
+                async with clock, all_or_none() as start, aclosing(_each(calls)) as each:
                     number = 0
-                    async for call in _pulled(calls):
+                    async for call in each:
                         await gate.acquire()
                         bar.total = (bar.total or 0) + len(call.documents)
                         start(rank(number, call))
@@ -122,7 +133,7 @@ class CallRunner:
                 late = TimeoutError(DEADLINE_PASSED)  # asyncio's has no message
                 # Calls that had begun have a ranking by now. How many are left in an iterator nobody knows.
                 fallback = self._fallback
-                if fallback is None or not (fallback.ranks_at_once and isinstance(calls, Sequence)):
+                if fallback is None or not (fallback.ranks_at_once and isinstance(calls, list)):
                     raise late from error
                 for number, call in enumerate(calls):
                     if number not in rankings:
@@ -134,7 +145,7 @@ class CallRunner:
     async def _ranked(self, call: Call, started: Started, bar: Bar, clock: asyncio.Timeout) -> Ranking:
         if call.problem is not None:
             logger.warning("%d documents stay as they came: %s", len(call.documents), call.problem)
-            return as_they_came(self._config, call.documents, call.top_k, call.problem)
+            return as_they_came(self.config, call.documents, call.top_k, call.problem)
         fallback = self._fallback if call.may_fall_back else None
         if fallback is None:
             return await self._run_one(call, started, bar)
@@ -146,7 +157,7 @@ class CallRunner:
             raise
 
     async def _run_one(self, call: Call, started: Started, bar: Bar) -> Ranking:
-        return await Judging(self._config, call, self._as_read_by, self._build, self.cache, bar).run(started)
+        return await Judging(self.config, call, self._as_read_by, self._build, self.cache, bar).run(started)
 
     def _as_read_by(self, checkpoint: Checkpoint, call: Call) -> Call:
         """The call without the images and videos that the model cannot take, where there is a text besides."""
@@ -195,21 +206,21 @@ class CallRunner:
         if (kept := self._builders.get(key)) is not None:
             return kept[1]
         bound = bind_template(checkpoint, template, template_kwargs, with_instruction=with_instruction)
-        wanted = self._config.max_length or checkpoint.max_length
-        own = not isinstance(self._config.engine, str) or self._config.engine == "fake"  # others have said so
+        wanted = self.config.max_length or checkpoint.max_length
+        own = not isinstance(self.config.engine, str) or self.config.engine == "fake"  # others have said so
         if own and wanted > checkpoint.max_length:
             logger.warning(
                 "max_length=%d becomes %d, the limit of the engine %s.",
                 wanted,
                 checkpoint.max_length,
-                name_of(self._config.engine),
+                name_of(self.config.engine),
             )
         limits = Limits(
             max_length=min(wanted, checkpoint.max_length),
-            max_query_tokens=self._config.max_query_tokens,
-            max_document_tokens=self._config.max_document_tokens,
-            on_overflow=self._config.on_overflow,
-            window_overlap=self._config.window_overlap,
+            max_query_tokens=self.config.max_query_tokens,
+            max_document_tokens=self.config.max_document_tokens,
+            on_overflow=self.config.on_overflow,
+            window_overlap=self.config.window_overlap,
         )
         builder = PromptBuilder(checkpoint.tokenizer, bound, limits, checkpoint.vision)
         with _builders_lock:
@@ -219,12 +230,11 @@ class CallRunner:
         return builder
 
 
-async def _pulled(items: Iterable[T]) -> AsyncIterator[T]:
-    """The items one by one. What is no sequence may block or read files: it is pulled in another thread."""
-    if isinstance(items, Sequence):
-        for item in items:
-            yield item
-        return
-    iterator, end = iter(items), object()
-    while (item := await asyncio.to_thread(cast("Callable[..., T]", next), iterator, end)) is not end:
-        yield item
+async def _each(calls: list[Call] | Generator[Call | None]) -> AsyncGenerator[Call]:
+    if isinstance(calls, list):
+        for call in calls:
+            yield call
+    else:
+        async with aclosing(pulled(calls)) as each:
+            async for call in each:
+                yield call

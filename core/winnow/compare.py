@@ -6,7 +6,8 @@ from typing import Any
 
 from winnow.checkpoint import Checkpoint
 from winnow.converted_prompts import takes_instruction
-from winnow.reranker import RankRequest, Reranker
+from winnow.judging import RankRequest
+from winnow.reranker import Reranker
 from winnow.templates import ScoreTemplate
 
 TOLERANCE = 1e-4

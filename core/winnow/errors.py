@@ -78,7 +78,10 @@ class EngineDeadError(EngineError):
 
 @contextmanager
 def as_engine_error(what: str, kind: type[EngineError] = EngineError) -> Iterator[None]:
-    """Whatever an engine raises becomes one of ours, so that a fallback ranks; cancelling it, and Ctrl-C, stay.
+    """Whatever an engine raises becomes one of ours, so that a fallback ranks; cancelling it stays.
+
+    So does a model's own code that calls `sys.exit`, which would end the event loop. Ctrl-C is never raised here: it is
+    the main thread's.
 
     Args:
         what: What failed, for the message.
@@ -88,5 +91,5 @@ def as_engine_error(what: str, kind: type[EngineError] = EngineError) -> Iterato
         yield
     except WinnowError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         raise kind(f"{what}: {type(error).__name__}: {error}") from error

@@ -24,6 +24,7 @@ from winnow.vision import Shown
 
 Documents = Iterable[str | Document | None]
 Query = str | Document
+RankRequest = tuple[Query, Documents] | tuple[Query, Documents, str | None]
 
 # A call's documents are tokenised and scored in slices: while one is on the GPU the next is tokenised, and no more
 # prompts than these slices hold are in memory.

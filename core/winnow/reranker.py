@@ -1,13 +1,12 @@
 """The reranker: what users call. `winnow.arguments` checks what is asked, `winnow.calls` does it."""
 
 import asyncio
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from winnow.arguments import checked_call, checked_deadline
+from winnow.arguments import are_in_memory, checked_calls, checked_deadline
 from winnow.calls import CallRunner
 from winnow.config import RerankerConfig
 from winnow.engines.choose import create_engine
@@ -16,14 +15,13 @@ from winnow.engines.settings import resolve
 from winnow.engines.shared import Lease
 from winnow.fallback import Fallback, settings_of_fallback
 from winnow.hints import hinting, hinting_call
-from winnow.judging import Call, Documents, Query
+from winnow.judging import Call, Documents, Query, RankRequest
 from winnow.ordering import in_input_order
+from winnow.pulling import IteratorFailedError
 from winnow.templates import TemplateLike
 from winnow.types import Ranking
 
 T = TypeVar("T")
-
-RankRequest = tuple[Query, Documents] | tuple[Query, Documents, str | None]
 
 # Made anew from the settings, in a copy.
 _MADE = ("_lease", "_calls", "_stand_in")
@@ -81,6 +79,7 @@ class Reranker(RerankerConfig):
         Args:
             query: What is searched for: a text, or a `Document` with an image or a video, for models that see.
             documents: Texts, or `Document`s with images or videos. None and blank ones are not scored and rank last.
+                Where a deadline is set, an iterator is read in a thread of its own, which need not be waited for.
             top_k: How many to return; None for all.
             instruction: What counts as relevant, instead of the reranker's; "" for the template's default.
             score_threshold: Least score to return (inclusive), applied before `top_k`.
@@ -101,8 +100,9 @@ class Reranker(RerankerConfig):
             EngineError: The engine failed, and there is no `fallback`.
             TimeoutError: The deadline passed, and `fallback` is not "retrieval order".
         """
-        call = checked_call(self, query, documents, top_k, instruction, score_threshold, template, template_kwargs)
-        return self._wait(self._work([call], deadline, progress))[0]
+        options = {"template": template, "template_kwargs": template_kwargs, "numbered": False}
+        requests = [(query, documents, instruction)]
+        return self._wait(self._work(requests, deadline, progress, False, top_k, score_threshold, **options))[0]
 
     @hinting_call
     async def arank(
@@ -118,9 +118,13 @@ class Reranker(RerankerConfig):
         deadline: float | None = None,
         progress: bool = False,
     ) -> Ranking:
-        """`rank` for event loops. Cancelling it withdraws its prompts from the engine."""
-        call = checked_call(self, query, documents, top_k, instruction, score_threshold, template, template_kwargs)
-        return (await self._await(self._work([call], deadline, progress)))[0]
+        """`rank` for event loops. Cancelling it withdraws its prompts from the engine.
+
+        An iterator of documents is read in a thread of its own, so that the loop goes on.
+        """
+        options = {"template": template, "template_kwargs": template_kwargs, "numbered": False}
+        requests = [(query, documents, instruction)]
+        return (await self._await(self._work(requests, deadline, progress, True, top_k, score_threshold, **options)))[0]
 
     @hinting_call
     def score(
@@ -135,8 +139,9 @@ class Reranker(RerankerConfig):
 
         It does without `fallback`, and a blank query is an error: bare numbers cannot say where they are from.
         """
-        call = checked_call(self, query, documents, None, instruction, None, may_fall_back=False)
-        return in_input_order(self._wait(self._work([call], deadline))[0])
+        options = {"may_fall_back": False, "numbered": False}
+        work = self._work([(query, documents, instruction)], deadline, False, False, **options)
+        return in_input_order(self._wait(work)[0])
 
     @hinting_call
     async def ascore(
@@ -148,8 +153,9 @@ class Reranker(RerankerConfig):
         deadline: float | None = None,
     ) -> list[float]:
         """`score` for event loops."""
-        call = checked_call(self, query, documents, None, instruction, None, may_fall_back=False)
-        return in_input_order((await self._await(self._work([call], deadline)))[0])
+        options = {"may_fall_back": False, "numbered": False}
+        work = self._work([(query, documents, instruction)], deadline, False, True, **options)
+        return in_input_order((await self._await(work))[0])
 
     @hinting_call
     def rank_many(
@@ -165,7 +171,8 @@ class Reranker(RerankerConfig):
 
         Args:
             requests: `(query, documents)` or `(query, documents, instruction)`; each with as many documents as it
-                likes. An iterator is read as the work goes on, so that a million pairs need little memory.
+                likes. An iterator is read as the work goes on, in a thread of its own, so that a million pairs need
+                little memory. What it raises is raised here. A generator is closed when the call ends early.
             top_k: As in `rank`, for each query.
             score_threshold: As in `rank`.
             deadline: As in `rank`, for all of it.
@@ -174,7 +181,7 @@ class Reranker(RerankerConfig):
         Returns:
             One ranking a request, in order.
         """
-        return self._wait(self._work(self._checked(requests, top_k, score_threshold), deadline, progress))
+        return self._wait(self._work(requests, deadline, progress, False, top_k, score_threshold))
 
     @hinting_call
     async def arank_many(
@@ -187,7 +194,7 @@ class Reranker(RerankerConfig):
         progress: bool = False,
     ) -> list[Ranking]:
         """`rank_many` for event loops."""
-        return await self._await(self._work(self._checked(requests, top_k, score_threshold), deadline, progress))
+        return await self._await(self._work(requests, deadline, progress, True, top_k, score_threshold))
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -278,30 +285,48 @@ class Reranker(RerankerConfig):
                 if reranker is not None:
                     reranker._lease.interrupt()
             raise
+        except IteratorFailedError as failed:
+            error = failed.error
         finally:
             del future  # what it raised refers to this frame: a cycle, which would keep the reranker
+        try:
+            raise error
+        finally:
+            del error  # likewise
 
     async def _await(self, work: Work[T]) -> T:
-        return await asyncio.wrap_future(self._lease.submit(work))
+        try:
+            return await asyncio.wrap_future(self._lease.submit(work))
+        except IteratorFailedError as failed:
+            error = failed.error
+        try:
+            raise error
+        finally:
+            del error
 
     async def _rank_instead(self, call: Call) -> Ranking:
         """Rank a call of the reranker whose fallback this is."""
-        return (await self._await(self._work([call], None)))[0]
+        return (await self._await(partial(self._calls.run, [call], False, self.deadline)))[0]
 
-    def _work(self, calls: Iterable[Call], deadline: float | None, progress: bool = False) -> Work[list[Ranking]]:
+    def _work(
+        self,
+        requests: Iterable[RankRequest],
+        deadline: float | None,
+        progress: bool,
+        in_loop: bool,
+        *arguments: Any,
+        **options: Any,
+    ) -> Work[list[Ranking]]:
+        """The work of a call.
+
+        What is in memory is read here and now. So are documents that may wait, in the caller's own thread, where they
+        can be interrupted, and see its thread-local state; unless a deadline must end the call meanwhile, or the thread
+        has an event loop to run.
+        """
         limit = checked_deadline(deadline)
-        return partial(self._calls.run, calls, progress, self.deadline if limit is None else limit)
-
-    def _checked(
-        self, requests: Iterable[RankRequest], top_k: int | None, score_threshold: float | None
-    ) -> Iterable[Call]:
-        def checked(number: int, request: RankRequest) -> Call:
-            if not isinstance(request, tuple | list) or len(request) not in (2, 3):
-                raise TypeError(f"request {number} must be (query, documents) or (query, documents, instruction)")
-            query, documents, *rest = request
-            instruction = rest[0] if rest else None
-            where = f" of request {number}"
-            return checked_call(self, query, documents, top_k, instruction, score_threshold, where=where)
-
-        calls: Iterator[Call] = itertools.starmap(checked, enumerate(requests))
-        return list(calls) if isinstance(requests, Sequence) else calls
+        limit = self.deadline if limit is None else limit
+        calls = checked_calls(self._calls.config, requests, *arguments, **options)
+        here = are_in_memory(requests) or (isinstance(requests, Collection) and limit is None and not in_loop)
+        return partial(
+            self._calls.run, [call for call in calls if call is not None] if here else calls, progress, limit
+        )

@@ -22,13 +22,16 @@ from winnow import (
 from winnow.engines import choose
 
 QUERY = "capital of China"
-ERRORS = [MemoryError("no room"), RuntimeError("CUDA out of memory"), IndexError("index 9"), ValueError("v"), OSError()]
+ERRORS: list[BaseException] = [
+    *(MemoryError("no room"), RuntimeError("CUDA out of memory"), IndexError("index 9"), ValueError("v"), OSError()),
+    *(SystemExit(1), KeyboardInterrupt()),  # of a model's own code: they would end the event loop
+]
 
 
 class Raising(FakeEngine):
     """Raises what it is told to, where it is told to."""
 
-    def __init__(self, error: Exception, where: str):
+    def __init__(self, error: BaseException, where: str):
         super().__init__()
         self.error = error
         self.where = where
@@ -66,7 +69,7 @@ class Picky(FakeEngine):
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_what_scoring_raises_is_an_engine_error(error: Exception) -> None:
+def test_what_scoring_raises_is_an_engine_error(error: BaseException) -> None:
     engine = Raising(error, "score")
     with Reranker("m", engine=engine) as reranker:
         with pytest.raises(

@@ -285,9 +285,10 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=120, check=False).returncode == 0
 
 
-def test_a_call_while_python_ends_fails_at_once() -> None:
+@pytest.mark.parametrize("started", ["", ".start()"])
+def test_a_call_while_python_ends_fails_at_once(started: str) -> None:
     """From an exit handler, from `__del__`, and in a thread that outlives the main one."""
-    code = """
+    code = f"""
 import atexit, threading, time
 from winnow import EngineError, Reranker
 
@@ -305,7 +306,7 @@ def late():
     call()
 
 atexit.register(call)
-reranker = Reranker("fake", engine="fake").start()  # whose own exit handler comes first
+reranker = Reranker("fake", engine="fake"){started}  # whose own exit handler comes first
 atexit.register(call)  # before it
 last = Last()
 threading.Thread(target=late).start()

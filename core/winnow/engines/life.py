@@ -4,7 +4,8 @@ Nothing here blocks the loop, so that a deadline ends a call also while the engi
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar, cast
 
 from winnow.engines.base import Engine, SleepingEngine
@@ -20,6 +21,13 @@ Started = Callable[[], Awaitable[Requests]]
 Work = Callable[[Started], Coroutine[Any, Any, T]]
 
 PYTHON_ENDS = "Python is ending: nothing can be scored any more."
+# How Python says that it starts no thread any more, in the executors' words, in `threading`'s (from 3.12 on), and where
+# the executors are imported only then. A thread that is no daemon may go on for long after the main one.
+_PYTHON_ENDS = (
+    "cannot schedule new futures",
+    "can't create new thread at interpreter shutdown",
+    "can't register atexit after shutdown",
+)
 
 # Between two tries to end a load that nobody waits for: vLLM's processes, which are to be killed, may not be there yet.
 _INTERRUPT_SECONDS = 0.5
@@ -65,14 +73,11 @@ class EngineLife:
             return await self._started(max_restarts)
 
         try:
-            return await work(started)
+            with unless_python_ends():
+                return await work(started)
         except EngineDeadError as error:
             await self._bury()
             raise EngineDeadError(f"{error}\n{self._what_next(max_restarts)}") from error
-        except RuntimeError as error:
-            if "cannot schedule new futures" not in str(error):  # the executors' word for it
-                raise
-            raise EngineError(PYTHON_ENDS) from error
         finally:
             self._on_engine.discard(task)
             await self._bury()  # also where a fallback ranked instead
@@ -218,6 +223,21 @@ class EngineLife:
             await asyncio.wait(left, timeout=_INTERRUPT_SECONDS)
         if self._running is not None:
             await self._running.aclose()
+
+
+@contextlib.contextmanager
+def unless_python_ends() -> Iterator[None]:
+    """Says so where a thread cannot be started because the interpreter is ending.
+
+    Raises:
+        EngineError: It is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _PYTHON_ENDS):
+            raise
+        raise EngineError(PYTHON_ENDS) from error
 
 
 def _seen(task: asyncio.Task[Any]) -> None:

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from winnow.engines.base import Engine
-from winnow.engines.life import PYTHON_ENDS, EngineLife, Started, Work
+from winnow.engines.life import PYTHON_ENDS, EngineLife, Started, Work, unless_python_ends
 from winnow.errors import EngineError
 from winnow.locks import ForkSafeLock
 
@@ -194,7 +194,8 @@ class Lease:
             raise EngineError(PYTHON_ENDS)
         shared = _registry.get(self._key)
         if shared is None or shared.closing:
-            shared = _registry[self._key] = SharedEngine(self._factory, after=shared)
+            with unless_python_ends():
+                shared = _registry[self._key] = SharedEngine(self._factory, after=shared)
         shared.hold(self)
         return shared
 

@@ -1,18 +1,17 @@
 """Plain PyTorch through transformers: CPUs, laptops, and the reference that vLLM's scores are compared with."""
 
-import asyncio
 import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from winnow.checkpoint import Checkpoint
 from winnow.engines.base import EngineScore
 from winnow.engines.known_settings import check_keywords, settings_of
-from winnow.engines.threads import in_daemon_thread
+from winnow.engines.threads import OwnThread, in_daemon_thread
 from winnow.errors import ConfigurationError, EngineLoadError, MissingExtraError
 from winnow.hub import uses_modelscope
 from winnow.model_folder import folder_with_weights
@@ -64,7 +63,7 @@ class TransformersEngine:
         if "attn_implementation" in engine_kwargs:
             self._load_kwargs["attn_implementation"] = engine_kwargs["attn_implementation"]
         self._forward: Any = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: OwnThread
 
     def _default_dtype(self) -> str:
         """The checkpoint's; on a CPU float32, unless the checkpoint is quantised, which fixes what it computes in."""
@@ -73,7 +72,7 @@ class TransformersEngine:
     async def start(self) -> None:
         """Load the model."""
         await in_daemon_thread(self._load)  # which a Ctrl-C need not wait for
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="winnow-transformers")
+        self._thread = OwnThread("winnow-transformers")
 
     def _load(self) -> None:
         from winnow.engines.transformers_forward import TransformersForward
@@ -113,9 +112,7 @@ class TransformersEngine:
         while order:
             batch = self._next_batch(order, prompts)
             # A call a batch: other callers' batches come in between, and a cancelled call stops after its batch.
-            logits = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._forward, [prompts[at] for at in batch]
-            )
+            logits = await self._thread.do(partial(self._forward, [prompts[at] for at in batch]))
             if logits is not None:
                 recipe = self.checkpoint.recipe
                 scores |= {at: EngineScore(recipe.calibrated(logit)) for at, logit in zip(batch, logits, strict=True)}
@@ -155,11 +152,11 @@ class TransformersEngine:
 
     async def sleep(self) -> None:
         """Move the weights to main memory; on a CPU they are there."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._move_to, "cpu")
+        await self._thread.do(partial(self._move_to, "cpu"))
 
     async def wake(self) -> None:
         """Move the weights back."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._move_to, self._device)
+        await self._thread.do(partial(self._move_to, self._device))
 
     def _move_to(self, device: Any) -> None:
         self._forward.model.to(device)
@@ -172,11 +169,14 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     async def aclose(self) -> None:
-        """Free the model and its thread."""
+        """Free the model and its thread, when the batch under way is done."""
+        try:
+            await self._thread.do(self._free)
+        finally:
+            self._thread.end()
+
+    def _free(self) -> None:
         self._forward = None
-        if self._thread is not None:
-            self._thread.shutdown(wait=True)
-            self._thread = None
         self._free_unused()
 
     def abandon(self) -> None:
