@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from winnow.errors import ModelError
+from winnow.outside_text import shown, shown_address
 
 
 def uses_modelscope() -> bool:
@@ -54,7 +55,8 @@ def download(
     except HFValidationError as error:
         raise ModelError(f"{model!r} is neither a folder nor a name on the Hugging Face Hub: {error}") from error
     except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        mirror = "" if constants.ENDPOINT == "https://huggingface.co" else f" at HF_ENDPOINT={constants.ENDPOINT}"
+        own = constants.ENDPOINT == "https://huggingface.co"
+        mirror = "" if own else f" at HF_ENDPOINT={shown_address(constants.ENDPOINT)}"
         raise ModelError(
             f"{model!r} is not a local folder, and the Hugging Face Hub{mirror} did not give {_wanted(revision)} "
             f"({type(error).__name__}). Check the spelling; a gated or private model needs hf_token or HF_TOKEN; "
@@ -86,8 +88,8 @@ def _from_modelscope(model: str, patterns: Sequence[str], revision: str | None, 
     except Exception as error:  # its client raises whatever its libraries raise
         raise ModelError(
             f"{model!r} is not a local folder, and ModelScope (VLLM_USE_MODELSCOPE) did not give {_wanted(revision)} "
-            f"({type(error).__name__}: {error}). Check the spelling; a private model needs MODELSCOPE_API_TOKEN; "
-            "without a network, give the path of a folder."
+            f"({type(error).__name__}: {shown(str(error))}). Check the spelling; a private model needs "
+            "MODELSCOPE_API_TOKEN; without a network, give the path of a folder."
         ) from error
 
 

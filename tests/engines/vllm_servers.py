@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO, Literal
 
 import httpx
 
@@ -93,7 +93,23 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-Fault = Answer | Literal["hang", "drop"] | Callable[[bytes], bytes]
+@dataclass
+class Raw:
+    """What the proxy does with a connection, byte by byte.
+
+    Attributes:
+        write: Gets what writes to the client, and what asks vLLM for its answer's body. It ends when the client has
+            hung up, which writing notices.
+        hung_up: Is set when it has.
+        keep: Whether the connection stays open for the next request.
+    """
+
+    write: Callable[[BinaryIO, Callable[[], bytes]], None]
+    hung_up: threading.Event = field(default_factory=threading.Event)
+    keep: bool = False
+
+
+Fault = Answer | Raw | Literal["hang", "drop"] | Callable[[bytes], bytes]
 
 
 class FaultyProxy:
@@ -105,7 +121,9 @@ class FaultyProxy:
         broken: What happens to all of them, and to `/v1/models`, until it is None again.
         no_pooling: Whether `/pooling` is missing.
         request_filter: Changes the body of each request for scores.
+        models_filter: Changes what vLLM says it serves.
         delay: Seconds that each request for scores takes longer.
+        api_key: The key that it takes for vLLM's.
         lookups: How often it was asked what it serves.
         posts: Time, number of prompts and path of each request for scores, in order.
         most_at_once: Most requests for scores that were in flight together.
@@ -116,7 +134,9 @@ class FaultyProxy:
         self.broken: Fault | None = None
         self.no_pooling = False
         self.request_filter: Callable[[dict[str, object]], None] = lambda _: None
+        self.models_filter: Callable[[dict[str, Any]], None] = lambda _: None
         self.delay = 0.0
+        self.api_key = API_KEY
         self.lookups = 0
         self.posts: list[tuple[float, int, str]] = []
         self.most_at_once = 0
@@ -140,9 +160,11 @@ class FaultyProxy:
                 proxy.lookups += 1
                 if proxy.broken is None:
                     answer = proxy.client.get(proxy.target + self.path, headers=self._headers())
-                    self._send(Answer(answer.status_code, answer.text))
+                    models = answer.json()
+                    proxy.models_filter(models)
+                    self._send(Answer(answer.status_code, json.dumps(models)))
                 else:
-                    self._fail(proxy.broken)
+                    self._fail(proxy.broken, bytes)
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -166,24 +188,41 @@ class FaultyProxy:
                     fault = proxy.faults.popleft()
                 if proxy.no_pooling and self.path == "/pooling":
                     fault = Answer(404, '{"detail":"Not Found"}')
-                if fault is not None and not callable(fault):
-                    self._fail(fault)
-                    return
                 proxy.request_filter(body)
-                answer = proxy.client.post(proxy.target + self.path, json=body, headers=self._headers())
+
+                def ask() -> httpx.Response:
+                    return proxy.client.post(proxy.target + self.path, json=body, headers=self._headers())
+
+                if fault is not None and not callable(fault):
+                    self._fail(fault, lambda: ask().content)
+                    return
+                answer = ask()
                 content = fault(answer.content) if fault is not None else answer.content
                 self._send(Answer(answer.status_code, content.decode()))
 
             def _headers(self) -> dict[str, str]:
-                return {"authorization": self.headers.get("authorization", "")}
+                headers = {name: self.headers.get(name, "") for name in ("authorization", "x-request-id")}
+                if headers["authorization"] == f"Bearer {proxy.api_key}":
+                    headers["authorization"] = f"Bearer {API_KEY}"
+                return headers
 
-            def _fail(self, fault: Fault) -> None:
+            def _fail(self, fault: Fault, ask: Callable[[], bytes]) -> None:
                 if isinstance(fault, Answer):
                     self._send(fault)
+                    return
+                if isinstance(fault, Raw):
+                    self._write(fault, ask)
                     return
                 if fault == "hang":
                     proxy._stopped.wait(120)
                 self.close_connection = True
+
+            def _write(self, fault: Raw, ask: Callable[[], bytes]) -> None:
+                self.close_connection = not fault.keep
+                try:
+                    fault.write(self.wfile, ask)
+                except OSError:
+                    fault.hung_up.set()
 
             def _send(self, answer: Answer) -> None:
                 body = answer.body.encode()

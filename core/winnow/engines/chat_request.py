@@ -34,22 +34,19 @@ class ScoreRequest:
     Attributes:
         body: The field of the request's body that holds the prompts.
         prompts: How many they are.
-        tokens: For a prompt with images: how many tokens the server must find in it, those of images included.
+        tokens: How many tokens the server must find in them, those of images included.
+        with_images: Whether it is a prompt with images, which is sent as text.
     """
 
     body: Mapping[str, Any]
     prompts: int
-    tokens: int | None = None
-
-    @property
-    def with_images(self) -> bool:
-        """Whether the prompt has images, and is sent as text."""
-        return self.tokens is not None
+    tokens: int
+    with_images: bool = False
 
 
 def ids_request(prompts: Sequence[list[int]]) -> ScoreRequest:
     """The request for prompts of token ids."""
-    return ScoreRequest({"input": prompts}, len(prompts))
+    return ScoreRequest({"input": prompts}, len(prompts), sum(map(len, prompts)))
 
 
 async def chat_requests(checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> list[ScoreRequest]:
@@ -77,7 +74,7 @@ def _chat_request(checkpoint: Checkpoint, prompt: Prompt, uris: Sequence[str]) -
         )
     parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
     parts += ({"type": "image_url", "image_url": {"url": uri}} for uri in uris)
-    return ScoreRequest({"messages": [{"role": "user", "content": parts}]}, 1, len(prompt.ids))
+    return ScoreRequest({"messages": [{"role": "user", "content": parts}]}, 1, len(prompt.ids), with_images=True)
 
 
 def _data_uri(image: PromptImage) -> str:

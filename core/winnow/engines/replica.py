@@ -6,50 +6,25 @@ and chat messages.
 
 import asyncio
 import base64
-import binascii
-import email.utils
 import math
-import re
 import struct
-import time
+import uuid
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from winnow.engines.chat_request import ScoreRequest
+from winnow.engines.server_client import NotThereError, ReplicaError, ServerClient
 from winnow.errors import EngineError
 from winnow.model_recipe import ModelRecipe
 
-# Worth another try, there or elsewhere; so is every 5xx but 501, with which vLLM refuses what a model cannot do.
-_TRY_AGAIN = {408, 425, 429}
-# The request is at fault: vLLM's answer to token ids that it does not know, and a gateway's to too many bytes.
-_REFUSED = {400, 413, 422}
-_LOOKUP_SECONDS = 10.0
-_SHOWN = 500  # characters of a server's message that an error shows
-
-
-class ReplicaError(EngineError):
-    """A server did not answer as it should. Another one, or the same one later, may.
-
-    Attributes:
-        retry_after: Seconds that the server asked to be left alone.
-    """
-
-    def __init__(self, message: str, retry_after: float | None = None):
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class RefusedError(EngineError):
-    """A server found something wrong with what it was asked: one of the prompts, say."""
+_LARGEST = 2**53  # of the whole numbers that JSON holds exactly everywhere
 
 
 class Replica:
     """One server.
 
     Args:
-        client: Sends the requests; holds timeouts and the API key.
+        client: Sends the requests; holds the deadline and the API key.
         url: The server's address without a final slash.
         model: The model as the user named it.
         recipe: How the model scores.
@@ -57,7 +32,6 @@ class Replica:
         max_length: Most tokens of a prompt that may be sent.
         probe: A short prompt, to see that the server scores.
         has_activation: Whether the model's scores differ from its raw logits for sure.
-        secret: What must not appear in an error, wherever the server got it from.
 
     Attributes:
         up: Whether prompts may be sent. The pool sets it.
@@ -73,7 +47,7 @@ class Replica:
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
+        client: ServerClient,
         url: str,
         *,
         model: str,
@@ -82,7 +56,6 @@ class Replica:
         max_length: int,
         probe: ScoreRequest,
         has_activation: bool,
-        secret: str | None,
     ):
         self.url = url
         self.up = False
@@ -100,7 +73,6 @@ class Replica:
         self._max_length = max_length
         self._probe = probe
         self._has_activation = has_activation
-        self._secret = secret
         self._name = ""
         self._path = "/pooling"
 
@@ -111,11 +83,11 @@ class Replica:
             ReplicaError: It is not there, or not well.
             EngineError: It is there, and is not what the user wants. The message says what to set.
         """
-        self._check_model(await self._ask("GET", "/v1/models"))
+        self._name = await self._client.ask("GET", f"{self.url}/v1/models", self._served_as)
         self._path = "/pooling"
         try:
             [raw] = await self._logits(self._probe, raw=True)
-        except _NotThereError:  # a gateway may let only some paths through
+        except NotThereError:  # a gateway may let only some paths through
             self._path = "/classify"
             [raw] = await self._logits(self._probe, raw=True)
         if self._has_activation and [raw] == await self._logits(self._probe, raw=False):
@@ -134,11 +106,9 @@ class Replica:
         """
         return await self._logits(request, raw=True)
 
-    def _check_model(self, answer: Any) -> None:
-        try:
-            cards = {card["id"]: (card.get("root"), card.get("max_model_len")) for card in answer["data"]}
-        except (KeyError, TypeError, AttributeError):
-            raise ReplicaError(f"{self.url}/v1/models does not answer as vLLM does: {str(answer)[:_SHOWN]}") from None
+    def _served_as(self, answer: Any) -> str:
+        """The name under which the server, which answered with a list of models, serves ours."""
+        cards = {_checked_text(card["id"]): (card.get("root"), card.get("max_model_len")) for card in answer["data"]}
         wanted = {self._served_name} if self._served_name else {self._model, str(Path(self._model).absolute())}
         # A model is known by its served name, or by what vLLM loaded it from (`root`).
         name = next((name for name, (root, _) in cards.items() if {name, root} & wanted), None)
@@ -147,107 +117,84 @@ class Replica:
                 f"{name} (from {root})" if root not in (None, name) else name for name, (root, _) in cards.items()
             )
             raise EngineError(
-                f"{self.url} serves {served or 'no model'}, not {self._served_name or self._model}. If it is the same "
-                'model under another name, set engine_kwargs={"served_model_name": ...} to that name.'
+                f"{self.url} serves {self._client.shown(served) or 'no model'}, not "
+                f"{self._served_name or self._model}. If it is the same model under another name, set "
+                'engine_kwargs={"served_model_name": ...} to that name.'
             )
         length = cards[name][1]
-        if length is not None and length < self._max_length:
+        if length is not None and _whole(length) < self._max_length:
             raise EngineError(
                 f"{self.url} takes prompts of at most {length} tokens, but this reranker may send {self._max_length}. "
                 f"Set max_length={length}, or start the server with --max-model-len {self._max_length}."
             )
-        self._name = name
+        return name
 
     async def _logits(self, request: ScoreRequest, *, raw: bool) -> list[float]:
         body = {"model": self._name, **request.body, "use_activation": not raw, "add_special_tokens": False}
         if self._path == "/pooling":
             # The bits of the fp32 logit, which also carry a NaN; JSON has none.
             body |= {"task": "classify", "encoding_format": "base64", "embed_dtype": "float32", "endianness": "little"}
-        answer = await self._ask("POST", self._path, body)
-        try:
-            rows = sorted(answer["data"], key=lambda row: row["index"])
-            logits = [self._one_logit(row["data"] if self._path == "/pooling" else row["probs"]) for row in rows]
-            tokens = answer["usage"]["prompt_tokens"] if request.with_images else None
-        except (KeyError, TypeError, ValueError, binascii.Error, struct.error) as error:
-            raise ReplicaError(
-                f"{self.url}{self._path} does not answer as vLLM does ({type(error).__name__}: {error}): "
-                f"{str(answer)[:_SHOWN]}"
-            ) from None
-        if [row["index"] for row in rows] != list(range(request.prompts)):
-            raise ReplicaError(f"{self.url}{self._path} returned {len(rows)} scores for {request.prompts} prompts.")
-        if tokens != request.tokens:
+        where = f"{self.url}{self._path}"
+        request_id = f"winnow-{uuid.uuid4().hex}"
+
+        def read(answer: Any) -> list[float]:
+            rows = sorted(answer["data"], key=lambda row: _whole(row["index"]))
+            if [row["index"] for row in rows] != list(range(request.prompts)):
+                raise ReplicaError(f"{where} returned {len(rows)} scores for {request.prompts} prompts.")
+            # vLLM puts the id of a request into its answer (_base_request_id in vllm/entrypoints/serve/engine); a
+            # gateway may give the request another.
+            if "winnow-" in (found := str(answer.get("id"))) and request_id not in found:
+                raise ReplicaError(f"{where} gave the answer to another request.")
+            self._check_tokens(request, _whole(answer["usage"]["prompt_tokens"]))
+            return [self._one_logit(row["data"] if "data" in row else row["probs"]) for row in rows]
+
+        return await self._client.ask("POST", where, read, body=body, request_id=request_id, prompts=request.prompts)
+
+    def _check_tokens(self, request: ScoreRequest, tokens: int) -> None:
+        """See that the server read the prompts that were sent, by the number of their tokens."""
+        if tokens == request.tokens:
+            return
+        if request.with_images:
             raise EngineError(
                 f"{self.url} found {tokens} tokens in a prompt with images that has {request.tokens}: its chat "
                 "template adds to the prompt, or it resizes images."
             )
-        return logits
+        raise ReplicaError(
+            f"{self.url} read {tokens} tokens where {request.tokens} were sent: this is the answer to another request, "
+            "or something on the way changes prompts."
+        )
 
-    def _one_logit(self, data: str | list[float | None]) -> float:
-        numbers = data
+    def _one_logit(self, data: Any) -> float:
         if isinstance(data, str):
             packed = base64.b64decode(data, validate=True)
             numbers = list(struct.unpack(f"<{len(packed) // 4}f", packed))
+        else:
+            numbers = [_number(one) for one in data]
         if len(numbers) != self._recipe.outputs:
             raise EngineError(
                 f"{self.url} gives {len(numbers)} numbers for a prompt, and {self._model} gives "
                 f"{self._recipe.outputs}: it is not served as a reranker. Start it with its --hf-overrides."
             )
-        return self._recipe.of_outputs([math.nan if number is None else float(number) for number in numbers])
-
-    async def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        where = f"{self.url}{path}"
-        limits = self._client.timeout
-        if method == "GET":  # nothing to compute
-            limits = httpx.Timeout(min(limits.read or math.inf, _LOOKUP_SECONDS), connect=limits.connect)
-        try:
-            response = await self._client.request(method, where, json=body, timeout=limits)
-        except httpx.TimeoutException as error:
-            seconds = limits.connect if isinstance(error, httpx.ConnectTimeout) else limits.read
-            what = "no connection" if isinstance(error, httpx.ConnectTimeout) else "no answer"
-            raise ReplicaError(
-                f"{where}: {what} within {seconds:g} seconds. If the server is only slow, raise engine_kwargs "
-                "timeout, or lower chunk_size or concurrency."
-            ) from error
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            raise ReplicaError(f"{where}: {type(error).__name__}: {error}".rstrip(": ")) from error
-        if response.is_success:
-            try:
-                return response.json()
-            except ValueError:  # not JSON, or not UTF-8
-                raise ReplicaError(f"{where} did not answer with JSON: {self._message_of(response)}") from None
-        message = f"{where} answered {response.status_code}: {self._message_of(response)}"
-        if response.status_code in _TRY_AGAIN or (response.status_code >= 500 and response.status_code != 501):
-            raise ReplicaError(message, _retry_after(response))
-        if response.status_code in (401, 403):
-            raise EngineError(f"{message}. Check api_key.")
-        if response.status_code in _REFUSED:
-            raise RefusedError(message)
-        raise (_NotThereError if response.status_code in (404, 405, 501) else EngineError)(message)
-
-    def _message_of(self, response: httpx.Response) -> str:
-        """The message in an error of vLLM or FastAPI, or the beginning of whatever else it is."""
-        try:
-            content = response.json()
-            content = content.get("error", content.get("detail", content))
-            text = str(content["message"] if isinstance(content, dict) and "message" in content else content)
-        except (ValueError, AttributeError):
-            text = re.sub(r"<[^>]*>", " ", response.text)  # a page of some proxy
-        text = " ".join(text.split())
-        if self._secret:
-            text = text.replace(self._secret, "***")
-        return text[:_SHOWN] or "(nothing)"
+        return self._recipe.of_outputs(numbers)
 
 
-class _NotThereError(EngineError):
-    """The server has no such path."""
+def _checked_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text was expected, not {type(value).__name__}")
+    return value
 
 
-def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3)."""
-    value = response.headers.get("retry-after", "")
-    if value.isdecimal():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+def _whole(value: Any) -> int:
+    """A count or a position. `True`, which Python takes for 1, is none."""
+    if type(value) is not int or not 0 <= value <= _LARGEST:
+        raise ValueError("a whole number was expected that is not negative")
+    return value
+
+
+def _number(value: Any) -> float:
+    """A score in JSON, where null stands for NaN."""
+    if value is None:
+        return math.nan
+    if type(value) not in (int, float):
+        raise TypeError(f"a number was expected, not {type(value).__name__}")
+    return float(value)

@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain
 
-from winnow.engines.replica import Replica, ReplicaError
+from winnow.engines.replica import Replica
+from winnow.engines.server_client import ReplicaError
 from winnow.errors import EngineError
 
 logger = logging.getLogger(__name__)

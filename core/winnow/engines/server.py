@@ -21,20 +21,18 @@ from winnow.checkpoint import Checkpoint
 from winnow.engines.base import EngineScore
 from winnow.engines.chat_request import ScoreRequest, chat_requests, ids_request, server_options
 from winnow.engines.known_settings import check_keywords, check_values, settings_of
-from winnow.engines.replica import RefusedError, Replica, ReplicaError
+from winnow.engines.replica import Replica
 from winnow.engines.replica_pool import ReplicaPool
+from winnow.engines.server_client import RefusedError, ReplicaError, ServerClient
 from winnow.errors import ConfigurationError, EngineError, EngineLoadError
 from winnow.label_logits import check_labels_on_vllm
+from winnow.outside_text import shown_address
 from winnow.prompts import Prompt
 from winnow.videos import NO_VIDEOS
 from winnow.weights import check_weights
 
 logger = logging.getLogger(__name__)
 
-# vLLM closes connections that are idle for 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); we must close them first, or a request
-# now and then goes out on a connection that is just being closed.
-_KEEP_ALIVE_SECONDS = 3.0
-_CONNECT_SECONDS = 5.0
 # Between tries on one server: a random time up to 0.5, 1, 2, 4 … 10 seconds, so that clients do not come back together.
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=10, min=0.25)
 _FAILOVER_SECONDS = 0.05
@@ -52,10 +50,11 @@ class ServerEngine:
         checkpoint: The model, whose small files (tokenizer, config) are needed here, too.
         url: Address of a server, or of several that serve the same model.
         api_key: The servers' `--api-key`. It is sent in the Authorization header and shown nowhere.
-        engine_kwargs: `timeout` (seconds for one request, 120 by default), `max_retries` (tries after the first of a
-            request that failed, 4; not for requests that a server refuses), `chunk_size` (prompts of a request, 32; one
-            with images goes alone), `concurrency` (requests in flight on each server, 16), `served_model_name` (the
-            model's name on the servers, if it is another one than here), and what `checkpoint` was opened with.
+        engine_kwargs: `timeout` (seconds for one request, up to the end of its answer, 120 by default), `max_retries`
+            (tries after the first of a request that failed, 4; not for requests that a server refuses), `chunk_size`
+            (prompts of a request, 32; one with images goes alone), `concurrency` (requests in flight on each server,
+            16), `served_model_name` (the model's name on the servers, if it is another one than here), and what
+            `checkpoint` was opened with.
         max_length: Most tokens of a prompt that will be sent; None for the model's limit.
 
     Raises:
@@ -85,7 +84,7 @@ class ServerEngine:
         self._api_key = _checked_key(api_key)
         self._probe = ids_request([checkpoint.tokenizer.encode("winnow")[: self._max_length] or [0]])
         self._chunk_size = int(self._settings["chunk_size"])
-        self._client: httpx.AsyncClient | None = None
+        self._client: ServerClient | None = None
         self._pool: ReplicaPool | None = None
         self._starting: asyncio.Task[None] | None = None
         if theirs := checkpoint.user_overrides.keys() - {"score_template"}:
@@ -106,12 +105,7 @@ class ServerEngine:
         """
         check_weights(self.checkpoint, required=False)
         check_labels_on_vllm(self.checkpoint)
-        timeout = float(self._settings["timeout"])
-        self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else {},
-            timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS), pool=None),
-            limits=httpx.Limits(max_connections=None, keepalive_expiry=_KEEP_ALIVE_SECONDS),
-        )
+        self._client = ServerClient(self._api_key, float(self._settings["timeout"]))
         concurrency = int(self._settings["concurrency"])
         self._pool = ReplicaPool(
             [self._replica(self._client, url) for url in self._urls],
@@ -137,7 +131,7 @@ class ServerEngine:
     def _command(self) -> str:
         return serve_command(self.checkpoint, self._max_length)
 
-    def _replica(self, client: httpx.AsyncClient, url: str) -> Replica:
+    def _replica(self, client: ServerClient, url: str) -> Replica:
         return Replica(
             client,
             url,
@@ -148,7 +142,6 @@ class ServerEngine:
             probe=self._probe,
             # Otherwise vLLM applies a sigmoid to one number (get_act_fn in vllm/model_executor/layers/pooler).
             has_activation=not any(self.checkpoint.config.get(key) for key in _ACTIVATION_SETTINGS),
-            secret=self._api_key,
         )
 
     async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:  # noqa: ARG002
@@ -281,10 +274,10 @@ def _address(url: str) -> str:
         parts = httpx.URL(url.strip())
     except (httpx.InvalidURL, AttributeError):
         parts = httpx.URL("")
-    if parts.userinfo:  # not shown: it holds a password
+    if parts.userinfo or (not parts.host and "@" in str(url)):  # not shown: it holds a password
         raise ConfigurationError("url must not hold a user name or a password: give the server's key as api_key")
     if parts.scheme not in ("http", "https") or not parts.host or parts.query or parts.fragment:
-        raise ConfigurationError(f'url must look like "http://localhost:8000", but got {url!r}')
+        raise ConfigurationError(f'url must look like "http://localhost:8000", but got {shown_address(str(url))!r}')
     return str(parts).rstrip("/").removesuffix("/v1").rstrip("/")
 
 

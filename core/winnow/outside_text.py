@@ -1,0 +1,47 @@
+"""Text that others wrote, made fit to be shown in an error, in the log and on a terminal."""
+
+import html
+import re
+
+_SHOWN = 500  # characters
+
+
+def shown(text: str, limit: int = _SHOWN) -> str:
+    """A text on one line, with everything escaped that a terminal would obey or hide, and cut to a length.
+
+    Args:
+        text: Anything. Lone surrogates are fine.
+        limit: Most characters that are shown.
+    """
+    line = " ".join(text.split())[: limit + 1]
+    escaped = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
+    return escaped if len(escaped) <= limit else f"{escaped[:limit]}…"
+
+
+def shown_address(address: str) -> str:
+    """A web address without the parts that may hold a password or a key: user information, query and fragment."""
+    bare = re.split(r"[?#]", address, maxsplit=1)[0]
+    start, _, rest = bare.rpartition("@")
+    return shown(f"{start.partition('//')[0]}//***@{rest}" if start else bare)
+
+
+class SecretMask:
+    """Takes a secret out of texts, also where it is written as JSON, HTML and web addresses have it.
+
+    Args:
+        secret: What must not be shown, in ASCII; None masks nothing.
+    """
+
+    def __init__(self, secret: str | None):
+        self._pattern = re.compile("".join(map(_spelled, secret or "")) or r"(?!)", re.IGNORECASE)
+
+    def __call__(self, text: str) -> str:
+        """The text with `***` where the secret was."""
+        return self._pattern.sub("***", text)
+
+
+def _spelled(one: str) -> str:
+    """A pattern for a character, however it is escaped."""
+    code, itself = ord(one), re.escape(one)
+    escaped = (rf"\\?{itself}", rf"\\u{code:04x}", rf"\\x{code:02x}", f"%{code:02x}")
+    return f"(?:{'|'.join([*escaped, re.escape(html.escape(one)), f'&#0*{code};', f'&#x0*{code:x};'])})"
