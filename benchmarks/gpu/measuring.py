@@ -22,7 +22,7 @@ MEAN_TOLERANCE, MAX_TOLERANCE = 0.08, 0.4
 
 
 class Card:
-    """The GPU as NVML sees it; on other machines only a name."""
+    """The GPU as NVML reports it; on other machines only a name."""
 
     def __init__(self) -> None:
         from vllm.platforms import current_platform

@@ -26,7 +26,7 @@ def engine_settings(card: Card) -> dict[str, Any]:
     """What all engines are given alike; on a CPU, what vLLM's CPU build needs."""
     settings: dict[str, Any] = {"dtype": "bfloat16", "use_tqdm_on_load": False}
     if card.is_gpu:
-        return settings | {"gpu_memory_utilization": 0.5}  # room for an engine that is still going away
+        return settings | {"gpu_memory_utilization": 0.5}  # memory for an engine that is still closing
     return settings | {
         "enforce_eager": True,
         "block_size": 32,

@@ -2,7 +2,7 @@
 
 Printed is the median of the paired differences: building the framework's results, tracing and events included.
 
-    python benchmarks/doors.py [--json]
+    python benchmarks/integrations.py [--json]
 """
 
 import argparse
