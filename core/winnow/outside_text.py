@@ -1,6 +1,7 @@
 """Text that others wrote, made fit to be shown in an error, in the log and on a terminal."""
 
 import html
+import logging
 import re
 
 _SHOWN = 500  # characters
@@ -38,6 +39,19 @@ class SecretMask:
     def __call__(self, text: str) -> str:
         """The text with `***` where the secret was."""
         return self._pattern.sub("***", text)
+
+
+class MaskingFilter(logging.Filter):
+    """Masks a secret in what loggers of other libraries write, of an answer that repeats it, for example."""
+
+    def __init__(self, mask: SecretMask):
+        super().__init__()
+        self._mask = mask
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let the record through, without the key."""
+        record.msg, record.args = self._mask(record.getMessage()), ()
+        return True
 
 
 def _spelled(one: str) -> str:

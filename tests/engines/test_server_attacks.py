@@ -1,10 +1,12 @@
 """Servers that answer badly on purpose: none holds a request, fills memory, passes off a score, or gets a key shown."""
 
+import asyncio
 import gzip
 import html
 import io
 import json
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from vllm_servers import API_KEY, Answer, Fault, FaultyProxy, Raw, VllmServer, f
 
 from gated_engine import PATIENCE
 from winnow import ConfigurationError, EngineError, EngineLoadError, Reranker
-from winnow.engines import server, server_client
+from winnow.engines import replica_pool, server, server_client
 from winnow.outside_text import SecretMask, shown, shown_address
 
 QUERY = "what is the capital of China?"
@@ -109,6 +111,25 @@ def test_a_server_that_drips_its_answer_is_left_for_an_idle_one(
             reranker.score(f"question {number}", passages)
         assert drips[0].hung_up.wait(PATIENCE)
         assert reranker.score(QUERY, passages) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_server_that_hangs_at_the_start_does_not_hold_up_another(
+    tiny_model: str,
+    proxies: list[FaultyProxy],
+    passages: list[str],
+    expected: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica_pool, "_START_SECONDS", 0.5)
+    release, answered = threading.Event(), []
+    proxies[0].request_filter = lambda _: answered.append(release.wait(PATIENCE))
+    with reranker_on(tiny_model, *proxies, timeout=2 * PATIENCE).start() as reranker:
+        assert not answered
+        assert reranker.score(QUERY, passages) == pytest.approx(expected, abs=1e-6)
+        assert not answered
+        release.set()
+        while len(proxies[0].posts) == 0:  # it takes part when it is well
+            reranker.score(f"question {len(proxies[1].posts)}", passages)
 
 
 def test_the_error_tells_that_only_a_part_came_in_time(
@@ -433,6 +454,20 @@ def test_the_name_of_another_model_hides_the_key(tiny_model: str, proxy: FaultyP
         reranker_on(tiny_model, proxy).start()
     assert API_KEY not in everything_of(error.value)
     assert len(str(error.value)) < 3000
+
+
+def test_a_long_message_is_not_cut_within_the_key() -> None:
+    async def shown_by_client(text: str) -> str:
+        client = server_client.ServerClient(KEY, 1)
+        try:
+            return client.shown(text)
+        finally:
+            await client.aclose()
+
+    for tail in range(len(KEY) + 2):
+        blank = " " * (server_client._MOST_OF_A_MESSAGE - 6 - tail)
+        text = asyncio.run(shown_by_client(f"Bearer{blank}{KEY}"))
+        assert text in ("Bearer", "Bearer ***")
 
 
 def test_what_a_server_says_cannot_move_the_cursor_or_fill_the_screen(

@@ -23,6 +23,7 @@ from winnow.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
+_START_SECONDS = 10.0  # that a server has for its first check, once another one is up
 _FAILURES = 3  # in a row that open a circuit
 _COOLDOWN = 1.0, 30.0  # seconds that it stays open, at first and at most
 _BREAK = 0.5  # seconds between checks of a server while none is up
@@ -46,14 +47,14 @@ class ReplicaPool:
         self._alarm: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
-        """Check all servers; those that are not there yet may come later.
+        """Check all servers; those that are not there yet, or slow, may come later.
 
         Raises:
             EngineError: A server is there and is not what the user wants, or none is there.
         """
-        found = await asyncio.gather(*(replica.check() for replica in self.replicas), return_exceptions=True)
+        found = await self._first_checks()
         for outcome in found:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, ReplicaError):
+            if outcome is not None and not isinstance(outcome, ReplicaError):
                 raise outcome
         for replica, fault in zip(self.replicas, found, strict=True):
             replica.up = fault is None
@@ -64,6 +65,26 @@ class ReplicaPool:
         for replica in self.replicas:
             if not replica.up:
                 logger.warning("Starting without a server: %s", replica.why_down)
+
+    async def _first_checks(self) -> list[BaseException | None]:
+        """What is wrong with each server; None where nothing is. One that hangs does not hold up the others."""
+        checks = [asyncio.create_task(replica.check()) for replica in self.replicas]
+        try:
+            await asyncio.wait(checks, timeout=_START_SECONDS)
+            while not any(check.done() and check.exception() is None for check in checks):
+                late = [check for check in checks if not check.done()]
+                if not late:
+                    break
+                await asyncio.wait(late, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for check in checks:
+                check.cancel()
+            found = await asyncio.gather(*checks, return_exceptions=True)
+        too_late = [ReplicaError(f"{replica.url} was too slow at the start.") for replica in self.replicas]
+        return [
+            late if isinstance(outcome, asyncio.CancelledError) else outcome
+            for late, outcome in zip(too_late, found, strict=True)
+        ]
 
     async def aclose(self) -> None:
         """End the checks."""

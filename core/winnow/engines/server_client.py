@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import httpx
 
 from winnow.errors import EngineError
-from winnow.outside_text import SecretMask, shown
+from winnow.outside_text import MaskingFilter, SecretMask, shown
 
 _Result = TypeVar("_Result")
 
@@ -36,6 +36,8 @@ _LOOKUP_SECONDS = 10.0
 # Bytes of an answer. vLLM writes about 60 for a prompt, and 600 for each model and adapter that it serves.
 _MOST_BYTES = 4 << 20
 _MOST_BYTES_OF_A_PROMPT = 1 << 10
+# Characters of an answer that are read for a message: masking a key in all its spellings takes a while.
+_MOST_OF_A_MESSAGE = 1 << 16
 # Seconds that a server can ask to be left alone for.
 _LONGEST_PAUSE = 300.0
 # Worth another try, there or elsewhere; so is all that is neither a success nor the client's fault (1xx, 3xx, 5xx), but
@@ -99,7 +101,7 @@ class ServerClient:
             limits=httpx.Limits(max_connections=None, keepalive_expiry=_KEEP_ALIVE_SECONDS),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # a server could send ever more of them
         )
-        self._filter = _MaskingFilter(self._mask)
+        self._filter = MaskingFilter(self._mask)
         for name in _LOGGERS:
             logging.getLogger(name).addFilter(self._filter)
 
@@ -111,7 +113,7 @@ class ServerClient:
 
     def shown(self, text: str) -> str:
         """What a server wrote, for a message: without the key, on one line, escaped and cut."""
-        return shown(self._mask(text))
+        return shown(self._mask(_beginning(text)))
 
     async def ask(
         self,
@@ -220,8 +222,11 @@ class ServerClient:
 
     def _said(self, answer: _Answer) -> str:
         """What the server says in an answer, for a message."""
-        text = self._mask(answer.body.decode(errors="replace"))  # before tags are taken out, which may be in the key
-        return self.shown(answer.fault or _message_in(text)) or "(nothing)"
+        text = answer.body.decode(errors="replace")
+        said = answer.fault or _message_in(text)
+        if said is None:  # a gateway's page; the key may hold what looks like a tag, so it goes first
+            said = re.sub(r"<[^<>]*>", " ", self._mask(_beginning(text)))
+        return self.shown(said) or "(nothing)"
 
 
 class _Connection:
@@ -241,19 +246,6 @@ class _Connection:
         self.is_new |= event.startswith("connection.connect")
 
 
-class _MaskingFilter(logging.Filter):
-    """Masks the key in what the HTTP libraries log of an answer that repeats it."""
-
-    def __init__(self, mask: SecretMask):
-        super().__init__()
-        self._mask = mask
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Let the record through, without the key."""
-        record.msg, record.args = self._mask(record.getMessage()), ()
-        return True
-
-
 async def _received(response: httpx.Response, most: int) -> _Answer:
     headers = response.headers
     answer = _Answer(
@@ -271,19 +263,22 @@ async def _received(response: httpx.Response, most: int) -> _Answer:
 
 
 def _too_slow(what: str, seconds: float) -> str:
-    return (
-        f"{what} within {seconds:g} seconds. If the server is only slow, raise engine_kwargs timeout, or lower "
-        "chunk_size or concurrency."
-    )
+    hint = "If the server is only slow, raise engine_kwargs timeout, or lower chunk_size or concurrency."
+    return f"{what} within {seconds:g} seconds. {hint}"
 
 
-def _message_in(text: str) -> str:
-    """The message in an error of vLLM or FastAPI, or whatever else it is, without the tags of a gateway's page."""
-    with contextlib.suppress(Exception):  # it is none of these
+def _beginning(text: str) -> str:
+    """Enough of a text for a message. It does not end within a word, which may be the key."""
+    return text if len(text) <= _MOST_OF_A_MESSAGE else text[:_MOST_OF_A_MESSAGE].rsplit(None, 1)[0]
+
+
+def _message_in(text: str) -> str | None:
+    """The message in an error of vLLM or FastAPI; None if it is neither."""
+    with contextlib.suppress(Exception):
         content = json.loads(text)
         content = content.get("error", content.get("detail", content))
         return str(content["message"] if isinstance(content, dict) and "message" in content else content)
-    return re.sub(r"<[^<>]*>", " ", text)
+    return None
 
 
 def _retry_after(value: str) -> float | None:
