@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import struct
+import warnings
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tiny_vision import FACTOR, MAX_PIXELS, MIN_PIXELS, VISION, encoded, load, picture, smart_resize
-from winnow import DocumentError
+from tiny_vision import FACTOR, MAX_PIXELS, MIN_PIXELS, VISION, encoded, fetch_image, load, picture, smart_resize
+from winnow import Document, DocumentError
 from winnow.images import ImageLoader, image_identity
 
 MAP = picture(320, 200, "lightblue", "Beijing")
@@ -65,15 +66,109 @@ def test_formats(kind: str) -> None:
     assert load(encoded(MAP, kind)).tokens == 60
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "LA"])
-def test_modes_become_rgb(mode: str) -> None:
-    image = Image.new("I;16", (64, 64), 300) if mode == "I;16" else picture(64, 64, "red").convert(mode)
-    assert load(image).pixels.mode == "RGB"
+def of_mode(mode: str, value: Any) -> Image.Image:
+    return Image.new(mode, (64, 64), value)
 
 
-def test_what_is_transparent_becomes_white() -> None:
-    clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
-    assert load(encoded(clear)).pixels.getpixel((5, 5)) == (255, 255, 255)
+def in_palette(*colors: tuple[int, int, int]) -> Image.Image:
+    """Left in the first colour, right in the second."""
+    image = Image.new("P", (64, 64))
+    image.putpalette([number for color in colors for number in color])
+    image.paste(1, (32, 0, 64, 64))
+    return image
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+BLACK_AND_RED = in_palette((0, 0, 0), (255, 0, 0))
+WHITE, RED = (255, 255, 255), (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (of_mode("1", 0), (0, 0, 0)),
+        (of_mode("1", 1), WHITE),
+        (of_mode("L", 77), (77, 77, 77)),
+        (of_mode("CMYK", (255, 0, 0, 0)), (0, 255, 255)),
+        (of_mode("CMYK", (0, 0, 0, 255)), (0, 0, 0)),
+        (saved(of_mode("CMYK", (0, 0, 0, 255)), "TIFF"), (0, 0, 0)),
+        (of_mode("YCbCr", (77, 128, 128)), (77, 77, 77)),
+        (of_mode("HSV", (0, 255, 255)), RED),
+        (of_mode("I", 77), (77, 77, 77)),
+        (of_mode("I", 77 * 256 + 200), (77, 77, 77)),
+        (of_mode("I;16", 77), (0, 0, 0)),
+        (of_mode("I;16", 77 * 256 + 200), (77, 77, 77)),
+        (of_mode("I;16", 65535), WHITE),
+        (saved(of_mode("I;16", 77 * 256), "PNG"), (77, 77, 77)),
+        (saved(of_mode("I;16", 77 * 256), "TIFF"), (77, 77, 77)),
+        (of_mode("RGBA", (255, 0, 0, 255)), RED),
+        (of_mode("RGBA", (255, 0, 0, 0)), WHITE),
+        (of_mode("RGBA", (255, 0, 0, 51)), (255, 204, 204)),
+        (of_mode("LA", (0, 255)), (0, 0, 0)),
+        (of_mode("LA", (0, 0)), WHITE),
+        (saved(of_mode("LA", (0, 0)), "PNG"), WHITE),
+        (saved(of_mode("LA", (0, 51)), "PNG"), (204, 204, 204)),
+        (saved(of_mode("LA", (0, 51)), "WEBP", lossless=True), (204, 204, 204)),
+        (of_mode("RGBa", (0, 0, 0, 0)), WHITE),
+        (of_mode("PA", (0, 0)), WHITE),
+        (saved(of_mode("L", 0), "PNG", transparency=0), WHITE),
+        (saved(of_mode("1", 0), "PNG", transparency=0), WHITE),
+        (saved(of_mode("RGB", 0), "PNG", transparency=(0, 0, 0)), WHITE),
+        (saved(BLACK_AND_RED, "PNG"), (0, 0, 0)),
+        (saved(BLACK_AND_RED, "PNG", transparency=0), WHITE),
+        (saved(BLACK_AND_RED, "PNG", transparency=bytes([51, 255])), (204, 204, 204)),
+        (saved(BLACK_AND_RED, "GIF"), (0, 0, 0)),
+        (saved(BLACK_AND_RED, "GIF", transparency=0), WHITE),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else "file" if isinstance(value, bytes) else "",
+)
+def test_each_mode_becomes_rgb_on_white(image: Any, expected: tuple[int, int, int]) -> None:
+    found = load(image).pixels
+    assert found.mode == "RGB"
+    assert found.getpixel((5, 5)) == expected
+    if isinstance(image, bytes) and (b"PLTE" in image or b"GIF" in image):
+        assert found.getpixel((60, 5)) == RED  # what is not transparent stays
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_pixels_are_those_of_the_reference_code(mode: str) -> None:
+    image = picture(64, 64, (200, 100, 50)).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize((64, 64)))
+    assert load(image).pixels.tobytes() == fetch_image(image).tobytes()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_how_a_camera_was_held_is_not_heeded(kind: str, orientation: int) -> None:
+    """As in the model card's code (qwen_vl_utils, fetch_image), and unlike vLLM's endpoints."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    held = saved(MAP, kind, exif=exif)
+    opened = Image.open(io.BytesIO(held))
+    assert opened.getexif()[0x0112] == orientation
+    assert load(held) == load(opened) == load(encoded(MAP, kind))
+    assert load(held).pixels.tobytes() == fetch_image(Image.open(io.BytesIO(held))).tobytes()
+
+
+def test_reading_many_images_leaves_the_warnings_of_the_process_alone() -> None:
+    """`warnings.catch_warnings` in several threads at once may leave them changed for good."""
+    before = list(warnings.filters)
+
+    async def load_all() -> None:
+        documents = [Document(image=encoded(picture(64, 64, (at, at, at)))) for at in range(200)]
+        failed: dict[int, DocumentError] = {}
+        loaded = await ImageLoader().of_documents(VISION, documents, range(200), failed)
+        assert failed == {}
+        assert None not in loaded
+
+    asyncio.run(load_all())
+    assert warnings.filters == before
 
 
 def test_the_first_frame_of_an_animation_is_read() -> None:
@@ -135,6 +230,40 @@ def bomb(width: int, height: int) -> bytes:
 )
 def test_bad_images_say_what_to_do(image: Any, reason: str) -> None:
     refused(image, reason)
+
+
+def jpeg_of_many_passes(more: int) -> bytes:
+    """Its last pass, of a hundred bytes, so many times more; each takes as long as any other."""
+    data = saved(Image.new("RGB", (600, 600), "red"), "JPEG", progressive=True)
+    last = data[data.rfind(b"\xff\xc4") : -2]
+    assert b"\xff\xda" in last
+    assert len(last) < 200
+    return data[:-2] + last * more + b"\xff\xd9"
+
+
+def tiff(tags: dict[int, int], data: bytes) -> bytes:
+    """A TIFF of 64 x 64 pixels of grey, with `data` as its only tile or strip."""
+    tags = {256: 64, 257: 64, 258: 8, 259: 1, 262: 1, 277: 1, **tags}
+    offset = 14 + 12 * len(tags)
+    for tag in (273, 324):
+        if tag in tags:
+            tags[tag] = offset
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+def test_small_files_that_take_long_are_refused_before_they_are_decoded() -> None:
+    assert load(jpeg_of_many_passes(50)).pixels.getpixel((5, 5))[0] > 250
+    refused(jpeg_of_many_passes(200), "a JPEG of more than 100 passes: save it again")
+    huge = {322: 24000, 323: 24000, 324: 0, 325: 9, 259: 8}  # one tile, of which it shows the first 64 x 64
+    refused(tiff(huge, zlib.compress(bytes(9))), "more than 64 million pixels")
+    tile = {322: 64, 323: 64, 324: 0, 325: 64 * 64}
+    assert load(tiff(tile, bytes(64 * 64))).pixels.getpixel((5, 5)) == (0, 0, 0)
+    grey = saved(Image.new("L", (64, 64), 77), "JPEG", progressive=True)
+    strip = {273: 0, 278: 64, 259: 7}
+    assert load(tiff({**strip, 279: len(grey)}, grey)).pixels.getpixel((5, 5)) == (77, 77, 77)
+    many = grey[:-2] + grey[grey.rfind(b"\xff\xc4") : -2] * 200 + grey[-2:]
+    refused(tiff({**strip, 279: len(many)}, many), "a JPEG of more than 100 passes: save it again")
 
 
 def test_models_that_only_read_refuse_images() -> None:

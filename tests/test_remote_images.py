@@ -1,21 +1,83 @@
 """Images from web addresses: what is fetched, from where, and what never is."""
 
 import asyncio
+import contextlib
+import gzip
+import io
 import ipaddress
+import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
-from tiny_vision import encoded, load, picture
+from tiny_vision import clip, encoded, load, load_video, picture, video_file
 from winnow import DocumentError
 from winnow.public_addresses import is_public
 from winnow.remote_images import ImageError, fetch, resolve
 
 PNG = encoded(picture(320, 200, "lightblue", "Beijing"))
+
+
+def says_its_size(width: int, height: int) -> bytes:
+    """A small PNG that says how large it is."""
+    header = bytearray(encoded(picture(64, 64)))
+    header[16:24] = struct.pack(">II", width, height)
+    header[29:33] = struct.pack(">I", zlib.crc32(header[12:29]))
+    return bytes(header)
+
+
+def animated(kind: str, **options: Any) -> bytes:
+    """A red frame, then a blue one."""
+    buffer = io.BytesIO()
+    red, blue = (Image.new("RGB", (64, 64), color) for color in ("red", "blue"))
+    red.save(buffer, kind, save_all=True, append_images=[blue], duration=100, **options)
+    return buffer.getvalue()
+
+
+def answer(*headers: str, body: bytes = b"", status: str = "200 OK") -> bytes:
+    return "\r\n".join([f"HTTP/1.0 {status}", *headers, "", ""]).encode() + body
+
+
+PAGE = b"\xef\xbb\xbf\n<!DOCTYPE html><html><body>Log in first</body></html>"
+CLIP = video_file(clip(20, 256, 128))
+RAW = {
+    "/named-wrongly": answer("Content-Type: text/html", body=PNG),
+    "/unnamed": answer(body=PNG),
+    "/clip": answer("Content-Type: text/plain", body=CLIP),
+    "/page": answer("Content-Type: text/html; charset=utf-8", body=PAGE),
+    "/page.png": answer("Content-Type: image/png", body=PAGE),
+    "/drawing.svg": answer("Content-Type: image/svg+xml", body=b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+    "/json": answer("Content-Type: application/json", body=b'{"error": "not found"}'),
+    "/empty": answer("Content-Length: 0"),
+    "/cut": answer(f"Content-Length: {len(PNG)}", body=PNG[: len(PNG) // 2]),
+    "/cut-quietly": answer(body=PNG[: len(PNG) // 2]),
+    "/cut-clip": answer(body=CLIP[:-500]),
+    "/chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffff\r\n" + PNG,
+    "/lies-about-its-length": answer("Content-Length: 99999999999", body=PNG),
+    "/no-length": answer("Content-Length: many", body=PNG),
+    "/packed": answer("Content-Encoding: gzip", body=gzip.compress(bytes(10 << 20))),
+    "/part": answer(body=PNG, status="206 Partial Content"),
+    "/nothing": answer(status="204 No Content"),
+    "/unchanged": answer(status="304 Not Modified"),
+    "/choices": answer(status="300 Multiple Choices", body=PNG),
+    "/nowhere": answer(status="302 Found"),
+    "/broken-target": answer("Location: http://[::1", status="302 Found"),
+    "/no-such-port": answer("Location: http://pictures.example:99999/", status="302 Found"),
+    "/no-such-name": answer("Location: http://xn--/", status="302 Found"),
+    "/no-http": b"220 ftp.example ready\r\n",
+    "/hangs-up": b"",
+    "/headers": b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 100_000 + b"\r\n",
+    "/huge.png": answer(body=says_its_size(30_000, 30_000)),
+    "/flat.png": answer(body=says_its_size(0, 64)),
+    "/animated.gif": answer(body=animated("GIF")),
+    "/animated.webp": answer(body=animated("WEBP", lossless=True)),
+}
 
 
 class Site(BaseHTTPRequestHandler):
@@ -40,6 +102,14 @@ class Site(BaseHTTPRequestHandler):
                 pass
         elif path == "/slow":
             self.server.stop.wait(5)  # type: ignore[attr-defined]
+        elif path == "/drip":  # never quiet for long, and never done
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not self.server.stop.wait(0.02):  # type: ignore[attr-defined]
+                    self.wfile.write(b"a")
+        elif path in RAW:
+            self.wfile.write(RAW[path])
         else:
             self.send_error(404)
 
@@ -57,7 +127,7 @@ class Site(BaseHTTPRequestHandler):
 def site() -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
     server.seen, server.stop = [], threading.Event()  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield server
     server.stop.set()  # type: ignore[attr-defined]
@@ -196,12 +266,108 @@ def test_addresses_that_hide_another_are_as_private_as_that() -> None:
         ("missing.png", {}, r"http://pictures\.example/missing\.png answered with 404"),
         ("map.png", {"max_bytes": 100}, "holds more than 0 MiB"),
         ("endless", {"max_bytes": 1 << 20}, "holds more than 1 MiB"),
+        ("drip", {"max_seconds": 0.5}, r"did not answer in full within 0\.5 s"),
         ("slow", {"max_seconds": 0.3}, r"did not answer in full within 0\.3 s|could not be fetched \(ReadTimeout"),
     ],
 )
 def test_limits_of_the_web(site: ThreadingHTTPServer, path: str, limits: dict[str, Any], reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         fetched(site, f"http://pictures.example/{path}", **limits)
+
+
+def shown(site: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, path: str, kind: str = "image") -> Any:
+    """What becomes of an address on its whole way into a prompt, over a real connection."""
+
+    async def by_way_of_the_site(url: str) -> bytes:
+        return await fetch(url, resolver=PUBLIC, transport=ToSite(site.server_port))
+
+    monkeypatch.setattr("winnow.images.fetch", by_way_of_the_site)
+    url = f"http://pictures.example{path}"
+    return load(url, remote=True) if kind == "image" else load_video(url, remote=True)
+
+
+@pytest.mark.parametrize("path", ["/map.png", "/named-wrongly", "/unnamed"])
+def test_the_bytes_say_what_an_answer_is_and_not_its_headers(
+    site: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    assert shown(site, monkeypatch, path) == load(PNG)
+
+
+@pytest.mark.parametrize("path", ["/animated.gif", "/animated.webp"])
+def test_of_an_animation_the_first_frame_is_taken(
+    site: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    red, green, blue = shown(site, monkeypatch, path).pixels.getpixel((30, 30))
+    assert red > 240
+    assert max(green, blue) < 15
+
+
+def test_a_video_from_an_address(site: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(site, monkeypatch, "/clip", "video") == load_video(CLIP)
+    with pytest.raises(DocumentError, match=r"a video that cannot be used: its \d+ bytes are not those of a video"):
+        shown(site, monkeypatch, "/cut-clip", "video")
+    with pytest.raises(DocumentError, match=r"a video .*answered with a page or a drawing \(text/html"):
+        shown(site, monkeypatch, "/page", "video")
+
+
+def test_frames_from_addresses(site: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few of them at once, because each may be large."""
+    at_once = most = 0
+
+    async def counted(url: str) -> bytes:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        try:
+            return await fetch(url, resolver=PUBLIC, transport=ToSite(site.server_port))
+        finally:
+            at_once -= 1
+
+    monkeypatch.setattr("winnow.images.fetch", counted)
+    urls = [f"http://pictures.example/map.png?{at}" for at in range(12)]
+    assert load_video(urls, remote=True) == load_video([PNG] * 12)
+    assert 1 < most <= 4
+    with pytest.raises(
+        DocumentError, match=r"a video .*: of frame 1, http://pictures.example/nowhere answered with 302"
+    ):
+        load_video([urls[0], "http://pictures.example/nowhere"], remote=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/page", r"answered with a page or a drawing \(text/html; charset=utf-8\), not with an image.*a login"),
+        ("/page.png", r"answered with a page or a drawing \(image/png\)"),
+        ("/drawing.svg", r"answered with a page or a drawing \(image/svg\+xml\)"),
+        ("/json", "its 22 bytes are not those of an image"),
+        ("/empty", "its 0 bytes are not those of an image"),
+        ("/cut", r"could not be fetched \(RemoteProtocolError: peer closed connection"),
+        ("/cut-quietly", "it is damaged"),
+        ("/chunk", r"could not be fetched \(RemoteProtocolError"),
+        ("/lies-about-its-length", "holds more than 20 MiB"),
+        ("/no-length", "could not be fetched"),
+        ("/packed", "answered in 'gzip', which it was not asked for"),
+        ("/part", "answered with 206"),
+        ("/nothing", "answered with 204"),
+        ("/unchanged", "answered with 304"),
+        ("/choices", "answered with 300"),
+        ("/nowhere", "answered with 302"),
+        ("/broken-target", "could not be fetched"),
+        ("/no-such-port", "its address is malformed .there is no port 99999"),
+        ("/no-such-name", "malformed|could not be fetched"),
+        ("/no-http", "could not be fetched"),
+        ("/hangs-up", "could not be fetched"),
+        ("/headers", "could not be fetched"),
+        ("/huge.png", "more than 64 million pixels: reduce it"),
+        ("/flat.png", "it measures 0 x 64 pixels|it is damaged|not those of an image"),
+    ],
+)
+def test_bad_answers_are_errors_of_the_document(
+    site: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, path: str, reason: str
+) -> None:
+    with pytest.raises(DocumentError, match=rf"Document 7 has an image that cannot be used: .*{reason}") as caught:
+        shown(site, monkeypatch, path)
+    assert caught.value.index == 7
 
 
 def test_errors_show_no_secrets(site: ThreadingHTTPServer) -> None:
@@ -211,7 +377,13 @@ def test_errors_show_no_secrets(site: ThreadingHTTPServer) -> None:
     assert "abc" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["http://", "https:///a.png", "http://[::1", "http://unknown.example/a.png"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://", "https:///a.png", "http://[::1", "http://unknown.example/a.png", "http://xn--/"),
+        *("http://pictures.example:0/", "http://pictures.example:65536/", "http://pictures.example/\ud800"),
+    ],
+)
 def test_addresses_that_lead_nowhere(site: ThreadingHTTPServer, url: str) -> None:
     with pytest.raises(ImageError):
         fetched(site, url)

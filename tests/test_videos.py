@@ -180,11 +180,6 @@ def test_paths_stay_below_the_root(tmp_path: Path) -> None:
     refused("../secret.mp4", "does not lie below root_path", tmp_path / "clips")
 
 
-def test_a_video_from_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("winnow.images.fetch", lambda _: asyncio.sleep(0, FILE))
-    assert load_video("https://example.com/a.mp4", remote=True) == load_video(FILE)
-
-
 def test_a_document_has_an_image_or_a_video() -> None:
     both = Document("a", picture(64, 64), clip(2))
     with pytest.raises(DocumentError, match="Document 2 has an image and a video: make two of it"):

@@ -9,9 +9,7 @@ import base64
 import binascii
 import contextlib
 import hashlib
-import io
 import os
-import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 from winnow.errors import DocumentError, MissingExtraError
 from winnow.local_files import read_below
+from winnow.pixels import in_rgb
 from winnow.remote_images import MAX_BYTES, ImageError, fetch
 from winnow.types import Document
 from winnow.videos import NO_VIDEOS, decoded, sampled, times_of_list
@@ -27,10 +26,8 @@ from winnow.vision import PromptImage, PromptVideo, Shown, Vision
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# A photograph of the largest common cameras. Less than where Pillow itself begins to warn.
-MAX_PIXELS = 64_000_000
-_TOO_MANY_PIXELS = f"it has more than {MAX_PIXELS // 10**6} million pixels: reduce it"
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+# Of a list: each may take as much memory as an image, until it is resized.
+_FRAMES_AT_ONCE = 4
 
 
 class ImageLoader:
@@ -112,8 +109,18 @@ class ImageLoader:
             if not isinstance(video, list | tuple):
                 return await asyncio.to_thread(self._from_file, seeing, await self._fetched(video))
             chosen = sampled(range(len(video)))
-            frames = await asyncio.gather(*(self._fetched(video[at]) for at in chosen))
-            return await asyncio.to_thread(self._from_list, seeing, chosen, frames)
+            gate = asyncio.Semaphore(_FRAMES_AT_ONCE)
+            frames = await asyncio.gather(*(self._frame(seeing, video[at], at, len(chosen), gate) for at in chosen))
+            return await asyncio.to_thread(seeing.prepared_video, frames, times_of_list(len(frames)))
+
+    async def _frame(self, vision: Vision, image: Any, at: int, frames: int, gate: asyncio.Semaphore) -> Any:
+        """Frame number `at` of a list, in the size in which the model takes it."""
+        async with gate:
+            try:
+                fetched = await self._fetched(image)
+                return await asyncio.to_thread(lambda: vision.prepared_frame(self._opened(fetched), frames))
+            except (ImageError, ValueError, OSError) as error:
+                raise ImageError(f"of frame {at}, {error}") from error
 
     async def _fetched(self, given: Any) -> Any:
         """What the web address holds, if `given` is one."""
@@ -125,15 +132,6 @@ class ImageLoader:
 
     def _prepared(self, vision: Vision, image: Any) -> PromptImage:
         return vision.prepared(self._opened(image))
-
-    def _from_list(self, vision: Vision, chosen: Sequence[int], images: Sequence[Any]) -> PromptVideo:
-        frames = []
-        for at, image in zip(chosen, images, strict=True):
-            try:
-                frames.append(vision.prepared_frame(self._opened(image), len(chosen)))
-            except (ImageError, ValueError, OSError) as error:
-                raise ImageError(f"of frame {at}, {error}") from error
-        return vision.prepared_video(frames, times_of_list(len(frames)))
 
     def _from_file(self, vision: Vision, video: Any) -> PromptVideo:
         data = self._bytes(video)
@@ -149,14 +147,14 @@ class ImageLoader:
         from PIL import Image
 
         if isinstance(image, Image.Image):
-            return _as_rgb(image)
+            return in_rgb(image)
         data = self._bytes(image)
         if data is None:
             raise ImageError(
                 f"it is of type {type(image).__name__}; give a path, an http(s) address, a data URI, the bytes of an "
                 "image file, or a PIL.Image.Image"
             )
-        return _as_rgb(_decoded(data))
+        return in_rgb(data)
 
     def _bytes(self, given: Any) -> bytes | None:
         """The bytes of a file that is given as they are, as a data URI or by its path; None if it is none of these."""
@@ -233,48 +231,3 @@ def _of_data_uri(uri: str) -> bytes:
         return base64.b64decode(b"".join(raw.split()), validate=True)
     except binascii.Error as error:
         raise ImageError(f"its data URI is not base64 ({error})") from error
-
-
-def _decoded(data: bytes) -> "Image":
-    from PIL import Image, UnidentifiedImageError
-
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"it has more than {MAX_BYTES >> 20} MiB: reduce it")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, and of sizes above a limit that is checked here
-            Image.init()
-            opened = Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
-            _check_size(opened)
-            opened.load()
-            return opened
-    except ImageError:
-        raise
-    except Image.DecompressionBombError:  # far more, which Pillow itself refuses
-        raise ImageError(_TOO_MANY_PIXELS) from None
-    except UnidentifiedImageError:
-        raise ImageError(
-            f"its {len(data)} bytes are not those of an image; {', '.join(_FORMATS)} can be read"
-        ) from None
-    except Exception as error:  # Pillow's decoders fail with errors of every kind
-        raise ImageError(f"it is damaged ({type(error).__name__}: {error})") from error
-
-
-def _check_size(image: "Image") -> None:
-    width, height = image.size
-    if not width or not height:
-        raise ImageError(f"it measures {width} x {height} pixels")
-    if width * height > MAX_PIXELS:
-        raise ImageError(_TOO_MANY_PIXELS)
-
-
-def _as_rgb(image: "Image") -> "Image":
-    """In three channels, as qwen_vl_utils does it: what is transparent becomes white."""
-    from PIL import Image
-
-    _check_size(image)
-    if image.mode == "RGBA":
-        opaque = Image.new("RGB", image.size, (255, 255, 255))
-        opaque.paste(image, mask=image.getchannel("A"))
-        return opaque
-    return image.convert("RGB")

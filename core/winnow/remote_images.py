@@ -1,4 +1,4 @@
-"""Images from web addresses: limited in size and time, and never from a private network.
+"""Images and videos from web addresses: limited in size and time, and never from a private network.
 
 Addresses come from documents, so from strangers: without care they would make this machine ask others that only it can
 reach (server-side request forgery). Names are therefore resolved here, every address that a name has must be public,
@@ -7,7 +7,9 @@ something else a moment later (DNS rebinding) gains nothing.
 """
 
 import asyncio
+import functools
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 
 import httpx
@@ -17,6 +19,7 @@ from winnow.public_addresses import is_public
 MAX_BYTES = 20 << 20
 MAX_SECONDS = 20.0
 _MAX_REDIRECTS = 5
+_BLANK = b" \t\r\n\xef\xbb\xbf"  # what may stand before markup: white space, and the mark of UTF-8
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 
@@ -60,14 +63,16 @@ async def fetch(
     try:
         async with (
             asyncio.timeout(max_seconds),
-            httpx.AsyncClient(transport=transport, trust_env=False, timeout=max_seconds) as client,
+            httpx.AsyncClient(
+                transport=transport, trust_env=False, timeout=max_seconds, verify=_certificates()
+            ) as client,
         ):
             target = _parsed(url)
             for _ in range(_MAX_REDIRECTS + 1):
                 request = await _pinned(client, target, resolver)
                 response = await client.send(request, stream=True)
                 try:
-                    if not response.is_redirect:
+                    if not response.has_redirect_location:
                         return await _body(response, target, max_bytes)
                     target = _parsed(str(target.join(response.headers["location"])))
                 finally:
@@ -75,18 +80,29 @@ async def fetch(
             raise ImageError(f"{_shown(_parsed(url))} redirects more than {_MAX_REDIRECTS} times")
     except TimeoutError:
         raise ImageError(f"{_shown(_parsed(url))} did not answer in full within {max_seconds:g} s") from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except ImageError:
+        raise
+    except Exception as error:  # strangers' addresses and servers fail in every way, also past httpx's own errors
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise ImageError(f"{_shown(_parsed(url))} could not be fetched ({reason})") from error
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """What certificates are checked with. Read once: for each image it would hold the event loop up for 50 ms."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def _parsed(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
+        host, port = parsed.host, parsed.port
+    except (httpx.InvalidURL, ValueError) as error:  # the latter of characters that no name or path has
         raise ImageError(f"its address is malformed ({error})") from None
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed.scheme not in ("http", "https") or not host:
         raise ImageError(f"{_shown(parsed)!r} is no http(s) address")
+    if port is not None and not 0 < port < 1 << 16:
+        raise ImageError(f"its address is malformed (there is no port {port})")
     return parsed
 
 
@@ -123,6 +139,9 @@ async def _pinned(client: httpx.AsyncClient, url: httpx.URL, resolver: Resolver)
 async def _body(response: httpx.Response, url: httpx.URL, max_bytes: int) -> bytes:
     if response.status_code != 200:
         raise ImageError(f"{_shown(url)} answered with {response.status_code}")
+    packed = response.headers.get("content-encoding", "identity").strip().lower()
+    if packed not in ("", "identity"):
+        raise ImageError(f"{_shown(url)} answered in {packed!r}, which it was not asked for")
     too_large = ImageError(f"{_shown(url)} holds more than {max_bytes >> 20} MiB")
     length = response.headers.get("content-length", "")
     if length.isdigit() and int(length) > max_bytes:
@@ -132,4 +151,10 @@ async def _body(response: httpx.Response, url: httpx.URL, max_bytes: int) -> byt
         body += piece
         if len(body) > max_bytes:
             raise too_large
+    if body[:1000].lstrip(_BLANK).startswith(b"<"):  # no image or video begins so, whatever the server calls it
+        kind = response.headers.get("content-type", "text")
+        raise ImageError(
+            f"{_shown(url)} answered with a page or a drawing ({kind}), not with an image or a video: see in a browser "
+            "whether it wants a login"
+        )
     return bytes(body)

@@ -91,19 +91,24 @@ def test_a_large_image_is_sent_in_the_size_in_which_the_model_takes_it(model: Pa
         assert logits(there, QUERY, [large]) == pytest.approx(logits(here, QUERY, [large]), abs=1e-4)
 
 
-def test_notes_in_an_image_change_nothing(model: Path, server: VllmServer, tmp_path: Path) -> None:
-    """vLLM turns what a camera held sideways, and masks the colour that a PNG calls transparent; the model card not."""
+def test_what_vllm_would_do_to_an_image_is_done_before_or_never(
+    model: Path, server: VllmServer, tmp_path: Path
+) -> None:
+    """vLLM turns what a camera held sideways, as the model card does not. Both put what is transparent on white."""
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: turned by 90 degrees
     PHOTO.save(tmp_path / "photo.png", exif=exif)
     PHOTO.save(tmp_path / "masked.png", transparency=PHOTO.getpixel((0, 0)))
-    documents = [Document(image=str(tmp_path / name)) for name in ("photo.png", "masked.png")]
     opened = [Image.open(tmp_path / name) for name in ("photo.png", "masked.png")]
     assert opened[0].getexif()[0x0112] == 6
     assert "transparency" in opened[1].info
+    assert opened[1].getpixel((0, 0)) == PHOTO.getpixel((0, 0))
+    on_white = opened[1].convert("RGBA")
+    assert on_white.getpixel((0, 0))[3] == 0
     with reranker_on(model, server, root_path=tmp_path) as reranker:
-        found = logits(reranker, QUERY, [*documents, *(Document(image=image) for image in opened)])
-    assert found == pytest.approx([by_hand(model, QUERY, Document(image=PHOTO))] * 4, abs=1e-4)
+        for name, image, judged in zip(("photo.png", "masked.png"), opened, (PHOTO, on_white), strict=True):
+            found = logits(reranker, QUERY, [Document(image=str(tmp_path / name)), Document(image=image)])
+            assert found == pytest.approx([by_hand(model, QUERY, Document(image=judged))] * 2, abs=1e-4)
 
 
 def test_texts_that_are_cut_and_windows_go_as_in_process(model: Path, server: VllmServer) -> None:
