@@ -102,4 +102,7 @@ def _on_white(image: "Image") -> "Image":
 
 def _has_16_bits(image: "Image") -> bool:
     """Whether it is a grey of 16 bits. Older releases of Pillow open such files in "I", which has 32."""
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] > 255)
+    if image.mode != "I":
+        return image.mode.startswith("I;16")
+    _, highest = image.getextrema()
+    return highest > 255  # type: ignore[operator]  # of one band it is a number
