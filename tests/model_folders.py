@@ -18,7 +18,7 @@ def model_folder(
     files: Mapping[str, str] | None = None,
     tokenizer_config: Mapping[str, Any] | None = None,
 ) -> str:
-    """Copy the small files of the model `like` to `target`, changed as told, and add `files`."""
+    """Copy the small files of the model `like` to `target`, change their fields, and add `files`."""
     target.mkdir(parents=True)
     for name, changes in (("config.json", config), ("tokenizer_config.json", tokenizer_config)):
         content = json.loads((Path(like) / name).read_text(encoding="utf-8")) | dict(changes or {})

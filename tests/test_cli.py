@@ -241,7 +241,7 @@ def test_a_progress_bar_on_long_work_and_none_on_short(tiny_model: str, tmp_path
     assert "reranking:" not in short.stderr
 
 
-def test_what_was_cut_and_a_deadline_are_told(tiny_model: str, tmp_path: Path) -> None:
+def test_the_output_says_what_was_cut_and_that_a_deadline_passed(tiny_model: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     file = tmp_path / "passages.txt"
     file.write_text("word " * 300 + "\nshort\n", encoding="utf-8")

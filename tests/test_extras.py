@@ -73,7 +73,7 @@ def test_import_winnow_loads_no_heavy_package_where_all_are_installed() -> None:
         ("langchain_core", "import winnow_langchain"),
     ],
 )
-def test_a_door_without_its_framework_names_its_extra(package: str, code: str) -> None:
+def test_an_integration_without_its_framework_names_its_extra(package: str, code: str) -> None:
     check_error_names_extra(package, code)
 
 

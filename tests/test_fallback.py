@@ -1,4 +1,4 @@
-"""`fallback=`: what ranks where the engine fails, and that nobody takes it for the engine's ranking."""
+"""`fallback=`: what ranks where the engine fails, and that the ranking says so."""
 
 import asyncio
 import copy
@@ -30,7 +30,7 @@ DOCUMENTS = ["Paris", "Beijing is the capital of China", "", "China"]
 
 
 class Failing(FakeEngine):
-    """Does not start, or fails to score, as long as it is told to."""
+    """Does not start, or fails to score, as long as it is set to fail."""
 
     def __init__(self, *, start: bool = False, score: EngineError | None = None, **kwargs: Any):
         super().__init__(**kwargs)
@@ -192,13 +192,13 @@ def test_another_reranker_brings_its_own_template_and_instruction() -> None:
     with other, Reranker("fake", engine=Failing(start=True), fallback=other, raw_scores=True) as reranker:
         ranking = reranker.rank(QUERY, DOCUMENTS)
         own = other.rank(QUERY, DOCUMENTS)
-        told = reranker.rank(
+        instructed = reranker.rank(
             QUERY, DOCUMENTS, instruction="China", template="{{ query }}{{ instruction }}{{ document }}"
         )
-        own_told = other.rank(QUERY, DOCUMENTS, instruction="China")
+        own_instructed = other.rank(QUERY, DOCUMENTS, instruction="China")
     assert [(hit.index, hit.logit) for hit in ranking] == [(hit.index, hit.logit) for hit in own]
     assert [hit.score for hit in ranking] == [hit.logit for hit in own]  # as this reranker's scores are
-    assert [(hit.index, hit.logit) for hit in told] == [(hit.index, hit.logit) for hit in own_told]
+    assert [(hit.index, hit.logit) for hit in instructed] == [(hit.index, hit.logit) for hit in own_instructed]
     assert ranking.stats.fallback == "fake"
 
 
@@ -209,7 +209,7 @@ def test_a_fallback_may_have_a_fallback() -> None:
     assert (ranking.stats.fallback, ranking.stats.error) == ("retrieval order", "no memory")
 
 
-def test_if_the_fallback_fails_too_both_reasons_are_told() -> None:
+def test_if_the_fallback_fails_too_the_error_has_both_reasons() -> None:
     other = Reranker("fake", engine=Failing(score=EngineError("overflow")))
     with (
         Reranker("fake", engine=Failing(start=True), fallback=other) as reranker,

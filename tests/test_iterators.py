@@ -1,4 +1,4 @@
-"""Iterators that users give: they may wait, raise and go on for ever, and it is nobody else's trouble."""
+"""Iterators that users give: they may wait, raise and go on for ever, and other calls do not notice."""
 
 import asyncio
 import contextlib
@@ -196,7 +196,7 @@ def test_a_stop_iteration_is_no_end(fake: Reranker, way: str) -> None:
 
 
 @in_each_way
-def test_it_sees_the_caller_s_context_and_keeps_its_own(fake: Reranker, way: str) -> None:
+def test_it_has_the_caller_s_context_and_keeps_its_own(fake: Reranker, way: str) -> None:
     name: contextvars.ContextVar[str] = contextvars.ContextVar("name")
 
     def seeing() -> Iterator[str]:
@@ -255,7 +255,7 @@ def test_it_is_closed_when_it_yields_where_it_waited_as_the_call_ended(fake: Rer
     wait_until(lambda: not iterator_threads())
 
 
-def test_one_that_fails_when_it_is_closed_is_told_to_the_log(fake: Reranker, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_that_fails_when_it_is_closed_is_logged(fake: Reranker, caplog: pytest.LogCaptureFixture) -> None:
     def stubborn() -> Iterator[tuple[str, list[str]]]:
         try:
             for number in itertools.count():

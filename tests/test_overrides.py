@@ -123,7 +123,7 @@ def test_a_misspelt_name_has_a_hint(
     assert list(misspelt(config, overrides)) == ([] if expected is None else [expected])
 
 
-def test_overrides_that_may_change_nothing_are_told(tiny_model: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_overrides_that_may_change_nothing_are_logged(tiny_model: str, caplog: pytest.LogCaptureFixture) -> None:
     open_checkpoint(tiny_model, hf_overrides={"rms_norm_epsilon": 1.0})
     assert "'rms_norm_epsilon' in hf_overrides is no known field of the config of" in caplog.text
     assert "did you mean 'rms_norm_eps'?" in caplog.text

@@ -122,7 +122,7 @@ def test_a_converted_checkpoint_names_its_family() -> None:
     assert (judge.family, judge.labels) == ("judge", ())
 
 
-def test_vllm_is_told_how_to_make_a_classifier_of_a_causal_model() -> None:
+def test_vllm_s_settings_say_how_to_make_a_classifier_of_a_causal_model() -> None:
     found = recipe_for("mxbai-rerank-base-v2", config("Qwen2ForCausalLM"))
     assert found.vllm_overrides == {
         "architectures": ["Qwen2ForSequenceClassification"],

@@ -172,7 +172,7 @@ def test_a_wrong_answer_of_the_engine_is_never_a_score(answers: list[EngineScore
         reranker.rank(QUERY, ["a", "b"])
 
 
-def test_an_engine_of_ones_own_sees_token_ids() -> None:
+def test_an_engine_of_ones_own_gets_token_ids() -> None:
     seen: list[Prompt] = []
 
     class Counting(FakeEngine):

@@ -276,7 +276,7 @@ def test_who_finds_all_workers_busy_gets_another_and_few_are_kept(no_worker: Non
     def bind() -> None:
         try:
             assert template_worker.render("{{ a }}", {"a": "x"}, 2.0) == "x"
-        except BaseException as error:  # noqa: BLE001 - pytest sees no errors of threads
+        except BaseException as error:  # noqa: BLE001 - pytest does not notice errors of threads
             errors.append(error)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -152,7 +152,7 @@ def test_a_sentencepiece_file_is_enough(model_type: str, name: str, offset: int,
         assert ids_by_winnow(folder, text) == [index + offset for index in own.encode(text)]
 
 
-def test_a_normaliser_that_transformers_loses_is_told(
+def test_a_normaliser_that_transformers_loses_is_logged(
     pieces: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = folder_with(tmp_path / "model", None, "deberta-v2")

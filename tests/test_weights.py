@@ -149,7 +149,7 @@ def test_doctor_finds_a_template_token_beyond_the_embedding(causal: Path, tmp_pa
     assert "but model.embed_tokens.weight has" in found.problems[0]
 
 
-def test_the_index_alone_tells_that_lm_head_is_missing(causal: Path) -> None:
+def test_the_index_alone_shows_that_lm_head_is_missing(causal: Path) -> None:
     """As in the cache of a Hub model whose weights are not downloaded yet, or beside a server."""
     names = dict.fromkeys(safetensors.torch.load_file(causal / "model.safetensors"), "model-00001-of-00002.safetensors")
     (causal / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))

@@ -1,4 +1,4 @@
-"""Pictures and clips, how a tiny Qwen3-VL sees them, and its judge: what the model card's own code computes."""
+"""Pictures and clips, how a tiny Qwen3-VL reads them, and its reference: what the model card's own code computes."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""What the tests of the Haystack door share."""
+"""What the tests of the Haystack integration share."""
 
 import asyncio
 from collections.abc import Callable, Sequence

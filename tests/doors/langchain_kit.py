@@ -1,4 +1,4 @@
-"""What the tests of the LangChain door share."""
+"""What the tests of the LangChain integration share."""
 
 import asyncio
 from collections.abc import Callable, Sequence

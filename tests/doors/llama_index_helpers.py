@@ -1,4 +1,4 @@
-"""What the tests of the LlamaIndex door share: nodes, ways to call, and fixtures (the test files name it as a plugin).
+"""What tests of the LlamaIndex integration share: nodes, ways to call, and fixtures (the tests load it as a plugin).
 
 PYTEST_DONT_REWRITE: imported before it is a plugin, which pytest would warn of; it asserts nothing.
 """

@@ -1,4 +1,4 @@
-"""One contract, three adapters: what every door promises, whatever its framework calls it."""
+"""One contract, three integrations: what each of them promises, whatever its framework calls it."""
 
 import asyncio
 import copy
@@ -35,7 +35,7 @@ Ranked = list[tuple[int, float]]  # position in the input and score, best first
 
 
 @dataclass(frozen=True)
-class Door:
+class Adapter:
     """How a framework's user makes a reranker, calls it, and reads what comes back."""
 
     make: Callable[..., Any]
@@ -71,37 +71,37 @@ def langchain_items(texts: Sequence[str], metadata: Sequence[dict[str, Any]]) ->
     return [LangChainDocument(id=str(at), page_content=text, metadata=metadata[at]) for at, text in enumerate(texts)]
 
 
-async def haystack_acall(door: WinnowRanker, query: str, items: Items) -> Items:
-    documents: Items = (await door.run_async(query=query, documents=items))["documents"]
+async def haystack_acall(adapter: WinnowRanker, query: str, items: Items) -> Items:
+    documents: Items = (await adapter.run_async(query=query, documents=items))["documents"]
     return documents
 
 
-DOORS = {
-    "haystack": Door(
+ADAPTERS = {
+    "haystack": Adapter(
         make=WinnowRanker,
         items=haystack_items,
-        call=lambda door, query, items: door.run(query=query, documents=items)["documents"],
+        call=lambda adapter, query, items: adapter.run(query=query, documents=items)["documents"],
         acall=haystack_acall,
         read=lambda document: (document.id, document.score, document.meta),
         top="top_k",
         fields="meta_fields_to_embed",
         raw={"scale_score": False},
     ),
-    "llama_index": Door(
+    "llama_index": Adapter(
         make=lambda model, **options: LlamaIndexRerank(model=model, **options),
         items=llama_index_items,
-        call=lambda door, query, items: door.postprocess_nodes(items, query_str=query),
-        acall=lambda door, query, items: door.apostprocess_nodes(items, query_str=query),
+        call=lambda adapter, query, items: adapter.postprocess_nodes(items, query_str=query),
+        acall=lambda adapter, query, items: adapter.apostprocess_nodes(items, query_str=query),
         read=lambda hit: (hit.node.node_id, hit.score, hit.node.metadata),
         top="top_n",
         fields="metadata_mode",
         raw={"raw_scores": True},
     ),
-    "langchain": Door(
+    "langchain": Adapter(
         make=lambda model, **options: LangChainRerank(model=model, **options),
         items=langchain_items,
-        call=lambda door, query, items: door.compress_documents(items, query),
-        acall=lambda door, query, items: door.acompress_documents(items, query),
+        call=lambda adapter, query, items: adapter.compress_documents(items, query),
+        acall=lambda adapter, query, items: adapter.acompress_documents(items, query),
         read=lambda document: (document.id, document.metadata["relevance_score"], document.metadata),
         top="top_n",
         fields="metadata_fields",
@@ -111,32 +111,32 @@ DOORS = {
 
 
 class Subject:
-    """One door, called in one way."""
+    """One integration, called in one way."""
 
-    def __init__(self, door: Door, how: str):
-        self.door = door
+    def __init__(self, adapter: Adapter, how: str):
+        self.adapter = adapter
         self._how = how
         self._made: list[Any] = []
 
     def make(self, model: str = "fake", *, top: int | None = None, **options: Any) -> Any:
-        settings = {"engine": "fake", self.door.top: top, **options}
-        made = self.door.make(model, **settings)
+        settings = {"engine": "fake", self.adapter.top: top, **options}
+        made = self.adapter.make(model, **settings)
         self._made.append(made)
         return made
 
     def items(self, texts: Sequence[str] = TEXTS, metadata: Sequence[dict[str, Any]] | None = None) -> Items:
-        return self.door.items(texts, metadata or [{"at": at} for at in range(len(texts))])
+        return self.adapter.items(texts, metadata or [{"at": at} for at in range(len(texts))])
 
     def call(self, made: Any, query: str, items: Items) -> Items:
         if self._how == "sync":
-            return self.door.call(made, query, items)
-        return asyncio.run(self.door.acall(made, query, items))
+            return self.adapter.call(made, query, items)
+        return asyncio.run(self.adapter.acall(made, query, items))
 
     def rank(self, made: Any, texts: Sequence[str] = TEXTS, query: str = QUERY) -> Ranked:
         return self.read(self.call(made, query, self.items(texts)))
 
     def read(self, found: Items) -> Ranked:
-        return [(int(name), score) for name, score, _ in map(self.door.read, found)]
+        return [(int(name), score) for name, score, _ in map(self.adapter.read, found)]
 
     def close(self) -> None:
         for made in self._made:
@@ -144,14 +144,14 @@ class Subject:
                 made.close()
 
 
-@pytest.fixture(params=DOORS)
-def door(request: pytest.FixtureRequest) -> Door:
-    return DOORS[request.param]
+@pytest.fixture(params=ADAPTERS)
+def adapter(request: pytest.FixtureRequest) -> Adapter:
+    return ADAPTERS[request.param]
 
 
 @pytest.fixture(params=["sync", "async"])
-def subject(door: Door, request: pytest.FixtureRequest) -> Iterator[Subject]:
-    made = Subject(door, request.param)
+def subject(adapter: Adapter, request: pytest.FixtureRequest) -> Iterator[Subject]:
+    made = Subject(adapter, request.param)
     yield made
     made.close()
 
@@ -173,7 +173,7 @@ def test_ties_keep_the_order_of_the_input(subject: Subject) -> None:
 
 
 def test_raw_scores_are_logits(subject: Subject) -> None:
-    assert subject.rank(subject.make(**subject.door.raw)) == core(raw_scores=True)
+    assert subject.rank(subject.make(**subject.adapter.raw)) == core(raw_scores=True)
 
 
 def test_the_instruction_is_used(subject: Subject) -> None:
@@ -203,7 +203,7 @@ def test_top_zero_is_an_error(subject: Subject) -> None:
 
 def test_no_documents_give_none_and_touch_no_engine(subject: Subject) -> None:
     engine = FakeEngine()
-    options = {"engine": engine} if subject.door is DOORS["haystack"] else {}
+    options = {"engine": engine} if subject.adapter is ADAPTERS["haystack"] else {}
     running = engine_threads()
     assert subject.rank(subject.make("no such model", **{"engine": "vllm", **options}), []) == []
     assert engine.started == 0
@@ -255,16 +255,16 @@ def test_ids_metadata_and_class_are_kept(subject: Subject) -> None:
     found = subject.call(subject.make(), QUERY, items)
     assert {type(new) for new in found} == {type(items[0])}
     for new in found:
-        name, _, metadata = subject.door.read(new)
+        name, _, metadata = subject.adapter.read(new)
         assert metadata["at"] == int(name)
 
 
 def test_metadata_before_the_text_zero_included_none_left_out(subject: Subject) -> None:
     texts = ["x", "x", "x"]
     metadata = [{"title": None, "year": 0}, {"title": "capital", "year": 0}, {"title": "capital of China", "year": 0}]
-    llama_index = subject.door.fields == "metadata_mode"
+    llama_index = subject.adapter.fields == "metadata_mode"
     fields: Any = MetadataMode.EMBED if llama_index else ["title", "year"]
-    found = subject.call(subject.make(**{subject.door.fields: fields}), f"{QUERY} 0", subject.items(texts, metadata))
+    found = subject.call(subject.make(**{subject.adapter.fields: fields}), f"{QUERY} 0", subject.items(texts, metadata))
     assert [at for at, _ in subject.read(found)] == [2, 1, 0]
     if not llama_index:
         joined = ["0\nx", "capital\n0\nx", "capital of China\n0\nx"]
@@ -285,19 +285,19 @@ def test_many_threads_get_the_same_as_one(subject: Subject) -> None:
         assert list(threads.map(lambda _: subject.rank(made), range(24))) == [core()] * 24
 
 
-def test_two_event_loops_one_after_the_other(door: Door) -> None:
-    subject = Subject(door, "async")
+def test_two_event_loops_one_after_the_other(adapter: Adapter) -> None:
+    subject = Subject(adapter, "async")
     made = subject.make()
     assert subject.rank(made) == subject.rank(made) == core()  # an asyncio.run each
     subject.close()
 
 
-def test_an_event_loop_goes_on_meanwhile(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_loop_goes_on_meanwhile(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = gated_fake(monkeypatch)
 
     async def main() -> None:
-        subject = Subject(door, "async")
-        call = asyncio.ensure_future(door.acall(subject.make(), QUERY, subject.items()))
+        subject = Subject(adapter, "async")
+        call = asyncio.ensure_future(adapter.acall(subject.make(), QUERY, subject.items()))
         try:
             await loop_goes_on_until(lambda: engine.waiting == 1)
         finally:
@@ -330,21 +330,23 @@ def test_where_the_engine_fails_the_fallback_ranks(
     found = subject.call(made, QUERY, items)
     assert subject.read(found) == subject.read(items)[:4]  # order and scores are the retriever's
     assert "fallback='retrieval order' ranks 6 documents" in caplog.text
-    if subject.door is DOORS["haystack"]:
+    if subject.adapter is ADAPTERS["haystack"]:
         meta = made.run(query=QUERY, documents=items)["meta"]
         assert meta["fallback"] == "retrieval order"
         reasons = [meta["error"], *meta["failed"].values()]
     else:
-        reasons = [subject.door.read(new)[2]["rerank_error"] for new in found]
+        reasons = [subject.adapter.read(new)[2]["rerank_error"] for new in found]
     assert all("127.0.0.1:9" in reason for reason in reasons)
 
 
-def test_the_three_doors_share_one_engine_and_its_scores_on_real_vllm(vllm_model: str, passages: list[str]) -> None:
+def test_the_three_integrations_share_one_engine_and_its_scores_on_real_vllm(
+    vllm_model: str, passages: list[str]
+) -> None:
     running = engine_threads()
     results: dict[str, Ranked] = {}
-    for name, door in DOORS.items():
+    for name, adapter in ADAPTERS.items():
         for how in ("sync", "async"):
-            subject = Subject(door, how)
+            subject = Subject(adapter, how)
             made = subject.make(vllm_model, engine="vllm", instruction=INSTRUCTION)
             results[f"{name} {how}"] = subject.rank(made, passages)
             subject.close()

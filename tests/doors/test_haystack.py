@@ -1,4 +1,4 @@
-"""The Haystack door by itself: what Haystack's own rankers are tested for, and where they fail."""
+"""The Haystack integration by itself: what Haystack's own rankers are tested for, and where they fail."""
 
 import asyncio
 import copy
@@ -381,13 +381,13 @@ def test_all_that_the_core_says_reaches_meta(run: Run, monkeypatch: pytest.Monke
     assert {name: said[name] for name in of_stats} == of_stats
 
 
-def test_a_cut_query_is_told(run: Run) -> None:
+def test_meta_says_that_the_query_was_cut(run: Run) -> None:
     ranker = fake(max_query_tokens=len(QUERY))
     assert run(ranker, QUERY, documents())["meta"]["query_truncated"] is False
     assert run(ranker, f"{QUERY} and more", documents())["meta"]["query_truncated"] is True
 
 
-def test_meta_tells_of_every_document_also_of_those_that_were_cut_off(run: Run) -> None:
+def test_meta_covers_every_document_also_of_those_that_were_cut_off(run: Run) -> None:
     found = [*documents(), Document(id="blank", content=" "), Document(id="long-one", content="China " * 400)]
     result = run(fake(max_length=600, on_overflow="window", top_k=1, scale_score=False), QUERY, found)
     hits = result["meta"]["hits"]

@@ -1,4 +1,4 @@
-"""What the Haystack door hands to the core: metadata, prefixes, images."""
+"""What the Haystack integration hands to the core: metadata, prefixes, images."""
 
 import asyncio
 import dataclasses

@@ -1,4 +1,4 @@
-"""The Haystack door in real pipelines: hybrid retrieval, event loops, saved YAML, evaluation, agents' tools, vLLM."""
+"""The Haystack integration in real pipelines: hybrid retrieval, event loops, YAML, evaluation, tools, vLLM."""
 
 import asyncio
 import math
@@ -217,7 +217,7 @@ def test_vllm_from_many_threads(ranker: WinnowRanker, passages: list[str]) -> No
 
 
 def test_vllm_reads_the_text_of_documents_with_images(ranker: WinnowRanker, passages: list[str]) -> None:
-    """A model that only reads is not asked to see: neither blobs nor files, which need not even be there."""
+    """A text model reads no image: neither blobs nor files, which need not even exist."""
     found = documents(passages[:3])
     pictured = [
         replace(found[0], blob=ByteStream(data=b"no picture", mime_type="image/png")),

@@ -218,7 +218,7 @@ def test_an_argument_that_others_call_otherwise_is_answered_with_our_name(theirs
         WinnowRanker.from_dict(data)
 
 
-def test_haystack_still_sees_the_parameters_of_the_constructor() -> None:
+def test_haystack_still_finds_the_parameters_of_the_constructor() -> None:
     parameters = inspect.signature(WinnowRanker.__init__).parameters
     assert [*parameters][:2] == ["self", "model"]
     assert all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters.values())

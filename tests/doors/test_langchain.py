@@ -1,4 +1,4 @@
-"""The LangChain door: what it gives the core, and what comes back."""
+"""The LangChain integration: what it gives the core, and what comes back."""
 
 import asyncio
 import copy

@@ -129,7 +129,7 @@ def test_videos_are_handed_over_on_demand(
     assert handed == ["a caption", ""]
 
 
-# --- on a model that sees ---------------------------------------------------------------------------------------------
+# --- on a multimodal model --------------------------------------------------------------------------------------------
 
 with_vision = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="Qwen3-VL's processor needs torchvision"

@@ -1,4 +1,4 @@
-"""The LangChain door in real pipelines: retrievers, chains, compressor pipelines, ensembles, on vLLM too."""
+"""The LangChain integration in real pipelines: retrievers, chains, compressor pipelines, ensembles, on vLLM too."""
 
 import asyncio
 from collections.abc import Callable
@@ -261,11 +261,13 @@ def test_vllm_reads_the_instruction(vllm_model: str, passages: list[str]) -> Non
     reranker = WinnowRerank(model=vllm_model, engine="vllm", top_n=None)
     plain = {one["index"]: one["relevance_score"] for one in reranker.rerank(passages, QUERY)}
     instruction = "Judge whether the document names a city."
-    told = {one["index"]: one["relevance_score"] for one in reranker.rerank(passages, QUERY, instruction=instruction)}
-    assert any(abs(plain[at] - told[at]) > 1e-4 for at in plain)
+    instructed = {
+        one["index"]: one["relevance_score"] for one in reranker.rerank(passages, QUERY, instruction=instruction)
+    }
+    assert any(abs(plain[at] - instructed[at]) > 1e-4 for at in plain)
     copied = reranker.model_copy(update={"instruction": instruction})
     found = copied.compress_documents(make_documents(passages), QUERY)
-    assert dict(zip(ids(found), scores(found), strict=True)) == pytest.approx(told, abs=1e-5)
+    assert dict(zip(ids(found), scores(found), strict=True)) == pytest.approx(instructed, abs=1e-5)
 
 
 def test_vllm_answers_batches(vllm_model: str, passages: list[str]) -> None:

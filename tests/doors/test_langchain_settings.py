@@ -1,4 +1,4 @@
-"""The LangChain door's settings, secrets, copies and dumps; and the life of its engine."""
+"""The LangChain integration's settings, secrets, copies and dumps; and the life of its engine."""
 
 import asyncio
 import copy

@@ -1,4 +1,4 @@
-"""The LangChain door's runs: traced as a chain, below the caller's run, sync and async."""
+"""The LangChain integration's runs: traced as a chain, below the caller's run, sync and async."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-import told
+import reported
 from langchain_core.callbacks import AsyncCallbackHandler, AsyncCallbackManager, BaseCallbackHandler, CallbackManager
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig, RunnableLambda
@@ -19,7 +19,7 @@ from winnow_langchain import WinnowRerank
 
 
 class Recorder(BaseCallbackHandler):
-    """Keeps what a handler of the user's sees."""
+    """Keeps what a handler of the user's gets."""
 
     def __init__(self) -> None:
         self.starts: list[dict[str, Any]] = []
@@ -104,11 +104,11 @@ def test_who_gathers_the_sources_of_retriever_runs_finds_each_once(call: Call) -
 
 
 @every_call
-def test_the_outputs_hold_all_that_the_core_tells(call: Call) -> None:
+def test_the_outputs_hold_all_that_the_core_reports(call: Call) -> None:
     recorder = Recorder()
-    call(fake(**told.SETTINGS), make_documents(told.TEXTS), told.QUERY, callbacks=[recorder])
+    call(fake(**reported.SETTINGS), make_documents(reported.TEXTS), reported.QUERY, callbacks=[recorder])
     ((outputs, _),) = recorder.ends
-    told.check_told(outputs["winnow"])
+    reported.check_reported(outputs["winnow"])
 
 
 @every_call

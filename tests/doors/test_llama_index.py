@@ -1,4 +1,4 @@
-"""The LlamaIndex door: order, cut, what is read of a node, bad input, nothing mutated."""
+"""The LlamaIndex integration: order, cut, what is read of a node, bad input, nothing mutated."""
 
 import asyncio
 import copy

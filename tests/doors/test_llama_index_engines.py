@@ -1,4 +1,4 @@
-"""The LlamaIndex door inside LlamaIndex: events, query and chat engines, tools, evaluators, workflows; on real vLLM."""
+"""The LlamaIndex integration in LlamaIndex: events, query and chat engines, tools, evaluators, workflows; vLLM."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-import told
+import reported
 from llama_index.core import MockEmbedding, SummaryIndex, VectorStoreIndex
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, LlamaDebugHandler
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine
@@ -52,9 +52,9 @@ def test_instrumentation_events(call: Call, events: list[BaseEvent], top_n: int 
     assert json.dumps(stats)
 
 
-def test_the_end_event_holds_all_that_the_core_tells(call: Call, events: list[BaseEvent]) -> None:
-    call(fake(**told.SETTINGS), scored(text_nodes(told.TEXTS)), query_str=told.QUERY)
-    told.check_told(events[-1].tags["winnow"])
+def test_the_end_event_holds_all_that_the_core_reports(call: Call, events: list[BaseEvent]) -> None:
+    call(fake(**reported.SETTINGS), scored(text_nodes(reported.TEXTS)), query_str=reported.QUERY)
+    reported.check_reported(events[-1].tags["winnow"])
 
 
 def test_legacy_callbacks(call: Call) -> None:
@@ -231,8 +231,8 @@ def test_vllm_reads_the_instruction(vllm_model: str, passages: list[str]) -> Non
     nodes = scored(text_nodes(passages))
     plain = {hit.node.node_id: hit.score for hit in reranker.postprocess_nodes(nodes, query_str=QUERY)}
     reranker.instruction = "Judge whether the document names a city."
-    told = {hit.node.node_id: hit.score for hit in reranker.postprocess_nodes(nodes, query_str=QUERY)}
-    assert any(abs(plain[node] - told[node]) > 1e-4 for node in plain)
+    instructed = {hit.node.node_id: hit.score for hit in reranker.postprocess_nodes(nodes, query_str=QUERY)}
+    assert any(abs(plain[node] - instructed[node]) > 1e-4 for node in plain)
 
 
 def test_vllm_answers_many_at_once(vllm_model: str, passages: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Nodes with images, at the LlamaIndex door: what of them reaches the core, in which order LlamaIndex would look."""
+"""Nodes with images, in the LlamaIndex integration: what of them reaches the core, and in which order."""
 
 import asyncio
 import base64
@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Any, Document]] = {
 
 @pytest.fixture
 def handed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Stands in for a core whose model sees: keeps the documents it is given and ranks them in reverse."""
+    """In place of a core with a multimodal model: keeps the documents it is given and ranks them in reverse."""
     seen: list[Any] = []
 
     def rank(self: Reranker, query: str, documents: Iterable[Any], **kwargs: Any) -> Ranking:
@@ -167,7 +167,7 @@ def test_the_image_of_a_query_is_not_read(call: Call) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="Qwen3-VL's processor needs torchvision")
-def test_text_only_on_a_model_that_sees(tmp_path: Path) -> None:
+def test_text_only_on_a_multimodal_model(tmp_path: Path) -> None:
     from tiny_families import build_qwen3_vl
     from tiny_vision import encoded, picture
 

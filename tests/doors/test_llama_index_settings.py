@@ -1,4 +1,4 @@
-"""The LlamaIndex door's settings: checked, serialized, secret where they are; engines shared, closed and used again."""
+"""The LlamaIndex integration's settings: checked, saved, secrets left out; engines shared, closed, used again."""
 
 import asyncio
 import copy

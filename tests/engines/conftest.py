@@ -1,4 +1,4 @@
-"""Engines that several tests share: two real vLLM servers, and each engine in turn on a model that sees."""
+"""Engines that several tests share: two real vLLM servers, and each engine in turn on a multimodal model."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

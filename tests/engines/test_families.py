@@ -36,7 +36,7 @@ DOCUMENTS = [
     "Yes or no? 0 or 1?",
 ]
 FAMILIES = {**tiny_families.FAMILIES, **tiny_jina.FAMILIES}
-SEEING = ("qwen3-vl-reranker-2b", "jina-reranker-m0")
+MULTIMODAL = ("qwen3-vl-reranker-2b", "jina-reranker-m0")
 JUDGE = ModelRecipe(family="judge", labels=("Bad", "Good"))
 JUDGE_TEMPLATE = "Question: {{ query }}\nAnswer: {{ document }}\nVerdict: "
 SETTINGS = {"judge": {"recipe": JUDGE, "template": JUDGE_TEMPLATE}}
@@ -249,8 +249,8 @@ def test_transformers_gives_what_the_model_card_computes(family: Path) -> None:
 
 
 def test_vllm_gives_what_transformers_gives(family: Path) -> None:
-    if family.name in SEEING and importlib.util.find_spec("torchvision") is None:
-        pytest.skip("vLLM imports models that see only with torchvision: `make test` installs it, see tests/cpu")
+    if family.name in MULTIMODAL and importlib.util.find_spec("torchvision") is None:
+        pytest.skip("vLLM imports multimodal models only with torchvision: `make test` installs it, see tests/cpu")
     if family.name == "mxbai-rerank-base-v1":
         pytest.skip("vLLM has no DeBERTa")
     found, expected = (ranked(family, engine) for engine in ("vllm", "transformers"))
@@ -259,7 +259,7 @@ def test_vllm_gives_what_transformers_gives(family: Path) -> None:
 
 
 def test_vllm_accepts_the_config_of_a_vision_model(tmp_path: Path) -> None:
-    """Also where torchvision is absent: what vLLM is told reaches the places where it looks."""
+    """Also where torchvision is absent: the settings for vLLM reach the places where it looks."""
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import Qwen3VLForSequenceClassificationConfig
     from vllm.transformers_utils.config import get_config
@@ -286,9 +286,9 @@ def test_attention_on_older_gpus(caplog: pytest.LogCaptureFixture) -> None:
     assert "attention_backend" in {field.name for field in dataclasses.fields(AsyncEngineArgs)}
 
 
-@pytest.mark.parametrize("name", [*SEEING, "mxbai-rerank-base-v1"])
+@pytest.mark.parametrize("name", [*MULTIMODAL, "mxbai-rerank-base-v1"])
 def test_what_vllm_cannot_run_goes_to_transformers(name: str, tmp_path: Path) -> None:
-    if name in SEEING and importlib.util.find_spec("torchvision") is not None:
+    if name in MULTIMODAL and importlib.util.find_spec("torchvision") is not None:
         pytest.skip("torchvision is installed: vLLM runs it")
     folder = FAMILIES[name](tmp_path / name)
     assert create_engine(Reranker(str(folder))).name == "transformers"

@@ -29,7 +29,7 @@ ERRORS: list[BaseException] = [
 
 
 class Raising(FakeEngine):
-    """Raises what it is told to, where it is told to."""
+    """Raises the given error in the given method."""
 
     def __init__(self, error: BaseException, where: str):
         super().__init__()

@@ -98,7 +98,7 @@ def test_a_sync_call_works_inside_a_running_loop() -> None:
     assert len(asyncio.run(main())) == 1
 
 
-def test_a_failed_start_is_told_to_all_who_wait_and_the_next_call_tries_again() -> None:
+def test_all_who_wait_get_the_error_of_a_failed_start_and_the_next_call_tries_again() -> None:
     engine = SlowEngine()
     engine.fail_to_start = 1
     reranker = Reranker("fake", engine=engine)
@@ -174,7 +174,7 @@ def test_close_waits_for_calls_that_wait_for_the_load() -> None:
     assert engine.closed == 1
 
 
-def test_close_ends_a_load_that_nobody_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_close_ends_a_load_that_no_call_waits_for(caplog: pytest.LogCaptureFixture) -> None:
     class Patient(SlowEngine):
         """An engine that starts until it is abandoned."""
 
@@ -198,19 +198,19 @@ def test_close_ends_a_load_that_nobody_waits_for(caplog: pytest.LogCaptureFixtur
     assert not caplog.records  # asyncio's "exception was never retrieved", say
 
 
-def test_a_running_engine_is_told_that_python_ends() -> None:
-    class Told(SlowEngine):
-        told = False
+def test_a_running_engine_is_notified_when_python_ends() -> None:
+    class Notified(SlowEngine):
+        notified = False
 
         def abandon(self) -> None:
-            self.told = True
+            self.notified = True
 
-    engine = Told()
+    engine = Notified()
     reranker = Reranker("fake", engine=engine)
     assert reranker.score("a", ["a"])
-    assert not engine.told
+    assert not engine.notified
     shared._registry[reranker.engine_key].life.give_up()
-    assert engine.told
+    assert engine.notified
     reranker.close()
     assert engine.closed == 1
 

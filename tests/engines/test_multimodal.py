@@ -1,4 +1,4 @@
-"""Images with texts, on a tiny Qwen3-VL: vLLM's logits are transformers' are the model card's, from every door."""
+"""Images with texts, on a tiny Qwen3-VL: vLLM, transformers and the model card give the same logits, everywhere."""
 
 import base64
 import importlib.util
@@ -201,7 +201,7 @@ def test_the_sizes_are_those_of_the_reference_code(model: Path) -> None:
     assert vision.placeholder == "<|vision_start|><|image_pad|><|vision_end|>"
 
 
-# --- doors ------------------------------------------------------------------------------------------------------------
+# --- integrations -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def expected(model: Path) -> list[float]:
-    """Logits of the three documents that every door is given: a map, a map with a caption, a text."""
+    """Logits of the three documents that every integration is given: a map, a map with a caption, a text."""
     return [by_hand(model, QUERY, one) for one in (Document(image=MAP), Document("China.", MAP), "Rice.")]
 
 

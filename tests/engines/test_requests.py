@@ -18,7 +18,7 @@ QUERY = "capital of China"
 
 
 class Recording(FakeEngine):
-    """Notes what it is asked, and holds answers back until it is told."""
+    """Notes what it is asked, and holds answers back until it is released."""
 
     def __init__(self) -> None:
         super().__init__()

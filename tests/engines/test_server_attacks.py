@@ -132,9 +132,7 @@ def test_a_server_that_hangs_at_the_start_does_not_hold_up_another(
             reranker.score(f"question {len(proxies[1].posts)}", passages)
 
 
-def test_the_error_tells_that_only_a_part_came_in_time(
-    tiny_model: str, proxy: FaultyProxy, passages: list[str]
-) -> None:
+def test_the_error_says_that_only_a_part_came_in_time(tiny_model: str, proxy: FaultyProxy, passages: list[str]) -> None:
     with reranker_on(tiny_model, proxy, timeout=5, max_retries=0).start() as reranker:
         proxy.broken = dripping()
         with pytest.raises(

@@ -125,7 +125,7 @@ def test_a_server_that_refuses_everything_is_an_error(tiny_model: str, proxies: 
             reranker.rank(QUERY, ["a", "b"])
 
 
-def test_a_fault_that_stays_is_told_with_the_server_and_its_words(
+def test_the_error_of_a_fault_that_stays_names_the_server_and_quotes_it(
     tiny_model: str, proxies: list[FaultyProxy], passages: list[str]
 ) -> None:
     with reranker_on(tiny_model, proxies[0], max_retries=1).start() as reranker:

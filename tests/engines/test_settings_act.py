@@ -147,7 +147,7 @@ SHOWN_OF_RERANKER: Mapping[str, Way | str] = {
 }
 
 
-def test_nobody_adds_a_setting_without_saying_how_it_is_shown_to_act() -> None:
+def test_every_setting_has_a_test_that_it_acts() -> None:
     settings = {(engine, name) for name, setting in SETTINGS.items() for engine in setting.engines}
     fake = {("fake", name) for name in settings_of("fake")}
     assert set(SHOWN) == settings | fake

@@ -230,7 +230,7 @@ def test_the_environment_changes_what_vllm_computes(
         assert long.document_tokens < 256
 
 
-def test_doors_take_the_environment_and_do_not_save_it(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_integrations_take_the_environment_and_do_not_save_it(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("haystack")
     pytest.importorskip("llama_index.core")
     pytest.importorskip("langchain_core")

@@ -1,4 +1,4 @@
-"""Videos with texts, on a tiny Qwen3-VL: vLLM's logits are transformers' are the model card's, and through doors."""
+"""Videos with texts, on a tiny Qwen3-VL: vLLM, transformers and the model card give the same logits, everywhere."""
 
 import asyncio
 import importlib.util
@@ -139,7 +139,7 @@ def test_servers_take_no_videos(model: Path) -> None:
         asyncio.run(ImageLoader().load_video(engine.checkpoint.vision, MOVES, "Document 3", 3))
 
 
-# --- doors ------------------------------------------------------------------------------------------------------------
+# --- integrations -----------------------------------------------------------------------------------------------------
 
 
 def test_haystack(model: Path, engine: str, tmp_path: Path) -> None:

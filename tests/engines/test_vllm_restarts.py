@@ -67,7 +67,7 @@ class Lives:
         return calls[::2], calls[1::2]
 
     def check(self, calls: tuple[list[Any], list[Any]], why: str) -> None:
-        """All calls were told why, and those with a fallback have its ranking."""
+        """All calls got the reason, and those with a fallback have its ranking."""
         for call in calls[0]:
             with pytest.raises(EngineDeadError, match=why + AGAIN):
                 call.result()

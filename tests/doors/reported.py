@@ -1,4 +1,4 @@
-"""What an integration tells its framework of a call: all that the core says, in a form that can be written down."""
+"""What an integration reports to its framework about a call: all that the core says, as plain data."""
 
 import dataclasses
 import json
@@ -13,19 +13,19 @@ TEXTS = ["", "Rice and noodles.", "Beijing is the capital of China.", "Paris.", 
 SETTINGS: dict[str, Any] = {"max_length": 400, "max_query_tokens": 100, "max_document_tokens": 20}
 
 
-def check_told(told: Mapping[str, Any]) -> None:
-    """Check what was told of a call with this query, these texts and settings."""
+def check_reported(reported: Mapping[str, Any]) -> None:
+    """Check what was reported about a call with this query, these texts and settings."""
     expected = Reranker("fake", engine="fake", **SETTINGS).rank(QUERY, TEXTS)
-    assert told.keys() == {field.name for field in dataclasses.fields(RankStats)} | {"hits"}
+    assert reported.keys() == {field.name for field in dataclasses.fields(RankStats)} | {"hits"}
     for field in dataclasses.fields(RankStats):
         if field.name != "elapsed_ms":
-            assert told[field.name] == getattr(expected.stats, field.name), field.name
-    assert told["query_truncated"]
-    assert told["elapsed_ms"] > 0
-    for hit, shown in zip(expected, told["hits"], strict=True):
+            assert reported[field.name] == getattr(expected.stats, field.name), field.name
+    assert reported["query_truncated"]
+    assert reported["elapsed_ms"] > 0
+    for hit, shown in zip(expected, reported["hits"], strict=True):
         assert shown.keys() == {field.name for field in dataclasses.fields(hit)} - {"text"}
         for name in shown.keys() - {"logit"}:
             assert shown[name] == getattr(hit, name), name
-    assert told["hits"][0]["logit"] == expected[0].logit
-    assert told["truncated"] == sum(hit["truncated"] for hit in told["hits"]) > 0
-    json.dumps(told, allow_nan=False)
+    assert reported["hits"][0]["logit"] == expected[0].logit
+    assert reported["truncated"] == sum(hit["truncated"] for hit in reported["hits"]) > 0
+    json.dumps(reported, allow_nan=False)
