@@ -70,7 +70,7 @@ class EngineLoadError(EngineError):
 
 
 class EngineDeadError(EngineError):
-    """The engine died while it was in use.
+    """The engine died while it was in use, or hung.
 
     The next call starts it again, at most `max_restarts` times in a row; the message says whether it will.
     """
