@@ -1,18 +1,31 @@
-"""The command line: it reads arguments and prints; the work is done by the modules it calls."""
+"""The command line: it reads arguments and prints; the work is done by the modules it calls.
 
-import json
+No command catches errors: `winnow.terminal` does for all of them.
+"""
+
 import logging
 from enum import StrEnum
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from winnow.cli_documents import as_json, one_line, read_documents, what_to_know
-from winnow.errors import WinnowError
+from winnow.cli_documents import as_json, read_documents, what_to_know
+from winnow.terminal import LogFormatter, one_line, put_away_on_interrupt, run, shown, tell, write, write_json
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class Commands(TyperGroup):
+    """The commands, whose every error becomes one line and an exit code."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command, and end the process."""
+        run(partial(super().main, *args, **{**options, "standalone_mode": False}))
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 class EngineName(StrEnum):
@@ -41,7 +54,7 @@ class ConvertMethod(StrEnum):
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"winnow-rerank {version('winnow-rerank')}")  # noqa: T201
+        write(f"winnow-rerank {version('winnow-rerank')}\n")
         raise typer.Exit
 
 
@@ -53,7 +66,9 @@ def main(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what Winnow decides, on stderr.")] = False,
 ) -> None:
     """Rerank documents with an LLM reranker, exact to the last prompt token."""
-    logging.basicConfig(level=logging.WARNING, format="winnow: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("winnow").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
@@ -107,9 +122,10 @@ def rank(
     from winnow.engines.known_settings import parse_argument  # here, so that --help is instant
     from winnow.reranker import Reranker
 
-    try:
-        records = read_documents(file)
-        with Reranker(
+    records = read_documents(file)
+    with (
+        put_away_on_interrupt(),
+        Reranker(
             model,
             engine="server" if url and engine is EngineName.AUTO else engine.value,
             url=url or None,
@@ -122,18 +138,21 @@ def rank(
             on_overflow=on_overflow.value,
             raw_scores=raw_scores,
             deadline=deadline,
-        ) as reranker:
-            texts = [record["text"] for record in records]
-            ranking = reranker.rank(query, texts, top_k=top_k, score_threshold=threshold, progress=True)
-    except (WinnowError, ValueError, OSError) as error:
-        _fail(str(error))
+        ) as reranker,
+    ):
+        texts = [record["text"] for record in records]
+        ranking = reranker.rank(query, texts, top_k=top_k, score_threshold=threshold, progress=True)
     if json_output:
-        print(json.dumps(as_json(query, ranking, records), ensure_ascii=False, indent=2))  # noqa: T201
-    else:
-        for place, hit in enumerate(ranking, 1):
-            print(f"{place}\t{hit.score:.4f}\t[{hit.index}]\t{one_line(hit)}")  # noqa: T201
-        for note in what_to_know(ranking):
-            typer.echo(f"winnow: {note}", err=True)
+        write_json(as_json(query, ranking, records))
+        return
+    write(
+        "".join(
+            f"{place}\t{hit.score:.4f}\t[{hit.index}]\t{shown(one_line(hit.text or ''))}\n"
+            for place, hit in enumerate(ranking, 1)
+        )
+    )
+    for note in what_to_know(ranking):
+        tell(note)
 
 
 @app.command()
@@ -163,7 +182,7 @@ def doctor(
         document=DOCUMENT if document is None else document,
     )
     if json_output:
-        print(json.dumps(found.as_dict(), ensure_ascii=False, indent=2))  # noqa: T201
+        write_json(found.as_dict())
     else:
         print_report(found)
     if found.problems:
@@ -186,10 +205,10 @@ def convert(
     Example:
       winnow convert Qwen/Qwen3-Reranker-0.6B qwen3-reranker-seq-cls --verify
     """
-    from winnow.convert import convert as write
+    from winnow.convert import convert as write_converted
 
-    try:
-        done = write(
+    with put_away_on_interrupt():
+        done = write_converted(
             model,
             out,
             method=method.value if method else None,
@@ -200,17 +219,12 @@ def convert(
             verify=verify,
             progress=True,
         )
-    except (WinnowError, ValueError, OSError) as error:
-        _fail(str(error))
-    print(f"{done.folder}: score head with {done.formula}, {done.bytes / 1e6:.1f} MB")  # noqa: T201
+    write(f"{shown(str(done.folder))}: score head with {shown(done.formula)}, {done.bytes / 1e6:.1f} MB\n")
     if done.difference is not None:
-        print(f"largest difference of a logit in float32: {done.difference:.1e}")  # noqa: T201
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"winnow: {message}", err=True)
-    raise typer.Exit(1)
+        write(f"largest difference of a logit in float32: {done.difference:.1e}\n")
 
 
 if __name__ == "__main__":
-    app()
+    from winnow_command import main as run_command
+
+    run_command()

@@ -1,52 +1,120 @@
-"""Documents of the command line: lines of text or JSONL in, JSON or lines out."""
+"""Documents of the command line: lines of text or JSONL in, JSON out."""
 
+import io
 import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from winnow.types import RankedDocument, Ranking
+import regex
+
+from winnow.cutting import checked
+from winnow.types import Ranking
+
+# So that a byte that is no UTF-8 can be named with its line, Python reads it as one of these characters.
+_AS_IT_IS: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+_NO_UTF8 = regex.compile("[\udc80-\udcff]")
+# How files of other encodings begin that say so.
+_OTHER_ENCODINGS = {
+    "UTF-32": (b"\xff\xfe\0\0", b"\0\0\xfe\xff"),
+    "UTF-16": (b"\xff\xfe", b"\xfe\xff"),
+}
+# What a record may hold besides its text, so that it can be printed again.
+_DEEPEST = 100
 
 
 def read_documents(file: str) -> list[dict[str, Any]]:
     """The documents of a file as records with `text`, and with whatever else their JSON held.
 
     Args:
-        file: A file with a text a line, or JSONL with "text"; "-" for stdin.
+        file: A file in UTF-8 with a text a line, or JSONL with "text"; "-" for stdin.
 
     Raises:
         ValueError: A line is malformed. The message names it.
         OSError: The file cannot be read.
     """
-    if file == "-":
-        return _parse(sys.stdin, "stdin")
-    with Path(file).open(encoding="utf-8") as lines:
-        return _parse(lines, file)
+    if file != "-":
+        with Path(file).open(**_AS_IT_IS) as text:
+            return _parse(_lines(text, file), file)
+    if sys.stdin is None:  # the shell closed it (`<&-`)
+        raise ValueError("stdin is closed: name a file, or pipe the documents in.")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(**_AS_IT_IS)
+    return _parse(_lines(sys.stdin, "stdin"), "stdin")
 
 
-def _parse(lines: TextIO | Iterable[str], name: str) -> list[dict[str, Any]]:
+def _lines(text: Iterable[str], name: str) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers, without byte-order marks."""
+    for number, line in enumerate(text, 1):
+        start = line[:4].encode(errors="surrogateescape") if number == 1 else b""
+        for encoding, marks in _OTHER_ENCODINGS.items():
+            if start.startswith(marks):
+                raise ValueError(
+                    f"{name} is {encoding}, and Winnow reads UTF-8. Convert it, as with `iconv -f {encoding} -t UTF-8`."
+                )
+        if (found := _NO_UTF8.search(line)) is not None:
+            raise ValueError(
+                f"{name}, line {number}: the byte 0x{ord(found[0]) - 0xDC00:02x} after {found.start()} characters is "
+                "no UTF-8. Convert the file from its encoding, as with `iconv -f ISO-8859-1 -t UTF-8`."
+            )
+        if "\0" in line:
+            raise ValueError(
+                f"{name}, line {number}: a NUL byte, which no text holds. If the file is UTF-16, convert it, as with "
+                "`iconv -f UTF-16 -t UTF-8`."
+            )
+        kept = line.removeprefix("\ufeff").rstrip("\r\n")  # files that were joined have the mark inside, too
+        if kept.strip():
+            yield number, kept
+
+
+def _parse(lines: Iterable[tuple[int, str]], name: str) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     is_json: bool | None = None
-    for number, line in enumerate(lines, 1):
-        text = line.rstrip("\r\n")
-        if not text.strip():
-            continue
+    for number, text in lines:
         if is_json is None:  # the first line decides
             is_json = text.lstrip().startswith("{")
-        if not is_json:
+            if regex.match(r"\s*\[\s*(\{|$)", text):
+                raise ValueError(
+                    f"{name} begins as a JSON array. Write an object a line, as `jq -c '.[]'` does from such a file."
+                )
+        if is_json:
+            records.append(_record(text, f"{name}, line {number}"))
+        else:
             records.append({"text": text})
-            continue
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name}, line {number}: not JSON ({error}), though the first line is.") from None
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise ValueError(f'{name}, line {number}: each JSON line must be an object with a string in "text".')
-        records.append(record)
     return records
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
+    deep = f'{where}: nested more than {_DEEPEST} deep. Leave that out: only "text" is scored.'
+    try:
+        record = json.loads(line)
+    except RecursionError:
+        raise ValueError(deep) from None
+    except ValueError as error:  # also of a number of thousands of digits
+        raise ValueError(f"{where}: not JSON ({error}), though the first line is.") from None
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        raise ValueError(f'{where}: each JSON line must be an object with a string in "text".')
+    if _is_deep(record):
+        raise ValueError(deep)
+    checked(record["text"], f"{where}: the text")
+    return record
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def as_json(query: str, ranking: Ranking, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -54,7 +122,7 @@ def as_json(query: str, ranking: Ranking, records: list[dict[str, Any]]) -> dict
     return {
         "query": query,
         "results": [
-            {**records[hit.index], **{name: _finite(value) for name, value in asdict(hit).items() if name != "text"}}
+            _finite(records[hit.index] | {name: value for name, value in asdict(hit).items() if name != "text"})
             for hit in ranking
         ],
         "stats": asdict(ranking.stats),
@@ -73,10 +141,9 @@ def what_to_know(ranking: Ranking) -> list[str]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity."""
+    """JSON has no infinity, and no NaN."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def one_line(hit: RankedDocument) -> str:
-    """A document's text without line breaks."""
-    return " ".join((hit.text or "").split())

@@ -5,6 +5,7 @@ from rich.text import Text
 
 from winnow.doctor import Diagnosis
 from winnow.prompt_parts import PART_NAMES, PartName, Piece
+from winnow.terminal import one_line, shown
 
 _STYLES: dict[PartName, str] = {"query": "cyan", "document": "green", "instruction": "yellow"}
 _CONTROL = "bold reverse magenta"
@@ -23,7 +24,7 @@ def print_report(found: Diagnosis, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
 
     def line(name: str, text: str, style: str = "") -> None:
-        console.print(Text.assemble((f"{name:<11}", "bold"), (text, style)), soft_wrap=True)
+        console.print(Text.assemble((f"{name:<11}", "bold"), (shown(one_line(text)), style)), soft_wrap=True)
 
     line("model", f"{found.model} ({', '.join(found.architectures) or 'unknown architecture'})")
     if found.family:
@@ -49,13 +50,13 @@ def print_report(found: Diagnosis, console: Console | None = None) -> None:
         line("problem", problem, "red")
     line("verdict", found.verdict, "red" if found.problems else "yellow" if found.warnings else "green")
     if found.serve:
-        console.print(Text(f'\nA vLLM server of it, for engine="server":\n{found.serve}'), soft_wrap=True)
+        console.print(Text(f'\nA vLLM server of it, for engine="server":\n{shown(found.serve)}'), soft_wrap=True)
 
 
 def _shown(piece: Piece) -> Text:
     if piece.control:
-        return Text(f"⟦{piece.text}⟧", _CONTROL)
+        return Text(f"⟦{shown(piece.text)}⟧", _CONTROL)
     text = piece.text
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} […{len(text) - _LONGEST} characters…] {text[-_LONGEST // 2 :]}"
-    return Text(text.replace("\n", "↵\n"), _STYLES.get(piece.part, ""))
+    return Text("↵\n".join(map(shown, text.split("\n"))), _STYLES.get(piece.part, ""))

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -22,8 +23,24 @@ _one_at_a_time = ForkSafeLock()
 @contextmanager
 def starting() -> Iterator[None]:
     """Start vLLM within this, in one thread. Another start waits until it is left."""
-    with _one_at_a_time, _without_main_module(), _quiet_start():
+    with _one_at_a_time, _without_main_module(), _quiet_start(), _without_interrupts():
         yield
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Let no Ctrl-C reach the processes that this thread starts; they inherit which signals wait.
+
+    A terminal sends it to all of them. Those that still import would print tracebacks; this process ends them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where there is no vLLM either
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def quieten() -> None:
