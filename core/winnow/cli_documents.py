@@ -11,7 +11,7 @@ from typing import Any
 
 import regex
 
-from winnow.cutting import checked
+from winnow.text import checked
 from winnow.types import Ranking
 
 # So that a byte that is no UTF-8 can be named with its line, Python reads it as one of these characters.
