@@ -8,9 +8,10 @@ from typing import Any
 
 from winnow.cross_encoder_head import HeadModule, read_head
 from winnow.errors import ModelError, TemplateError
+from winnow.json_fields import check_config
 from winnow.judged import padding_of
 from winnow.locks import import_lock
-from winnow.model_folder import CrossEncoderFiles, folder_of, read_cross_encoder_files, read_json
+from winnow.model_folder import CrossEncoderFiles, folder_of, read_config, read_cross_encoder_files, read_modules
 from winnow.overrides import completed, merged, misspelt, overridden
 from winnow.positions import positions_of
 from winnow.recipes import ModelRecipe, recipe_for
@@ -78,7 +79,11 @@ class Checkpoint:
     def vllm_overrides(self) -> dict[str, Any]:
         """`hf_overrides` that make vLLM load the model: the recipe's, what vLLM misses in the config, the user's."""
         overrides = self.recipe.vllm_overrides
-        if self.vision is not None and overrides and "tie_word_embeddings" not in self.config.get("text_config", {}):
+        if (
+            self.vision is not None
+            and overrides
+            and "tie_word_embeddings" not in (self.config.get("text_config") or {})
+        ):
             # vLLM looks for it there, but transformers 5 writes it beside text_config only.
             overrides["text_config"] = {"tie_word_embeddings": bool(self.config.get("tie_word_embeddings"))}
         return merged(overrides, self.user_overrides)
@@ -146,7 +151,7 @@ def open_checkpoint(
     # Without the lock: other models must not wait while a template that came with this one is rendered.
     template = find_template(
         folder,
-        read_json(folder / "config.json", model),
+        read_config(folder, model),
         hf_overrides=hf_overrides,
         special_tokens=checkpoint.tokenizer.special_tokens,
         cross_encoder=cross_encoder,
@@ -174,9 +179,11 @@ def _without_template(
     trust_remote_code: bool,
     mm_processor_kwargs: Mapping[str, Any] | None,
 ) -> Checkpoint:
-    own_config = read_json(folder / "config.json", model)
+    own_config = read_config(folder, model)
     overrides = completed(own_config, hf_overrides or {})
     config = overridden(own_config, overrides)
+    check_config(config, f"config.json of {model}, with hf_overrides in it")
+    read_modules(folder, model)  # engines read what they name, whoever wrote them
     for name, near in misspelt(own_config, hf_overrides or {}):
         logger.warning(
             "%r in hf_overrides is no known field of the config of %s, and may change nothing: did you mean %r?",

@@ -27,7 +27,8 @@ from winnow.converted_files import (
 from winnow.converted_prompts import check_prompts, pad_token_for, write_templates
 from winnow.errors import ConfigurationError, MissingExtraError, ModelError
 from winnow.label_logits import change_of_logits
-from winnow.model_folder import folder_of, folder_with_weights, read_json
+from winnow.model_folder import folder_of, folder_with_weights, read_config
+from winnow.named_files import refuse_links_out
 from winnow.recipes import ModelRecipe, recipe_for
 from winnow.score_head import layout_of, score_head
 from winnow.shards import find_shards
@@ -103,7 +104,9 @@ def convert(
     score_template = template_for(checkpoint, template)
     if score_template is None:
         raise ModelError(f"{model} has no labels: it is not a causal model that a score head can be made of.")
-    shards = find_shards(folder_with_weights(model, revision), model)
+    folder = folder_with_weights(model, revision)
+    refuse_links_out(folder, model)
+    shards = find_shards(folder, model)
     if faults := faults_of(checkpoint):
         raise ModelError("\n".join(faults))
     check_disk(out, shards)
@@ -145,7 +148,7 @@ def _open(
     if method is not None and method not in METHODS:
         raise ConfigurationError(f"method must be one of {', '.join(METHODS)}, but got {method!r}.")
     folder = folder_of(model, revision)
-    config = read_json(folder / "config.json", model)
+    config = read_config(folder, model)
     architecture = next(iter(config.get("architectures") or ()), "model without architectures in config.json")
     if architecture.endswith("ForSequenceClassification"):
         raise ModelError(
@@ -157,9 +160,9 @@ def _open(
             f"{model} is a {architecture}. Only causal language models (…ForCausalLM) can be converted; Winnow scores "
             "the others as they are."
         )
-    if "quantization_config" in config:
+    if (quantization := config.get("quantization_config")) is not None:
         raise ModelError(
-            f"{model} is quantised ({config['quantization_config'].get('quant_method')}), and a score head is not. "
+            f"{model} is quantised ({quantization.get('quant_method')}), and a score head is not. "
             "Convert the original, then quantise the result; or score it as it is."
         )
     if (change := change_of_logits(config)) is not None:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from winnow.checkpoint import Checkpoint
 from winnow.errors import ConfigurationError, ModelError
-from winnow.model_folder import read_json
+from winnow.model_folder import read_tokenizer_config
 from winnow.score_head import Layout
 from winnow.shards import INDEX, Shards, copy_shard
 from winnow.tokenizer_files import read_tokenizer
@@ -30,6 +30,7 @@ _COPIED = (
     "LICENSE*",
     "NOTICE*",
 )
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 # Fields of config.json that speak of the causal model: another template, its own code, and conversion at load time.
 _DROPPED_FIELDS = ("score_template", "auto_map", "classifier_from_token", "method", "is_original_qwen3_reranker")
 
@@ -127,15 +128,14 @@ def write_tokenizer(folder: Path, part: Path, pad: str) -> None:
         for file in folder.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, part / file.name)
-    path = folder / "tokenizer_config.json"
-    config = read_json(path, str(folder)) if path.is_file() else {}
+    config = read_tokenizer_config(folder, str(folder))
     for name in ("chat_template", "score_template"):  # both are files of the new folder
         config.pop(name, None)
     if not config.get("pad_token"):  # it may be null
         config["pad_token"] = pad
     # A causal model and absolute positions, if it has them, are not changed by what comes after the prompt.
     config["padding_side"] = "right"
-    _write_json(part / path.name, config)
+    _write_json(part / _TOKENIZER_CONFIG, config)
 
 
 def settle_tokenizer(part: Path, model: str) -> None:
@@ -152,8 +152,8 @@ def settle_tokenizer(part: Path, model: str) -> None:
     """
     if not read_tokenizer(part, model).strays:
         return
-    path = part / "tokenizer_config.json"
-    _write_json(path, {**read_json(path, model), "tokenizer_class": "PreTrainedTokenizerFast"})
+    config = read_tokenizer_config(part, model)
+    _write_json(part / _TOKENIZER_CONFIG, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
     if strays := read_tokenizer(part, model).strays:
         raise ModelError(
             f"transformers does not take the tokenizer.json of {model} as it is, whatever its class is called: texts "

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import ModelError
-from winnow.model_folder import parse_json, read_json
+from winnow.json_fields import MODULE_CONFIG, TRANSFORMER
+from winnow.model_folder import read_json, read_modules
 
 MODULES = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 """The modules that `winnow.engines.modular` runs."""
@@ -60,20 +61,22 @@ def read_head(folder: Path, model: str) -> tuple[HeadModule, ...]:
     Raises:
         ModelError: Winnow does not run one of the modules, or a file is missing or damaged.
     """
-    listed = folder / "modules.json"
-    modules = parse_json(listed, model) if listed.is_file() else []
-    first, *others = modules or [{}]
+    first, *others = read_modules(folder, model) or [{}]
     if not others or [_class_of(module) for module in others] == ["LogitScore"]:
         return ()
     head = []
     for module in others:
-        if _class_of(module) not in MODULES or not str(module["type"]).startswith("sentence_transformers."):
+        if _class_of(module) not in MODULES or not str(module.get("type")).startswith("sentence_transformers."):
             raise _refused(model, f"has the module {module.get('type')}")
-        path = str(module.get("path") or "")
+        path: str = module.get("path") or ""
         config = folder / path / "config.json"
-        head.append(HeadModule(_class_of(module), path, read_json(config, model) if config.is_file() else {}))
+        head.append(
+            HeadModule(_class_of(module), path, read_json(config, model, MODULE_CONFIG) if config.is_file() else {})
+        )
     settings = folder / "sentence_bert_config.json"
-    task = (read_json(settings, model) if settings.is_file() else {}).get("transformer_task", "feature-extraction")
+    task = (read_json(settings, model, TRANSFORMER) if settings.is_file() else {}).get(
+        "transformer_task", "feature-extraction"
+    )
     if _class_of(first) != "Transformer" or task != "feature-extraction":
         raise _refused(model, f"begins with the module {first.get('type')} (transformer_task {task!r})")
     for one in head:
@@ -88,7 +91,7 @@ def read_head(folder: Path, model: str) -> tuple[HeadModule, ...]:
 
 
 def _class_of(module: Mapping[str, Any]) -> str:
-    return str(module.get("type", "")).rpartition(".")[2]
+    return str(module.get("type") or "").rpartition(".")[2]
 
 
 def _refused(model: str, what: str) -> ModelError:

@@ -8,6 +8,19 @@ from typing import Any
 
 from winnow.errors import ModelError
 from winnow.hub import download, uses_modelscope
+from winnow.json_fields import (
+    ADAPTER,
+    MODULE,
+    MODULE_CONFIG,
+    PROCESSING,
+    SENTENCE_TRANSFORMERS,
+    TOKENIZER_CONFIG,
+    TRANSFORMER,
+    Fields,
+    check_config,
+    check_fields,
+)
+from winnow.named_files import path_in
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
 _WEIGHT_FILES = ["model*.safetensors", "*/model.safetensors", "LICENSE*"]  # those in folders are of modules.json
@@ -79,7 +92,7 @@ def _refuse_adapter(folder: Path, model: str) -> None:
     path = folder / "adapter_config.json"
     if not path.is_file():
         return
-    adapter = read_json(path, model)
+    adapter = read_json(path, model, ADAPTER)
     kind = "SequenceClassification" if adapter.get("task_type") == "SEQ_CLS" else "CausalLM"
     merged = (
         " If its weights are merged already, remove adapter_config.json." if (folder / "config.json").is_file() else ""
@@ -92,31 +105,72 @@ def _refuse_adapter(folder: Path, model: str) -> None:
     )
 
 
-def read_json(path: Path, model: str) -> dict[str, Any]:
-    """The JSON object in a file.
+def read_config(folder: Path, model: str) -> dict[str, Any]:
+    """The contents of config.json.
 
     Raises:
-        ModelError: The file is missing or damaged.
+        ModelError: The file is missing or damaged, or holds what it must not.
     """
-    content = parse_json(path, model)
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} of {model} is damaged: it should hold a JSON object. Download it again.")
+    path = folder / "config.json"
+    content = read_json(path, model, {})
+    check_config(content, f"{path} of {model}")
     return content
 
 
-def parse_json(path: Path, model: str) -> Any:
-    """What a file of JSON holds.
+def read_tokenizer_config(folder: Path, model: str) -> dict[str, Any]:
+    """The contents of tokenizer_config.json; empty where there is none.
 
     Raises:
-        ModelError: The file is missing or damaged.
+        ModelError: The file is damaged, or holds what it must not.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    path = folder / "tokenizer_config.json"
+    return read_json(path, model, TOKENIZER_CONFIG) if path.is_file() else {}
+
+
+def read_json(path: Path, model: str, fields: Fields) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        path: The file.
+        model: Name or path of the model, as the user gave it.
+        fields: What fields may hold (`winnow.json_fields`).
+
+    Raises:
+        ModelError: The file is missing or damaged, or a field holds something else. The message names it.
+    """
+    content = _parsed(path, model)
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} of {model} is damaged: it should hold a JSON object. Download it again.")
+    check_fields(content, fields, f"{path} of {model}")
+    return content
+
+
+def read_modules(folder: Path, model: str) -> list[dict[str, Any]]:
+    """The modules that sentence-transformers lists in modules.json, whose `path` is inside the folder.
+
+    Raises:
+        ModelError: The file is damaged, or names a folder outside.
+    """
+    path = folder / "modules.json"
+    modules = _parsed(path, model) if path.is_file() else []
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise ModelError(f"{path} of {model} is damaged: it should hold a list of JSON objects. Download it again.")
+    for module in modules:
+        check_fields(module, MODULE, f"{path} of {model}")
+        path_in(folder, module.get("path") or "", f"{path} of {model}: path")
+    return modules
+
+
+def _parsed(path: Path, model: str) -> Any:
+    if not path.is_file():
         raise ModelError(
             f"{model} has no {path.name} ({path}): it is not a model folder, or the download is incomplete."
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path} of {model} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise ModelError(f"{path} of {model} is damaged: {error}. Download it again.") from error
 
 
@@ -154,12 +208,14 @@ def read_cross_encoder_files(folder: Path) -> CrossEncoderFiles | None:
     main = folder / "config_sentence_transformers.json"
     if not main.is_file():
         return None
-    config = read_json(main, str(folder))
+    config = read_json(main, str(folder), SENTENCE_TRANSFORMERS)
     if config.get("model_type") != "CrossEncoder":
         return None
     transformer = folder / "sentence_bert_config.json"
-    settings = read_json(transformer, str(folder)) if transformer.is_file() else {}
-    template_kwargs = (settings.get("processing_kwargs") or {}).get("chat_template") or {}
+    settings = read_json(transformer, str(folder), TRANSFORMER) if transformer.is_file() else {}
+    processing = settings.get("processing_kwargs") or {}
+    check_fields(processing, PROCESSING, f"{transformer}: processing_kwargs")
+    template_kwargs = processing.get("chat_template") or {}
     return CrossEncoderFiles(
         reads_messages="message" in (settings.get("modality_config") or {}),
         prompt=(config.get("prompts") or {}).get(config.get("default_prompt_name")) or None,
@@ -169,12 +225,9 @@ def read_cross_encoder_files(folder: Path) -> CrossEncoderFiles | None:
 
 
 def _label_ids(folder: Path) -> tuple[int, ...]:
-    modules = folder / "modules.json"
-    if not modules.is_file():
-        return ()
-    for module in parse_json(modules, str(folder)):
-        if str(module.get("type", "")).endswith(".LogitScore"):
-            score = read_json(folder / str(module.get("path", "")) / "config.json", str(folder))
+    for module in read_modules(folder, str(folder)):
+        if str(module.get("type")).endswith(".LogitScore"):
+            score = read_json(folder / (module.get("path") or "") / "config.json", str(folder), MODULE_CONFIG)
             ids = (score.get("false_token_id"), score.get("true_token_id"))
             return tuple(int(index) for index in ids if index is not None)
     return ()

@@ -167,7 +167,8 @@ def recipe_for(
             _with_score_head(model, config, architectures[0], row)
         row = replace(row, labels=(), architectures=architectures)
     if row.family == "llama-nemotron-rerank":
-        row = replace(row, temperature=float(config.get("temperature", 1.0)))
+        temperature = config.get("temperature")
+        row = replace(row, temperature=1.0 if temperature is None else float(temperature))
     return row
 
 

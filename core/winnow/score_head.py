@@ -17,7 +17,8 @@ class Layout:
     Attributes:
         heads: The output embedding in the files, of shape (vocabulary, hidden); two names if it is tied to the input
             embedding and saved twice.
-        dropped: Tensors of the causal model that the classifier lacks.
+        dropped: Tensors of the files that are left out: those that the classifier lacks, and a score head that is there
+            already.
         classifier: Class of the classifier in transformers.
     """
 
@@ -51,7 +52,7 @@ def layout_of(shards: Shards, model: str) -> Layout:
     head, twin = (
         f"{names[id(module)]}.weight" for module in (causal.get_input_embeddings() if tied else output, output)
     )
-    dropped = causal.state_dict().keys() - classifier.state_dict().keys()
+    dropped = causal.state_dict().keys() - classifier.state_dict().keys() | {"score.weight"}
     if classifier.state_dict().keys() - causal.state_dict().keys() != {"score.weight"} or (
         getattr(output, "bias", None) is not None
     ):
@@ -59,14 +60,21 @@ def layout_of(shards: Shards, model: str) -> Layout:
             f"{model} cannot be converted: a {type(classifier).__name__} has no plain score head, or the output "
             "embedding of the causal model has a bias. Score it as it is."
         )
-    expected = {name for name, _ in classifier.named_parameters()} - {"score.weight"} | {head}
-    if missing := sorted(expected - shards.file_of.keys()):
+    expected = {name: weight for name, weight in classifier.named_parameters() if name != "score.weight"}
+    expected[head] = output.weight
+    if missing := sorted(expected.keys() - shards.file_of.keys()):
         raise ModelError(
             f"The weights of {model} are not those of a {type(causal).__name__}: {', '.join(missing[:5])}"
             f"{', …' if len(missing) > 5 else ''} {'is' if len(missing) == 1 else 'are'} not in "
             f"{', '.join(shards.files)}. Download it again; if config.json and weights are of different models, take "
             "both from the same one (is tie_word_embeddings right?)."
         )
+    for name, weight in expected.items():
+        if shards.shapes[name] != tuple(weight.shape):
+            raise ModelError(
+                f"config.json of {model} gives {name} the shape {tuple(weight.shape)}, but in {shards.file_of[name]} "
+                f"it has {shards.shapes[name]}: config.json and weights are of different models. Download it again."
+            )
     heads = (head, twin) if twin != head and twin in shards.file_of else (head,)
     return Layout(heads=heads, dropped=frozenset(dropped), classifier=type(classifier).__name__)
 

@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from winnow.errors import ModelError
-from winnow.model_folder import read_json
 from winnow.weights import INDEX as INDEX
-from winnow.weights import check_folder, read_header
+from winnow.weights import check_folder, read_header, read_index, shapes_in
 
 _CHUNK = 2**24
 
@@ -30,6 +29,7 @@ class Shards:
         folder: Where they are.
         files: Names of the files, sorted.
         file_of: The file that holds a tensor, by the tensor's name.
+        shapes: Shapes of the tensors, by name.
         indexed: Whether there is an index, which says what is in which file.
         bytes: Size of all files.
     """
@@ -37,6 +37,7 @@ class Shards:
     folder: Path
     files: tuple[str, ...]
     file_of: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
     indexed: bool
     bytes: int
 
@@ -58,14 +59,16 @@ def find_shards(folder: Path, model: str) -> Shards:
         raise ModelError(f"{model} has no weights: there is no model.safetensors in {folder}. Download it again.")
     check_folder(folder, model)
     indexed = not (folder / "model.safetensors").is_file()  # transformers takes that file first
-    named: dict[str, str] = read_json(index, model).get("weight_map", {}) if indexed else {}
+    named = read_index(folder, model) if indexed else {}
     files = tuple(sorted(set(named.values()))) or ("model.safetensors",)
-    file_of = {name: file for file in files for name in read_header(folder / file)[0] if name != "__metadata__"}
+    shapes_of = {file: shapes_in(folder / file, model) for file in files}
+    file_of = {name: file for file, shapes in shapes_of.items() for name in shapes}
+    shapes = {name: shape for shapes in shapes_of.values() for name, shape in shapes.items()}
     wrong = [name for name, file in named.items() if file_of.get(name) != file]
     if wrong:
         raise ModelError(f"{index} says that {wrong[0]} is in {named[wrong[0]]}, but it is not. Download it again.")
     size = sum((folder / file).stat().st_size for file in files)
-    return Shards(folder=folder, files=files, file_of=file_of, indexed=indexed, bytes=size)
+    return Shards(folder=folder, files=files, file_of=file_of, shapes=shapes, indexed=indexed, bytes=size)
 
 
 def copy_shard(
@@ -89,9 +92,9 @@ def copy_shard(
         Bytes of the tensors in the new file.
 
     Raises:
-        ModelError: The file ends too early.
+        ModelError: The file is damaged.
     """
-    old, start = read_header(source)
+    old, start = read_header(source, str(source.parent))
     header: dict[str, Any] = {"__metadata__": old.pop("__metadata__", None) or {"format": "pt"}}
     kept = [(name, entry) for name, entry in old.items() if name not in without]
     kept.sort(key=lambda item: item[1]["data_offsets"])

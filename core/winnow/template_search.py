@@ -9,7 +9,8 @@ from typing import Any
 from winnow import template_segments
 from winnow.errors import TemplateError
 from winnow.jinja_templates import Origin, TemplateLimitError
-from winnow.model_folder import CrossEncoderFiles, read_json
+from winnow.model_folder import CrossEncoderFiles, read_tokenizer_config
+from winnow.named_files import leads_inside
 from winnow.segments import Segment, fields_of
 from winnow.templates import ScoreTemplate, from_file, from_user, is_file, read_template
 
@@ -47,7 +48,7 @@ def find_template(
     """
     if (hf_overrides or {}).get("score_template"):
         return from_user((hf_overrides or {})["score_template"], "score_template of hf_overrides")
-    for name, content in (("config.json", config), (_TOKENIZER_CONFIG, _tokenizer_config(folder))):
+    for name, content in (("config.json", config), (_TOKENIZER_CONFIG, read_tokenizer_config(folder, str(folder)))):
         if content.get("score_template"):
             return _from_config(content["score_template"], name, folder)
     own = folder / "score_template.jinja"
@@ -105,27 +106,21 @@ def _from_config(value: Any, name: str, folder: Path) -> ScoreTemplate:
     found = read_template(value, what)
     if found is not None:
         return found
-    path = folder / str(value)
-    if not is_file(path) or not path.resolve().is_relative_to(folder.resolve()):
+    if not leads_inside(value) or not is_file(folder / str(value)):
         raise TemplateError(
             f"{what} in {folder} is {value!r:.200}, which is neither a file in that folder, nor Jinja source, nor the "
             "name of a built-in template. Pass template=... instead."
         )
-    return from_file(path)
+    return from_file(folder / str(value))
 
 
 def _chat_templates(folder: Path) -> Iterator[ScoreTemplate]:
     chat = folder / "chat_template.jinja"
     if chat.is_file():
         yield from_file(chat)
-    found = _tokenizer_config(folder).get("chat_template")
+    found = read_tokenizer_config(folder, str(folder)).get("chat_template")
     if isinstance(found, list):  # several, by name
-        named = [entry for entry in found if isinstance(entry, Mapping) and entry.get("name") == "default"]
+        named = [entry for entry in found if entry.get("name") == "default"]
         found = named[-1].get("template") if named else None
     if isinstance(found, str):
         yield ScoreTemplate(found, f"chat_template in {folder / _TOKENIZER_CONFIG}")
-
-
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    path = folder / _TOKENIZER_CONFIG
-    return read_json(path, str(folder)) if path.is_file() else {}

@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, normalizers
 
 from winnow.errors import ModelError
+from winnow.model_folder import read_tokenizer_config
 from winnow.tokenization import PromptTokenizer
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def read_tokenizer(folder: Path, model: str, trust_remote_code: bool = False) ->
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    read_tokenizer_config(folder, model)  # its fields are checked before transformers follows them
     has_file = (folder / "tokenizer.json").is_file()
     try:
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)

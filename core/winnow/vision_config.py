@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import ConfigurationError, ModelError
+from winnow.json_fields import IMAGES
 from winnow.model_folder import read_json
 from winnow.recipes import ModelRecipe
 from winnow.tokenization import PromptTokenizer
@@ -60,7 +61,7 @@ def vision_of(
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"config.json of {model} does not say how the model sees: {error!r} is missing.") from error
     if recipe.pixels is None:
-        size = read_json(folder / "preprocessor_config.json", model).get("size") or {}
+        size = read_json(folder / "preprocessor_config.json", model, IMAGES).get("size") or {}
         least, most = size.get("shortest_edge", side**2), size.get("longest_edge", 1280 * side**2)
     else:
         least, most = recipe.pixels

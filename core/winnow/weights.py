@@ -11,10 +11,13 @@ from typing import Any
 
 from winnow.checkpoint import Checkpoint
 from winnow.errors import ModelError
+from winnow.json_fields import INDEX_FIELDS
 from winnow.model_folder import read_json
+from winnow.named_files import file_in
 from winnow.recipes import label_count
 
 INDEX = "model.safetensors.index.json"
+_OLD_INDEX = "pytorch_model.bin.index.json"
 # What models call their input embedding: the module before "weight".
 _EMBEDDINGS = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte", "embed_in")
 # What they call their score head (`*ForSequenceClassification` in transformers): a module of any depth.
@@ -43,6 +46,7 @@ def check_weights(checkpoint: Checkpoint, *, required: bool = True) -> None:
 
 def check_files(checkpoint: Checkpoint, *, required: bool = True) -> None:
     """The part of `check_weights` that looks at lengths and headers of the files in a local folder."""
+    read_index(checkpoint.folder, checkpoint.model, _OLD_INDEX)  # transformers opens what it names
     is_local = Path(checkpoint.model).expanduser().is_dir()
     if is_local and (required or any(checkpoint.folder.glob("*.safetensors"))):
         check_folder(checkpoint.folder, checkpoint.model)
@@ -58,22 +62,38 @@ def check_folder(folder: Path, model: str) -> None:
     Raises:
         ModelError: A file is missing or damaged. The message names it.
     """
-    from safetensors import SafetensorError, safe_open
-
-    index = folder / INDEX
-    files = set(folder.glob("*.safetensors"))
-    if index.is_file():
-        files |= {folder / name for name in read_json(index, model).get("weight_map", {}).values()}
-    elif not files and not any(folder.glob("*.bin")):
+    files = {*folder.glob("*.safetensors"), *(folder / name for name in read_index(folder, model).values())}
+    if not files and not any(folder.glob("*.bin")):
         raise ModelError(f"{model} has no weights: there is no model.safetensors in {folder}. Download it again.")
     for file in sorted(files):
         if not file.is_file():
-            raise ModelError(f"{file} is missing, though {index.name} names it. Download the model again.")
-        try:
-            with safe_open(file, framework="numpy"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file} of {model} is damaged or cut short: {error}. Download it again.") from error
+            raise ModelError(f"{file} is missing, though {INDEX} names it. Download the model again.")
+        read_header(file, model)
+
+
+def read_index(folder: Path, model: str, name: str = INDEX) -> dict[str, str]:
+    """The file of each tensor, by the tensor's name, as the index of the weights says; empty if there is no index.
+
+    Args:
+        folder: The folder.
+        model: Name or path, as the user gave it.
+        name: Name of the index.
+
+    Raises:
+        ModelError: The index is damaged, or names what is no file of weights in the folder.
+    """
+    path = folder / name
+    if not path.is_file():
+        return {}
+    named: dict[str, str] = read_json(path, model, INDEX_FIELDS).get("weight_map") or {}
+    if not named:
+        raise ModelError(f"{path} of {model}: weight_map names no files. Download it again.")
+    source = f"{path} of {model}: weight_map"
+    for file in named.values():
+        if name == INDEX and file_in(folder, file, source).suffix != ".safetensors":
+            raise ModelError(f"{source} names {file!r}, which is no safetensors file. Download it again.")
+        file_in(folder, file, source)
+    return named
 
 
 def faults_of(checkpoint: Checkpoint, ids: Iterable[int] = ()) -> list[str]:
@@ -87,6 +107,9 @@ def faults_of(checkpoint: Checkpoint, ids: Iterable[int] = ()) -> list[str]:
     embeddings = {name: shape for name, shape in shapes.items() if _is_embedding(name)}
     if not embeddings:
         return []
+    for name, shape in shapes.items():
+        if (name in embeddings or name.endswith("lm_head.weight")) and shape is not None and len(shape) != 2:
+            return [f"{name} of {checkpoint.model} has the shape {shape}, which is no embedding's. Download it again."]
     return [
         *(_faults_of_labels(checkpoint, shapes, embeddings) if checkpoint.recipe.labels else ()),
         *(_faults_of_head(checkpoint, shapes) if not checkpoint.recipe.labels else ()),
@@ -204,26 +227,40 @@ def shapes_of(folder: Path, model: str) -> Shapes:
         folder: The folder.
         model: Name or path, as the user gave it.
     """
-    whole, index = folder / "model.safetensors", folder / INDEX
+    whole = folder / "model.safetensors"
+    named = read_index(folder, model)
     if whole.is_file():  # transformers takes that file first
-        return dict(_shapes_in(whole))
-    if not index.is_file():
-        return {}
-    named: dict[str, str] = read_json(index, model).get("weight_map", {})
+        return shapes_in(whole, model)
     shapes: dict[str, tuple[int, ...] | None] = dict.fromkeys(named)
     for file in sorted(set(named.values())):
         if (folder / file).is_file():
-            shapes |= _shapes_in(folder / file)
+            shapes |= shapes_in(folder / file, model)
     return shapes
 
 
-def _shapes_in(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    header, _ = read_header(file)
-    return ((name, tuple(entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+def shapes_in(file: Path, model: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a safetensors file, by name.
+
+    Raises:
+        ModelError: The file is damaged.
+    """
+    header, _ = read_header(file, model)
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
-def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and where the tensors' bytes begin."""
+def read_header(file: Path, model: str) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where the tensors' bytes begin.
+
+    Raises:
+        ModelError: The file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):  # checks all of the header, and that the tensors fill the file
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} of {model} is damaged or cut short: {error}. Download it again.") from error
     with file.open("rb") as reader:
         length = int.from_bytes(reader.read(8), "little")
         return json.loads(reader.read(length)), 8 + length

@@ -8,7 +8,6 @@ What is put in here stands where the model's own head stood, so that the model's
 logits (softcapping in Gemma 2, scaling in Cohere and Granite).
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from winnow.errors import EngineLoadError
+from winnow.weights import read_index
 
 
 class JudgedHead(nn.Module):
@@ -164,7 +164,7 @@ def weight_in_files(model: str, hub: Mapping[str, Any], name: str) -> torch.Tens
 
     file = found("model.safetensors")
     if file is None and (index := found("model.safetensors.index.json")) is not None:
-        shard = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].get(name)
+        shard = read_index(Path(index).parent, model).get(name)
         file = shard and found(shard)
     if file is None:
         return None
