@@ -20,7 +20,7 @@ from winnow import Reranker
 from winnow.checkpoint import open_checkpoint
 from winnow.convert import convert
 from winnow.doctor import examine
-from winnow.errors import ModelError, WinnowError
+from winnow.errors import ConfigurationError, ModelError, WinnowError
 from winnow.weights import INDEX
 
 COMMIT = "c" * 40
@@ -244,6 +244,8 @@ def test_links_of_the_owner_are_read(folder: Path, tmp_path: Path) -> None:
         ("id2label", {"0": ["x"]}),
         ("id2label", {"zero": "LABEL_0"}),
         ("num_labels", "1"),
+        ("num_labels", 10**12),  # transformers would make a text of each
+        ("num_hidden_layers", 10**12),
         ("model_type", 5),
         ("model_type", ["qwen3"]),
         ("text_config", "x"),
@@ -326,6 +328,13 @@ def test_a_file_that_is_none_is_not_waited_for(folder: Path) -> None:
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")
     check_all_refuse(folder, "has no config.json")
+
+
+def test_half_a_character_is_not_written(folder: Path, tmp_path: Path) -> None:
+    edit(folder / "tokenizer_config.json", note="\ud800")
+    with pytest.raises(ConfigurationError, match=r"out cannot be written: 'utf-8' codec can't encode character"):
+        convert(folder, tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

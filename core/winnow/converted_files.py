@@ -45,7 +45,7 @@ def whole_or_nothing(out: Path) -> Iterator[Path]:
         part.replace(out)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError | UnicodeEncodeError):  # the latter for halves of a character in JSON
             raise ConfigurationError(f"{out} cannot be written: {error}") from error
         raise
 

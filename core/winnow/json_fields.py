@@ -47,10 +47,14 @@ _OBJECTS = Kind("a list of objects", lambda value: isinstance(value, list) and a
 _NUMBER = Kind("a number", _is_number)
 _WHOLE = Kind("a whole number of 0 or more", lambda value: _is_whole(value, 0))
 _COUNT = Kind("a whole number above 0", lambda value: _is_whole(value, 1))
+_SIZE = Kind("a whole number from 0 to 10000", lambda value: _is_whole(value, 0) and value <= 10_000)
 _TOKEN = Kind("the id of a token", lambda value: _is_whole(value, -1))  # some write -1 for none
 _NAMES = Kind(
-    "an object with a text for each number",
-    lambda value: _OBJECT.fits(value) and all(key.isdecimal() and isinstance(one, str) for key, one in value.items()),
+    "an object with a name for each number",  # transformers takes numbers as names, too
+    lambda value: (
+        _OBJECT.fits(value)
+        and all(key.isdecimal() and len(key) < 20 and isinstance(one, str | int) for key, one in value.items())
+    ),
 )
 
 
@@ -66,7 +70,9 @@ CONFIG: Fields = {
     "quantization_config": _OBJECT,
     "auto_map": _OBJECT,
     "id2label": _NAMES,
-    "num_labels": _COUNT,
+    # transformers makes a text of each label, and a module of each layer and expert, while it reads the file.
+    **dict.fromkeys(("num_labels", "num_hidden_layers", "num_layers", "n_layer"), _SIZE),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "depth"), _SIZE),
     "vocab_size": _COUNT,
     "max_position_embeddings": _WHOLE,
     "n_positions": _WHOLE,
@@ -80,7 +86,7 @@ CONFIG: Fields = {
     "transformers_weights": _left_out("transformers would load other weights than other engines"),
     "speculators_config": _left_out("vLLM would load the model that it names in place of this one"),
 }
-"""config.json, and `text_config` in it."""
+"""config.json, and `text_config` and `vision_config` in it."""
 
 TOKENIZER_CONFIG: Fields = {
     "chat_template": Kind("a text, or a list of objects", lambda value: _TEXT.fits(value) or _OBJECTS.fits(value)),
@@ -151,6 +157,7 @@ def check_fields(content: Mapping[str, Any], fields: Fields, source: str) -> Non
 
 
 def check_config(content: Mapping[str, Any], source: str) -> None:
-    """`check_fields` for config.json and the `text_config` in it."""
+    """`check_fields` for config.json and the configurations in it of models that have several parts."""
     check_fields(content, CONFIG, source)
-    check_fields(content.get("text_config") or {}, CONFIG, f"{source}: text_config")
+    for part in ("text_config", "vision_config"):
+        check_fields(content.get(part) or {}, CONFIG, f"{source}: {part}")
