@@ -54,6 +54,8 @@ def download(
         )
     except HFValidationError as error:
         raise ModelError(f"{model!r} is neither a folder nor a name on the Hugging Face Hub: {error}") from error
+    except ValueError as error:  # names of files that lead out of the cache
+        raise ModelError(f"{model!r} cannot be downloaded from the Hugging Face Hub: {error}") from error
     except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         own = constants.ENDPOINT == "https://huggingface.co"
         mirror = "" if own else f" at HF_ENDPOINT={shown_address(constants.ENDPOINT)}"

@@ -74,6 +74,9 @@ def mirror(tiny_model: str) -> Iterator[tuple[str, list[str]]]:
             if path == f"/api/models/{NAME}/revision/main":
                 named = [{"rfilename": name} for name in files]
                 self.answer(json.dumps({"id": NAME, "sha": COMMIT, "siblings": named}).encode())
+            elif path == "/api/models/Qwen/Hostile/revision/main":
+                named = [{"rfilename": name} for name in (*files, "../../../victim.json")]
+                self.answer(json.dumps({"id": "Qwen/Hostile", "sha": COMMIT, "siblings": named}).encode())
             elif path == f"/api/models/{NAME}/tree/{COMMIT}":
                 self.answer(json.dumps(tree).encode())
             elif path.startswith(f"/{NAME}/resolve/") and path.rpartition("/")[2] in files:
@@ -115,6 +118,13 @@ def test_all_files_come_from_a_mirror(mirror: tuple[str, list[str]], expected: l
 def test_a_mirror_without_the_model_is_named(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
     result = run(PROGRAM.replace(NAME, "Qwen/nothing"), tmp_path, HF_ENDPOINT=mirror[0])
     assert f"the Hugging Face Hub at HF_ENDPOINT={mirror[0]} did not give it" in result.stderr
+
+
+def test_files_of_a_repository_stay_in_the_cache(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
+    result = run(PROGRAM.replace(NAME, "Qwen/Hostile"), tmp_path, HF_ENDPOINT=mirror[0])
+    assert "ModelError: 'Qwen/Hostile' cannot be downloaded from the Hugging Face Hub: " in result.stderr
+    assert "victim.json" in result.stderr
+    assert not list(tmp_path.rglob("victim.json"))
 
 
 @pytest.fixture
