@@ -1,7 +1,7 @@
 """The folder of a model's small files: found, or fetched from a hub, and read."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from winnow.named_files import path_in
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
 _WEIGHT_FILES = ["model*.safetensors", "*/model.safetensors", "LICENSE*"]  # those in folders are of modules.json
 _OLD_WEIGHT_FILES = ["pytorch_model*.bin"]
+_DEEPEST = 100  # levels of JSON
 
 
 def folder_of(model: str, revision: str | None, token: str | None = None, cache_dir: str | None = None) -> Path:
@@ -167,11 +168,23 @@ def _parsed(path: Path, model: str) -> Any:
             f"{model} has no {path.name} ({path}): it is not a model folder, or the download is incomplete."
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"{path} of {model} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise ModelError(f"{path} of {model} is damaged: {error}. Download it again.") from error
+    level = [content]
+    for _ in range(_DEEPEST):  # what is nested deeper is more than Python copies or writes
+        level = [inner for one in level for inner in _inside(one)]
+    if level:
+        raise ModelError(f"{path} of {model} is damaged: it is nested more than {_DEEPEST} deep. Download it again.")
+    return content
+
+
+def _inside(value: Any) -> Collection[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

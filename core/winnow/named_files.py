@@ -86,8 +86,8 @@ def _is_plain(name: Any) -> bool:
 
 def _refused(name: Any, source: str) -> ModelError:
     return ModelError(
-        f"{source} names {shown(repr(name), 80)}, which is no file inside the model's folder. Winnow takes no others: download "
-        "the model again, from its publisher."
+        f"{source} names {shown(repr(name), 80)}, which is no file inside the model's folder. Winnow takes no "
+        "others: download the model again, from its publisher."
     )
 
 
