@@ -33,10 +33,10 @@ def positions_of(config: Mapping[str, Any], folder: Path) -> int | None:
         return text.get(names.get(name, name), getattr(own, name, None))
 
     positions, padding = value_of("max_position_embeddings"), value_of("pad_token_id")
-    if not positions:
+    if not isinstance(positions, int) or positions <= 0:
         return None
-    sources = [*_source_of(kind), *folder.glob("*.py")]
-    return int(positions) - (padding or 0) - 1 if any(map(_counts_from_padding, sources)) else int(positions)
+    sources = [*_source_of(kind), *filter(Path.is_file, folder.glob("*.py"))]
+    return positions - (padding or 0) - 1 if any(map(_counts_from_padding, sources)) else positions
 
 
 def _source_of(kind: Any) -> Iterator[Path]:
