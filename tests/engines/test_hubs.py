@@ -75,8 +75,11 @@ def mirror(tiny_model: str) -> Iterator[tuple[str, list[str]]]:
                 named = [{"rfilename": name} for name in files]
                 self.answer(json.dumps({"id": NAME, "sha": COMMIT, "siblings": named}).encode())
             elif path == "/api/models/Qwen/Hostile/revision/main":
-                named = [{"rfilename": name} for name in (*files, "../../../victim.json")]
-                self.answer(json.dumps({"id": "Qwen/Hostile", "sha": COMMIT, "siblings": named}).encode())
+                self.answer(json.dumps({"id": "Qwen/Hostile", "sha": COMMIT, "siblings": []}).encode())
+            elif path == f"/api/models/Qwen/Hostile/tree/{COMMIT}":
+                self.answer(
+                    json.dumps([{"type": "file", "path": "../../../victim.json", "size": 2, "oid": "0"}]).encode()
+                )
             elif path == f"/api/models/{NAME}/tree/{COMMIT}":
                 self.answer(json.dumps(tree).encode())
             elif path.startswith(f"/{NAME}/resolve/") and path.rpartition("/")[2] in files:
