@@ -168,7 +168,7 @@ def test_yes_and_capital_yes_are_different_tokens() -> None:
 
 
 def test_a_causal_model_of_unknown_name_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"its name does not tell which reranker it is.*qwen3-reranker, zerank, ctxl"):
+    with pytest.raises(ModelError, match=r"its name does not say which reranker it is.*qwen3-reranker, zerank, ctxl"):
         recipe_for("Qwen/Qwen3-0.6B", config("Qwen3ForCausalLM"))
 
 
@@ -242,7 +242,7 @@ def test_labels_without_names_have_numbers() -> None:
     """transformers does not write `id2label` where there are two labels."""
     found = recipe_for("m", config("BertForSequenceClassification"), ModelRecipe(family="mine", positive_label=1))
     assert found.of_outputs([3.0, 1.0]) == -2.0
-    with pytest.raises(EngineError, match="puts out 1 numbers for a prompt, and the recipe 'mine' expects 2"):
+    with pytest.raises(EngineError, match="returned 1 numbers for a prompt, and the recipe 'mine' expects 2"):
         found.of_outputs([3.0])
 
 

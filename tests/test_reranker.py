@@ -223,7 +223,7 @@ def test_a_model_that_is_no_reranker_says_which_there_are(tiny_model: str, tmp_p
     assert "WhisperForConditionalGeneration, which is not a reranker that Winnow knows" in message
     assert "qwen3-reranker" in message
     message = failure(broken_copy(tiny_model, tmp_path / "chat-model"))
-    assert "its name does not tell which reranker it is" in message
+    assert "its name does not say which reranker it is" in message
     assert "recipe=" in message
 
 

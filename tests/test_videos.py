@@ -214,7 +214,7 @@ def test_each_two_frames_have_their_time_and_their_tokens() -> None:
 
 
 def test_the_prompt_holds_all_of_it_and_vllm_gets_one_token() -> None:
-    (document,) = builder().build("a query", ["a text"], query_image=ICON, images=[SHORT])
+    (document,) = builder().build("a query", ["a text"], query_medium=ICON, media=[SHORT])
     (prompt,) = document.prompts
     plain = builder().build("a query", ["a text"])[0]
     assert (prompt.images, prompt.videos) == ((ICON,), (SHORT,))
@@ -227,7 +227,7 @@ def test_the_prompt_holds_all_of_it_and_vllm_gets_one_token() -> None:
 
 
 def test_a_video_of_the_query_and_one_of_the_document() -> None:
-    (prompt,) = builder().build("a query", ["a text"], query_image=LONG, images=[SHORT])[0].prompts
+    (prompt,) = builder().build("a query", ["a text"], query_medium=LONG, media=[SHORT])[0].prompts
     assert prompt.videos == (LONG, SHORT)
     collapsed = VISION.collapsed(prompt.ids, prompt.videos)
     assert collapsed.count(VISION.video_id) == 2
@@ -235,7 +235,7 @@ def test_a_video_of_the_query_and_one_of_the_document() -> None:
 
 
 def test_placeholders_that_a_text_spells_are_text() -> None:
-    (prompt,) = builder().build("<|video_pad|>", ["<|video_pad|> <0.2 seconds>"], images=[SHORT])[0].prompts
+    (prompt,) = builder().build("<|video_pad|>", ["<|video_pad|> <0.2 seconds>"], media=[SHORT])[0].prompts
     assert prompt.ids.count(VISION.video_id) == 320
 
 
@@ -247,16 +247,16 @@ def test_prompts_with_other_videos_are_other_prompts() -> None:
 
 def test_texts_are_cut_to_what_a_video_leaves_and_it_is_not() -> None:
     text = " ".join(f"word{number}" for number in range(300))
-    (cut,) = builder(max_length=SHORT.tokens + 200).build("q", [text], images=[SHORT])
+    (cut,) = builder(max_length=SHORT.tokens + 200).build("q", [text], media=[SHORT])
     assert cut.truncated
     assert SHORT.tokens + 190 < len(cut.prompts[0].ids) <= SHORT.tokens + 200
-    windows = builder(max_document_tokens=SHORT.tokens + 50, on_overflow="window").build("q", [text], images=[SHORT])[0]
+    windows = builder(max_document_tokens=SHORT.tokens + 50, on_overflow="window").build("q", [text], media=[SHORT])[0]
     assert len(windows.prompts) > 3
     assert all(prompt.videos == (SHORT,) and prompt.ids.count(VISION.video_id) == 320 for prompt in windows.prompts)
     with pytest.raises(
         DocumentError, match=r"Document 0 has a video of 342 tokens \(4 frames of 512 x 320 pixels, .*100;"
     ):
-        builder(max_document_tokens=100).build("q", ["d"], images=[SHORT])
+        builder(max_document_tokens=100).build("q", ["d"], media=[SHORT])
 
 
 def test_max_pixels_makes_frames_smaller() -> None:

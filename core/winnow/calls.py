@@ -177,9 +177,9 @@ class CallRunner:
         self,
         checkpoint: Checkpoint,
         call: Call,
-        query_image: Shown | None,
+        query_medium: Shown | None,
         positions: Sequence[int],
-        images: Sequence[Shown | None],
+        media: Sequence[Shown | None],
         failed: dict[int, DocumentError],
     ) -> list[DocumentPrompts]:
         instruction = (call.instruction or "").strip() and call.instruction
@@ -188,8 +188,8 @@ class CallRunner:
             readable(call.query),
             [readable(call.documents[at]) for at in positions],
             instruction,
-            query_image=query_image,
-            images=images,
+            query_medium=query_medium,
+            media=media,
             positions=positions,
             errors=failed,
         )

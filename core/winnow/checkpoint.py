@@ -28,20 +28,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What Winnow needs of a model before any weight is loaded.
+    """What Winnow needs to know about a model before any weight is loaded.
 
     Attributes:
         model: Name or path as the user gave it; engines load their weights from it.
-        folder: Where its small files are; on a local model and in the Hub's cache its weights, too.
-        config: The contents of config.json, with `hf_overrides` over them.
+        folder: Where its small files are. For a local model, and in the Hub's cache, its weights are there, too.
+        config: The contents of config.json, changed by `hf_overrides`.
         recipe: How the model is loaded, prompted and scored.
-        tokenizer: The model's tokenizer, safe for contents.
-        template: The template that the model brings or that its family has; None for the tokenizer's pair encoding.
+        tokenizer: The model's tokenizer; in queries and documents it encodes control tokens as text.
+        template: The model's own template, or its family's; None for the tokenizer's pair encoding.
         max_length: Most tokens of a prompt: the model's own limit, or less if the family's reference code says so.
         longest: Most tokens that a prompt may ever have, by the model's positions and its tokenizer's
-            `model_max_length`, as in vLLM (`_get_and_verify_max_len` in vllm/config/model.py); None if nothing says so.
-        vision: How the model sees; None if it only reads.
-        head: The modules that sentence-transformers put after the transformer, where they are the score head.
+            `model_max_length`, as in vLLM (`_get_and_verify_max_len` in vllm/config/model.py); None if neither is set.
+        vision: How the model takes images and videos; None for a text model.
+        head: The modules that sentence-transformers put after the transformer, if they are the score head.
         user_overrides: The user's `hf_overrides`, completed (`winnow.overrides`); they are in `config`, too.
     """
 
@@ -77,7 +77,7 @@ class Checkpoint:
 
     @property
     def vllm_overrides(self) -> dict[str, Any]:
-        """`hf_overrides` that make vLLM load the model: the recipe's, what vLLM misses in the config, the user's."""
+        """`hf_overrides` that make vLLM load the model: the recipe's, fields that vLLM does not find, the user's."""
         overrides = self.recipe.vllm_overrides
         if (
             self.vision is not None
@@ -129,17 +129,18 @@ def open_checkpoint(
 
     Args:
         model: A local folder, or the name of a repository on the Hub.
-        recipe: A recipe or the name of a family, for models whose name does not tell.
+        recipe: A recipe or the name of a family, for models whose name does not identify the family.
         hf_overrides: Values that replace those of config.json, as for vLLM.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Whether the tokenizer may run code from the repository.
         token: Access token of the Hub, for private and gated models; by default the environment's HF_TOKEN.
         mm_processor_kwargs: `min_pixels` and `max_pixels`, between which images are resized, instead of the family's.
-        cache_dir: Folder that files from the Hub are kept in; None for that of the environment.
+        cache_dir: Folder for files from the Hub; None for the environment's.
 
     Raises:
-        ModelError: The model is not found, is no reranker, or a file is missing or damaged. The message says which.
-        TemplateError: Its `score_template` cannot be read, or its chat template goes over the limits of templates that
+        ModelError: The model is not found or is not a reranker, or a file is missing or damaged. The message says
+            which.
+        TemplateError: Its `score_template` cannot be read, or its chat template exceeds the limits for templates that
             come with a model.
     """
     folder = folder_of(model, revision, token, cache_dir)
@@ -148,7 +149,7 @@ def open_checkpoint(
         checkpoint = _without_template(
             folder, model, cross_encoder, recipe, hf_overrides, trust_remote_code, mm_processor_kwargs
         )
-    # Without the lock: other models must not wait while a template that came with this one is rendered.
+    # Outside the lock: other models must not wait while this model's own template is rendered.
     template = find_template(
         folder,
         read_config(folder, model),
@@ -218,7 +219,7 @@ def _without_template(
     )
     if mm_processor_kwargs and checkpoint.vision is None:
         logger.warning("mm_processor_kwargs changes nothing: %s takes no images.", model)
-    labels = checkpoint.label_ids  # a wrong label is an error now, not a wrong score later
+    labels = checkpoint.label_ids  # raises now if a label is wrong; otherwise scores would be wrong
     if cross_encoder is not None and labels and cross_encoder.label_ids not in ((), labels):
         logger.warning(
             "The recipe %r scores the tokens %s, but sentence-transformers saved this model with the tokens %s. If the "
@@ -237,7 +238,7 @@ def bind_template(
     *,
     with_instruction: bool,
 ) -> tuple[Segment, ...] | None:
-    """Bind the user's template, or else the model's, to a model: render it, check it, and log what it drops.
+    """Bind the user's template, or else the model's, to a model: render it, check it, and log what it ignores.
 
     Args:
         checkpoint: The model.
@@ -249,7 +250,7 @@ def bind_template(
         The prompt's segments, or None for a model that takes the tokenizer's pair encoding.
 
     Raises:
-        TemplateError: There is none where the model needs one, or it is wrong.
+        TemplateError: The model needs a template and there is none, or the template is wrong.
     """
     chosen = template_for(checkpoint, template)
     segments = None
@@ -269,7 +270,7 @@ def template_for(checkpoint: Checkpoint, template: TemplateLike | None) -> Score
     """The user's template, or else the model's; None for the tokenizer's pair encoding.
 
     Raises:
-        TemplateError: There is none where the model needs one, or the user's cannot be read.
+        TemplateError: The model needs a template and there is none, or the user's cannot be read.
     """
     if template is not None:
         return from_user(template)
@@ -290,7 +291,7 @@ def warnings_about(
     *,
     with_instruction: bool,
 ) -> list[str]:
-    """What a user should know of a template that works, but perhaps not as meant.
+    """Warnings about a template that works, but may not do what the user expects.
 
     Args:
         checkpoint: The model.
@@ -319,7 +320,7 @@ def warnings_about(
 
 
 def _recipe_of(files: CrossEncoderFiles, config: Mapping[str, Any], tokenizer: PromptTokenizer) -> ModelRecipe:
-    """The recipe of a causal model that sentence-transformers saved with a `LogitScore`: it names the labels' ids."""
+    """The recipe of a causal model that sentence-transformers saved with a `LogitScore`, which has the labels' ids."""
     labels = tuple(tokenizer.token(index) for index in files.label_ids)
     return ModelRecipe(
         family="sentence-transformers", architectures=tuple(config.get("architectures") or ()), labels=labels

@@ -1,4 +1,4 @@
-"""The part of a prompt that all documents of a query share: tokenised once, with its budget."""
+"""The part of a prompt that all documents of a query share: tokenised once, with the room that a document has."""
 
 import logging
 from collections.abc import Sequence
@@ -15,29 +15,29 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
-    """All of a prompt but the document, for one query.
+class Scaffold:
+    """The whole prompt except the document, for one query.
 
-    The document is tokenised as `before + document + after`, less the control tokens at the two ends, and stands
-    between `head` and `tail`.
+    `before + document + after` is tokenised as one text. Without the control tokens at its two ends, its ids go between
+    `head` and `tail`.
 
-    Each image, or video, is one token here; the room that is left takes account of the others.
+    Each image or video is one token here; `room` and `length` count all of its tokens.
 
     Attributes:
-        head: Ids that no document changes.
-        tail: Ids behind the document that none changes.
-        before: Text between these and the document, with which the document's first token may merge.
-        after: Text behind the document up to the next control token, with which its last token may merge.
-        drop_first: Whether `before` begins with a control token that `head` already holds.
-        drop_last: Whether `after` ends with a control token that `tail` already holds.
-        empty: Tokens of `before + after` that remain.
+        head: Ids before the document that do not depend on it.
+        tail: Ids after the document that do not depend on it.
+        before: Text between `head` and the document; the document's first token may merge with it.
+        after: Text after the document up to the next control token; the document's last token may merge with it.
+        drop_first: Whether `before` begins with a control token that is in `head`, too.
+        drop_last: Whether `after` ends with a control token that is in `tail`, too.
+        empty: Tokens of `before + after`, without the dropped ones.
         room: Most tokens of `before + document + after`.
-        typed: Whether what stands behind `head` has token type 1.
+        typed: Whether all tokens after `head` have token type 1.
         query_truncated: Whether the query was cut.
-        image: The document's image or video, whose placeholder is the end of `before`.
-        smallest: Tokens of `before + after` with this image.
-        images_before: The query's image or video, as often as it stands before the document.
-        images_after: The same for behind the document.
+        medium: The document's image or video; its placeholder is the end of `before`.
+        smallest: Tokens of `before + after` with this medium.
+        media_before: The query's image or video, once for each time the template places it before the document.
+        media_after: The same, after the document.
     """
 
     head: list[int]
@@ -50,43 +50,43 @@ class Frame:
     room: int = 0
     typed: bool = False
     query_truncated: bool = False
-    image: Shown | None = None
+    medium: Shown | None = None
     smallest: int = 0
-    images_before: tuple[Shown, ...] = ()
-    images_after: tuple[Shown, ...] = ()
+    media_before: tuple[Shown, ...] = ()
+    media_after: tuple[Shown, ...] = ()
 
     @property
-    def images(self) -> tuple[Shown, ...]:
+    def media(self) -> tuple[Shown, ...]:
         """All images and videos of the prompt, in order."""
-        own = () if self.image is None else (self.image,)
-        return self.images_before + own + self.images_after
+        own = () if self.medium is None else (self.medium,)
+        return self.media_before + own + self.media_after
 
     @property
     def surplus(self) -> int:
-        """Tokens of the document's image beside the one that stands here."""
-        return 0 if self.image is None else self.image.tokens - 1
+        """Tokens of the document's medium, without its placeholder."""
+        return 0 if self.medium is None else self.medium.tokens - 1
 
     @property
     def length(self) -> int:
         """Tokens of the prompt with an empty document."""
-        surplus = sum(image.tokens - 1 for image in self.images)
+        surplus = sum(one.tokens - 1 for one in self.media)
         return len(self.head) + self.empty + len(self.tail) + surplus
 
     def encode(self, tokenizer: PromptTokenizer, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of `before + text + after` for each text, less what is dropped."""
+        """Ids of `before + text + after` for each text, without the dropped ones."""
         encoded = tokenizer.encode_batch([self.before + text + self.after for text in texts])
         stop = -1 if self.drop_last else None
         return [tokenizer.real_ids(ids[int(self.drop_first) : stop]) for ids in encoded]
 
 
-class FrameBuilder:
-    """Makes the frames of one template and one model.
+class ScaffoldBuilder:
+    """Makes the scaffolds of one template and one model.
 
     Args:
         tokenizer: The model's tokenizer.
         segments: The bound template, or None for the tokenizer's own pair encoding.
         limits: How long prompts may be.
-        vision: How the model sees, if it does.
+        vision: How the model takes images and videos; None for a text model.
 
     Attributes:
         strip_document: Whether the template strips whitespace around the document.
@@ -119,14 +119,14 @@ class FrameBuilder:
         if self._paired:
             self.strip_document = False
 
-    def frame(self, query: str, instruction: str, image: Shown | None = None) -> Frame:
-        """The frame of a query, whose text is cut if it takes more than its share.
+    def scaffold(self, query: str, instruction: str, medium: Shown | None = None) -> Scaffold:
+        """The scaffold of a query, whose text is cut if it takes more tokens than it may.
 
         Raises:
-            DocumentError: It takes more, and `on_overflow` is "error"; or its image alone does.
+            DocumentError: The query is too long, and `on_overflow` is "error"; or its medium alone is too large.
             TemplateError: Template and instruction leave no room.
         """
-        used, cap = self.budget(instruction, image)
+        used, cap = self.budget(instruction, medium)
         whole = query
         reach = CHARACTERS_PER_TOKEN * (cap + CUT_WORD)
         while reach < len(query) and len(self._tokenizer.encode(query[:reach])) <= cap + CUT_WORD:  # long tokens
@@ -134,10 +134,9 @@ class FrameBuilder:
         query = query[:reach]
         uncut = True
         while True:
-            frame = self._whole(query, instruction, image)
-            # A query may take more tokens in the prompt than alone, by a merge at its edge: then it is cut a little
-            # more.
-            excess = frame.length - used - cap
+            scaffold = self._whole(query, instruction, medium)
+            # If tokens merge at its edge, a query may take more tokens in the prompt than alone. Then it is cut again.
+            excess = scaffold.length - used - cap
             if not query or (excess <= 0 and not (uncut and len(query) < len(whole))):
                 break
             encoding = self._tokenizer.encode_with_offsets([query])[0]
@@ -153,28 +152,31 @@ class FrameBuilder:
             logger.warning(
                 "The query was cut from %d to %d characters: it may take %d tokens.", len(whole), len(query), cap
             )
-            return replace(frame, query_truncated=True)
-        return frame
+            return replace(scaffold, query_truncated=True)
+        return scaffold
 
-    def with_image(self, frame: Frame, image: Shown) -> Frame:
-        """The frame for a document with an image or a video, which stands before its text."""
-        with_image = replace(
-            frame, before=frame.before + self._placeholder(image), room=frame.room - (image.tokens - 1), image=image
+    def with_medium(self, scaffold: Scaffold, medium: Shown) -> Scaffold:
+        """The scaffold for a document with an image or a video, which comes before its text."""
+        with_medium = replace(
+            scaffold,
+            before=scaffold.before + self._placeholder(medium),
+            room=scaffold.room - (medium.tokens - 1),
+            medium=medium,
         )
-        return replace(with_image, smallest=len(with_image.encode(self._tokenizer, [""])[0]))
+        return replace(with_medium, smallest=len(with_medium.encode(self._tokenizer, [""])[0]))
 
-    def too_large(self, frame: Frame) -> str:
-        """What an error says of an image for which there is no room."""
-        assert frame.image is not None  # noqa: S101 - for mypy; the caller checked
+    def too_large(self, scaffold: Scaffold) -> str:
+        """The error message for an image or a video that does not fit."""
+        assert scaffold.medium is not None  # noqa: S101 - for mypy; the caller checked
         cure = "raise max_length or max_document_tokens, or leave the query less with max_query_tokens"
-        return _too_large(frame.image, frame.image.tokens + frame.room - frame.smallest, cure)
+        return _too_large(scaffold.medium, scaffold.medium.tokens + scaffold.room - scaffold.smallest, cure)
 
-    def budget(self, instruction: str, image: Shown | None = None) -> tuple[int, int]:
-        """Tokens that template, instruction and the query's image take, and tokens that the query's text may take.
+    def budget(self, instruction: str, medium: Shown | None = None) -> tuple[int, int]:
+        """Tokens that template, instruction and the query's medium take, and tokens that the query's text may take.
 
         Raises:
-            DocumentError: The image leaves no room.
-            TemplateError: Template and instruction leave none.
+            DocumentError: The medium leaves no room.
+            TemplateError: Template and instruction leave no room.
         """
         used = self._whole("", instruction).length
         left = self._limits.max_length - used
@@ -185,70 +187,75 @@ class FrameBuilder:
                 "max_length."
             )
         cap = left * 3 // 4 if self._limits.max_query_tokens is None else min(self._limits.max_query_tokens, left - 1)
-        if image is None:
+        if medium is None:
             return used, max(cap, 1)
-        seen = self._whole("", instruction, image).length - used
-        if seen > cap:
+        taken = self._whole("", instruction, medium).length - used
+        if taken > cap:
             cure = "raise max_length or max_query_tokens"
-            raise DocumentError(f"The query has {_too_large(image, cap - (seen - image.tokens), cure)}")
-        return used + seen, cap - seen
+            raise DocumentError(f"The query has {_too_large(medium, cap - (taken - medium.tokens), cure)}")
+        return used + taken, cap - taken
 
-    def _placeholder(self, image: Shown | None) -> str:
-        if image is None or self._vision is None:
+    def _placeholder(self, medium: Shown | None) -> str:
+        if medium is None or self._vision is None:
             return ""
-        return self._tokenizer.literal(self._vision.placeholder_of(image))
+        return self._tokenizer.literal(self._vision.placeholder_of(medium))
 
-    def _whole(self, query: str, instruction: str, image: Shown | None = None) -> Frame:
+    def _whole(self, query: str, instruction: str, medium: Shown | None = None) -> Scaffold:
         tokenizer = self._tokenizer
         if self._paired:
             layout = tokenizer.pair_layout
             head = [*layout.before, *tokenizer.encode(query), *layout.between]
-            return self._with_room(Frame(head=head, tail=layout.after, typed=tokenizer.token_types))
+            return self._with_room(Scaffold(head=head, tail=layout.after, typed=tokenizer.token_types))
         texts = {"query": query, "instruction": instruction}
-        shown = {"query": self._placeholder(image), "instruction": ""}
+        placeholders = {"query": self._placeholder(medium), "instruction": ""}
         sides = (self._before, self._after)
         head_text, tail_text = (
-            "".join(part if isinstance(part, str) else shown[part.field] + part.of(texts[part.field]) for part in side)
+            "".join(
+                part if isinstance(part, str) else placeholders[part.field] + part.of(texts[part.field])
+                for part in side
+            )
             for side in sides
         )
-        images = [
-            (image,) * sum(not isinstance(part, str) and part.field == "query" for part in side) if image else ()
+        media = [
+            (medium,) * sum(not isinstance(part, str) and part.field == "query" for part in side) if medium else ()
             for side in sides
         ]
         split, terminator = tokenizer.first_control(tail_text)
         after, tail = tail_text[:split] + terminator, tokenizer.encode(tail_text[split:])
-        # A template that writes BOS itself does not get it twice.
+        # If the template writes BOS itself, BOS is not added again.
         head_ids = tokenizer.encode(head_text)
         begin = [] if head_ids[: len(tokenizer.begin)] == tokenizer.begin else tokenizer.begin
         end = [] if tokenizer.end and tail[-len(tokenizer.end) :] == tokenizer.end else tokenizer.end
         head, before, drop_first = self._shared_head(head_text, after)
         return self._with_room(
-            Frame(
+            Scaffold(
                 head=[*begin, *head],
                 before=before,
                 after=after,
                 drop_first=drop_first,
                 drop_last=bool(terminator),
                 tail=[*tail, *end, *tokenizer.last],
-                images_before=images[0],
-                images_after=images[1],
+                media_before=media[0],
+                media_after=media[1],
             )
         )
 
-    def _with_room(self, frame: Frame) -> Frame:
-        empty = len(frame.encode(self._tokenizer, [""])[0])
-        room = self._limits.max_length - replace(frame, empty=0).length
+    def _with_room(self, scaffold: Scaffold) -> Scaffold:
+        empty = len(scaffold.encode(self._tokenizer, [""])[0])
+        room = self._limits.max_length - replace(scaffold, empty=0).length
         if self._limits.max_document_tokens is not None:
             room = min(room, empty + self._limits.max_document_tokens)
-        return replace(frame, empty=empty, smallest=empty, room=room)
+        return replace(scaffold, empty=empty, smallest=empty, room=room)
 
     def _shared_head(self, head: str, after: str) -> tuple[list[int], str, bool]:
-        """Split the text before the document where the document cannot change the tokens any more.
+        """Split the text before the document at a place before which the document cannot change the tokens.
 
-        Tokens depend on what follows them only within a word of the pre-tokeniser and the next one, so three words
-        before the end is a safe place to start again. Tokenizers without words (sentencepiece-like BPE) are restarted
-        at the last control token instead. Returns ids, remaining text, and whether the remaining text begins with a
-        control token to drop.
+        A token depends only on its own word (of the pre-tokeniser) and the next one, so the text can be split three
+        words before its end. If the tokenizer has no words (sentencepiece-like BPE), the text is split at the last
+        control token instead.
+
+        Returns:
+            The ids of the first part, the second part as text, and whether that begins with a control token to drop.
         """
         tokenizer = self._tokenizer
         after_control, control = tokenizer.last_control(head)
@@ -269,14 +276,14 @@ class FrameBuilder:
         return [], head, False
 
 
-def _too_large(image: Shown, room: int, cure: str) -> str:
-    if isinstance(image, PromptVideo):
-        frames, high, wide, _ = image.frames.shape
+def _too_large(medium: Shown, room: int, cure: str) -> str:
+    if isinstance(medium, PromptVideo):
+        frames, high, wide, _ = medium.frames.shape
         kind, size = "a video", f"{frames} frames of {wide} x {high} pixels, as the model takes them"
     else:
-        kind, size = "an image", "{} x {} pixels, as the model takes it".format(*image.pixels.size)
+        kind, size = "an image", "{} x {} pixels, as the model takes it".format(*medium.pixels.size)
     return (
-        f"{kind} of {image.tokens} tokens ({size}), and there is room for {max(room, 0)}; {kind.split()[1]}s are never "
-        "cut. Set engine_kwargs={'mm_processor_kwargs': {'max_pixels': ...}}, to which all images and frames are then "
-        f"reduced; {cure}."
+        f"{kind} of {medium.tokens} tokens ({size}), and there is room for {max(room, 0)}; {kind.split()[1]}s are "
+        "never cut. Set engine_kwargs={'mm_processor_kwargs': {'max_pixels': ...}}, to which all images and frames are "
+        f"then reduced; {cure}."
     )

@@ -1,7 +1,7 @@
 """Images and videos of documents: from a path, bytes, a data URI, an address or Pillow, to what goes into a prompt.
 
-What comes from outside is not trusted: paths stay below `root_path`, addresses below `remote_images`, files and pixels
-below limits, and only common formats of photographs and screenshots are decoded.
+Documents are not trusted: only paths below `root_path` are read, `remote_images` checks addresses, files and pixels
+have limits, and only common formats of photographs and screenshots are decoded.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from winnow.vision import PromptImage, PromptVideo, Shown, Vision
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Of a list: each may take as much memory as an image, until it is resized.
+# Frames of a list that are loaded at once: each may take as much memory as an image, until it is resized.
 _FRAMES_AT_ONCE = 4
 
 
@@ -34,7 +34,7 @@ class ImageLoader:
     """Loads the images and videos of one reranker.
 
     Args:
-        root_path: Folder that local paths are read from, and relative ones start at; None to refuse paths.
+        root_path: Folder with the local files, where relative paths start; None to refuse paths.
         allow_remote: Whether http(s) addresses are fetched.
     """
 
@@ -52,10 +52,10 @@ class ImageLoader:
         """The images and videos of documents, all at once; None for a document without one.
 
         Args:
-            vision: How the model sees; None if it only reads.
+            vision: How the model takes images; None for a text model.
             documents: The documents.
-            positions: What messages call them.
-            failed: Gets the errors of documents, by position.
+            positions: Their positions in the call, for messages.
+            failed: The method adds the errors of documents here, by position.
 
         Raises:
             MissingExtraError: Pillow, or PyAV, is not installed.
@@ -86,14 +86,14 @@ class ImageLoader:
         """An image as it goes into a prompt.
 
         Args:
-            vision: How the model sees; None if it only reads.
+            vision: How the model takes images; None for a text model.
             image: As in `winnow.Document`.
-            what: What a message calls the document.
+            what: The document's name in messages.
             index: The document's position, None for the query.
 
         Raises:
-            DocumentError: The model only reads, or the image is refused, missing or damaged. The message says what to
-                do.
+            DocumentError: The model is a text model, or the image is refused, missing or damaged. The message says what
+                to do.
             MissingExtraError: Pillow is not installed.
         """
         with _refusing("an image", vision, what, index) as seeing:
@@ -157,7 +157,7 @@ class ImageLoader:
         return in_rgb(data)
 
     def _bytes(self, given: Any) -> bytes | None:
-        """The bytes of a file that is given as they are, as a data URI or by its path; None if it is none of these."""
+        """The bytes of a file that is given as bytes, as a data URI or by its path; None if it is none of these."""
         if isinstance(given, bytes | bytearray | memoryview):
             return bytes(given)
         if isinstance(given, str) and given.lstrip()[:5].lower() == "data:":
@@ -175,10 +175,10 @@ class ImageLoader:
 
 
 def as_read(vision: Vision | None, given: str | Document | None) -> str | Document | None:
-    """A document or a query without what the model cannot take of it, if it has a text besides.
+    """A document or a query with a text, without the image or video that the model does not take.
 
     Args:
-        vision: How the model sees; None if it only reads.
+        vision: How the model takes images; None for a text model.
         given: What the caller gave.
     """
     if not isinstance(given, Document) or not isinstance(given.text, str) or not given.text.strip():
@@ -192,7 +192,7 @@ def as_read(vision: Vision | None, given: str | Document | None) -> str | Docume
 
 @contextlib.contextmanager
 def _refusing(kind: str, vision: Vision | None, what: str, index: int | None) -> Iterator[Vision]:
-    """Yields how the model sees, and names the document where its image or video is refused."""
+    """Yields `vision` if the model takes images, and turns errors into a `DocumentError` that names the document."""
     if vision is None:
         raise DocumentError(f"{what} has {kind}, but the model only reads text.", index)
     try:
@@ -201,12 +201,12 @@ def _refusing(kind: str, vision: Vision | None, what: str, index: int | None) ->
         raise MissingExtraError("pillow", "images") from error
     try:
         yield vision
-    except (ImageError, ValueError, OSError) as error:  # a strip; or an image of Pillow whose file is gone or damaged
+    except (ImageError, ValueError, OSError) as error:  # too long a strip; a Pillow image with a lost or damaged file
         raise DocumentError(f"{what} has {kind} that cannot be used: {error}.", index) from error
 
 
 def image_identity(image: Any) -> Hashable:
-    """What tells an image or a video that was not loaded yet from others: its address, bytes, frames, or object."""
+    """A key for an image or a video that is not loaded yet: its address, a hash of its bytes, its frames or its id."""
     if isinstance(image, list | tuple):
         return tuple(map(image_identity, image))
     if isinstance(image, bytes | bytearray | memoryview):

@@ -29,7 +29,7 @@ RankRequest = tuple[Query, Documents] | tuple[Query, Documents, str | None]
 # A call's documents are tokenised and scored in slices: while one is on the GPU the next is tokenised, and no more
 # prompts than these slices hold are in memory.
 _SLICE = 256
-_SLICE_WITH_IMAGES = 16
+_SLICE_WITH_MEDIA = 16
 _SLICES_AT_ONCE = 3
 
 # Stats that are sums over a call's slices.
@@ -90,7 +90,7 @@ class Judging:
         self._cache = cache
         self._bar = bar
         self._loader = ImageLoader(config.root_path, allow_remote=config.allow_remote_images)
-        self._query_image: Shown | None = None
+        self._query_medium: Shown | None = None
         self._failed: dict[int, DocumentError] = {}
         self._positions: dict[Hashable, list[int]] = {}
         self._judged: dict[Hashable, Judged] = {}
@@ -115,9 +115,9 @@ class Judging:
             checkpoint = requests.engine.checkpoint
             self._call = self._as_read_by(checkpoint, self._call)
             self._positions = positions_by_content(self._call.documents, self._failed)
-            self._query_image = await self._loader.of(checkpoint.vision, self._call.query, "The query")
+            self._query_medium = await self._loader.of(checkpoint.vision, self._call.query, "The query")
             contents = list(self._positions)
-            size = _SLICE if all(isinstance(content, str) for content in contents) else _SLICE_WITH_IMAGES
+            size = _SLICE if all(isinstance(content, str) for content in contents) else _SLICE_WITH_MEDIA
             async with all_or_none() as start:
                 for at in range(0, len(contents), size):
                     start(self._slice(requests, contents[at : at + size]))
@@ -141,10 +141,10 @@ class Judging:
             first = [self._positions[content][0] for content in contents]
             checkpoint = requests.engine.checkpoint
             documents = [self._call.documents[at] for at in first]
-            images = await self._loader.of_documents(checkpoint.vision, documents, first, self._failed)
+            media = await self._loader.of_documents(checkpoint.vision, documents, first, self._failed)
             self._raise_first()
             built = await asyncio.to_thread(
-                self._build, checkpoint, self._call, self._query_image, first, images, self._failed
+                self._build, checkpoint, self._call, self._query_medium, first, media, self._failed
             )
             self._raise_first()
             prompts = [prompt for document in built for prompt in document.prompts]

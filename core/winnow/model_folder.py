@@ -23,7 +23,7 @@ from winnow.json_fields import (
 from winnow.named_files import path_in
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
-_WEIGHT_FILES = ["model*.safetensors", "*/model.safetensors", "LICENSE*"]  # those in folders are of modules.json
+_WEIGHT_FILES = ["model*.safetensors", "*/model.safetensors", "LICENSE*"]  # in folders: modules of modules.json
 _OLD_WEIGHT_FILES = ["pytorch_model*.bin"]
 _DEEPEST = 100  # levels of JSON
 
@@ -32,7 +32,7 @@ def folder_of(model: str, revision: str | None, token: str | None = None, cache_
     """The local folder of a model, its small files downloaded if it is on a hub.
 
     Raises:
-        ModelError: There is no such folder or repository, no network, or an adapter or GGUF files in it.
+        ModelError: There is no such folder or repository, there is no network, or it holds an adapter or GGUF files.
     """
     if str(model).lower().endswith(".gguf"):
         raise _gguf(model)
@@ -58,11 +58,11 @@ def folder_with_weights(
     """The local folder of a model with its weights, downloaded if it is on a hub.
 
     Raises:
-        ModelError: The hub does not give them.
+        ModelError: They cannot be downloaded.
     """
     folder = folder_of(model, revision, token, cache_dir)
     if not Path(model).expanduser().is_dir():
-        # On the Hugging Face Hub, the folder's name is the commit whose small files are here already.
+        # The name of a folder from the Hugging Face Hub is the commit of the small files that were downloaded.
         commit = revision if uses_modelscope() else folder.name
         for patterns in (_WEIGHT_FILES, _OLD_WEIGHT_FILES):
             download(model, patterns, revision=commit, token=token, cache_dir=cache_dir)
@@ -85,7 +85,7 @@ def _gguf(model: str) -> ModelError:
 
 
 def _refuse_adapter(folder: Path, model: str) -> None:
-    """Refuse a folder with a LoRA adapter of peft: engines would load the weights of its base and score with these.
+    """Refuse a folder with a LoRA adapter of peft: engines would load the base model and score without the adapter.
 
     Raises:
         ModelError: There is one. The message names its base, and says how to merge the two.
@@ -192,10 +192,10 @@ class CrossEncoderFiles:
     """What sentence-transformers (6.2) writes beside a `CrossEncoder`.
 
     Attributes:
-        reads_messages: The pair goes through the chat template, as messages with the roles query and document.
-        prompt: The prompt it adds when the caller names none: a system message, or a prefix of the query where there is
-            no chat template.
-        template_kwargs: Variables it passes to the chat template.
+        reads_messages: Whether the chat template renders the pair, as messages with the roles query and document.
+        prompt: The prompt that is added when the caller names none: a system message, or a prefix of the query if there
+            is no chat template.
+        template_kwargs: Variables for the chat template.
         label_ids: Token ids whose logits make the score, (negative, positive) or (positive,); empty for a score head.
     """
 
@@ -205,7 +205,7 @@ class CrossEncoderFiles:
     label_ids: tuple[int, ...] = ()
 
 
-# Keys of `processing_kwargs["chat_template"]` that size the output and do not reach the template.
+# Keys of `processing_kwargs["chat_template"]` that concern the output and are not passed to the template.
 _NOT_FOR_TEMPLATE = {"padding", "truncation", "max_length", "return_tensors", "restore_suffix"}
 
 

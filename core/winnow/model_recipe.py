@@ -1,4 +1,4 @@
-"""What Winnow must know of a reranker to load, prompt and score it."""
+"""What Winnow must know about a reranker to load, prompt and score it."""
 
 import re
 from collections.abc import Sequence
@@ -9,35 +9,35 @@ from winnow.errors import ConfigurationError, EngineError
 
 
 def classifier_of(architecture: str) -> str:
-    """What vLLM and transformers call the classifier of a causal model's kind; other names stay."""
+    """The name of the classifier that vLLM and transformers make of a causal model; other names are returned as is."""
     return re.sub(r"For(CausalLM|ConditionalGeneration)$", "ForSequenceClassification", architecture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRecipe:
-    """What Winnow must know of a reranker. All fields but `family` have defaults: a judge of your own needs few.
+    """What Winnow must know about a reranker. All fields except `family` have defaults.
 
     Attributes:
         family: Name of the row; also accepted as `Reranker(recipe=...)`.
         architectures: Values of `architectures` in config.json that the family is published with. In a recipe of your
             own they may be left out: the model's are taken.
-        names: Regular expression that a model's name or path matches, in lower case and with "-" for "_". Several
-            families share an architecture. Empty: the architecture alone tells.
+        names: Regular expression that a model's name or path matches, in lower case and with "-" for "_", for families
+            that share an architecture. Empty if the architecture identifies the family.
         template: Name of the built-in template, or None for the tokenizer's pair encoding.
         labels: Tokens whose logits make the score: (negative, positive), or (positive,) alone; empty for a score head.
         positive_label: For a score head with two labels, the one that means relevant: its number, or its name in
-            `id2label` of config.json. The logit is then its own less the other's.
-        shift: Subtracted from the logit, as the family's reference code does.
-        temperature: What the logit is then divided by.
-        vllm_calibrates: Whether vLLM does both by itself for this architecture (vLLM, model_executor/models/config.py).
-        vllm_query_first: Whether vLLM takes the image of the query before the document's, though the prompt has it
-            after (`JinaVLMultiModalProcessor` in vLLM's model_executor/models/jina_vl.py).
-        last_token: Id of a token that the family's reference code puts after every prompt, where no text spells it.
-        vllm_architecture: The architecture that vLLM runs a score head as, where it differs from config.json's.
-        config_class: The configuration class that `auto_map` in config.json names, for a family whose architectures
-            others have, too.
-        local_code: Whether config.json is of a kind that only the checkpoint's own code reads, which Winnow replaces
-            (`winnow.engines.local_code`) so that `trust_remote_code` can stay off.
+            `id2label` of config.json. The logit is then this label's output minus the other's.
+        shift: Number that is subtracted from the logit, as in the family's reference code.
+        temperature: Number that then divides the logit.
+        vllm_calibrates: Whether vLLM applies both for this architecture (vLLM, model_executor/models/config.py).
+        vllm_query_first: Whether vLLM takes the query's image before the document's, although the prompt has it after
+            (`JinaVLMultiModalProcessor` in vLLM's model_executor/models/jina_vl.py).
+        last_token: Id of a token that the family's reference code puts after every prompt, if no text gives this token.
+        vllm_architecture: vLLM's architecture for the score head, if it differs from that in config.json.
+        config_class: The configuration class that `auto_map` in config.json names, if other families have the same
+            architectures.
+        local_code: Whether config.json needs the checkpoint's own code to be read. Winnow replaces that code
+            (`winnow.engines.local_code`), so that `trust_remote_code` can stay off.
         max_length: Longest prompt that the family's reference code allows, in tokens; None for the model's own limit.
         pixels: Least and most pixels that the family's reference code resizes an image to; None for the sizes in the
             model's preprocessor_config.json.
@@ -99,7 +99,7 @@ class ModelRecipe:
 
     @property
     def outputs(self) -> int:
-        """How many numbers the score head puts out."""
+        """How many numbers the score head returns."""
         return 1 if self.positive_label is None else 2
 
     @property
@@ -107,17 +107,17 @@ class ModelRecipe:
         return 1 - int(self.positive_label or 0)
 
     def of_outputs(self, outputs: Sequence[float]) -> float:
-        """The raw logit, from the numbers that the score head, or vLLM in its place, puts out.
+        """The raw logit, from the numbers that the score head, or vLLM, returns for a prompt.
 
         Args:
             outputs: `self.outputs` numbers.
 
         Raises:
-            EngineError: They are more, or fewer.
+            EngineError: There are more or fewer.
         """
         if len(outputs) != self.outputs:
             raise EngineError(
-                f"The model puts out {len(outputs)} numbers for a prompt, and the recipe {self.family!r} expects "
+                f"The model returned {len(outputs)} numbers for a prompt, and the recipe {self.family!r} expects "
                 f"{self.outputs}."
             )
         if self.positive_label is None:
@@ -125,11 +125,11 @@ class ModelRecipe:
         return outputs[int(self.positive_label)] - outputs[self._negative_label]
 
     def calibrated(self, raw: float) -> float:
-        """The logit of `formula`, from what the model itself puts out."""
+        """The logit of `formula`, from the model's raw logit."""
         return (raw - self.shift) / self.temperature
 
     def calibrated_by_vllm(self, raw: float) -> float:
-        """The logit of `formula`, from what vLLM puts out."""
+        """The logit of `formula`, from vLLM's logit."""
         return raw if self.vllm_calibrates else self.calibrated(raw)
 
     @property
@@ -143,6 +143,6 @@ class ModelRecipe:
             "method": "from_2_way_softmax" if len(self.labels) == 2 else "no_post_processing",
         }
         if self.family == "qwen3-vl-reranker":
-            # Copies labels and method into text_config, where vLLM looks in models with a vision tower.
+            # vLLM then copies labels and method into text_config, where it looks for them in multimodal models.
             overrides["is_original_qwen3_reranker"] = True
         return overrides

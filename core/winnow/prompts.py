@@ -1,7 +1,7 @@
 """Segments to token ids: the budget of query and document, truncation, windows.
 
-The template, the instruction and what follows the document are never cut. A cut falls between characters, and the ids
-of a cut prompt are those of tokenising the whole prompt with the cut text: there is one way to tokenise, cut or not.
+Only the query and the document are cut, and only between characters. If a text is cut, the whole prompt is tokenised
+with the cut text, so a cut prompt has the same ids as a prompt with a shorter text.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from winnow.cutting import CHARACTERS_PER_TOKEN, CUT_WORD, cut_before
 from winnow.errors import DocumentError
-from winnow.frames import Frame, FrameBuilder
+from winnow.frames import Scaffold, ScaffoldBuilder
 from winnow.limits import Limits as Limits
 from winnow.limits import Overflow as Overflow
 from winnow.segments import Segment
@@ -27,8 +27,8 @@ class Prompt:
     Attributes:
         ids: Token ids, control tokens and template included.
         second_type_from: Position of the first token of token type 1, for models that have token types; else None.
-        images: Its images, in order. Each has as many tokens in `ids` as the model has for it.
-        videos: Its videos, in order, likewise.
+        images: Its images, in order. `ids` has all tokens of each of them.
+        videos: Its videos, in order. `ids` has all tokens of each of them.
     """
 
     ids: list[int]
@@ -38,20 +38,20 @@ class Prompt:
 
     @property
     def key(self) -> bytes:
-        """What tells it from other prompts."""
+        """Bytes that are the same for equal prompts, and different for others."""
         ids = array("q", [-1 if self.second_type_from is None else self.second_type_from, *self.ids])
         return b"".join([ids.tobytes(), *(one.key for one in self.images), *(one.key for one in self.videos)])
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentPrompts:
-    """The prompts of one document: one, or one a window.
+    """The prompts of one document: one, or one for each window.
 
     Attributes:
-        prompts: In the order of the text.
-        truncated: True if part of the text is in none of them.
-        document_tokens: Tokens of the document in all of them; overlaps count twice.
-        query_truncated: True if part of the query is in none of them.
+        prompts: The prompts, in the order of the text.
+        truncated: True if no prompt has the end of the text.
+        document_tokens: Tokens of the document in all prompts; overlaps count twice.
+        query_truncated: True if the query was cut.
     """
 
     prompts: tuple[Prompt, ...] = ()
@@ -67,7 +67,7 @@ class PromptBuilder:
         tokenizer: The model's tokenizer.
         segments: The bound template, or None for the tokenizer's own pair encoding.
         limits: How long prompts may be.
-        vision: How the model sees, if it does.
+        vision: How the model takes images and videos; None for a text model.
 
     Raises:
         TemplateError: The template leaves no room for a query and a document.
@@ -83,7 +83,7 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self._limits = limits
         self._vision = vision
-        self._frames = FrameBuilder(tokenizer, segments, limits, vision)
+        self._scaffolds = ScaffoldBuilder(tokenizer, segments, limits, vision)
 
     def build(
         self,
@@ -91,32 +91,32 @@ class PromptBuilder:
         documents: Sequence[str],
         instruction: str | None = None,
         *,
-        query_image: Shown | None = None,
-        images: Sequence[Shown | None] | None = None,
+        query_medium: Shown | None = None,
+        media: Sequence[Shown | None] | None = None,
         positions: Sequence[int] | None = None,
         errors: dict[int, DocumentError] | None = None,
     ) -> list[DocumentPrompts]:
         """Prompts of many documents for one query, in order.
 
-        Tokenises on all cores and leaves the interpreter free meanwhile; call it in a thread to keep an event loop
-        free.
+        It tokenises on all cores, and other threads run meanwhile; so call it in a thread if there is an event loop.
 
         Args:
             query: The query's text; not blank unless it has an image or a video.
             documents: The documents' texts.
             instruction: The instruction, if the template was bound with one.
-            query_image: An image or a video that stands before the query's text.
-            images: Images and videos that stand before the documents' texts. They are never cut, and in every window.
-            positions: What messages call the documents; 0, 1, 2, … by default.
-            errors: Where to put the errors of documents, by position; such a document gets no prompts. Without it the
-                first one is raised.
+            query_medium: An image or a video that comes before the query's text.
+            media: Images and videos that come before the documents' texts. They are never cut, and every window has
+                them.
+            positions: The documents' positions in the call, for messages; 0, 1, 2, … by default.
+            errors: The method adds the errors of documents here, by position; such a document gets no prompts. Without
+                it the first error is raised.
 
         Raises:
             DocumentError: The query, or a document, cannot be tokenised or is too long for `on_overflow="error"`.
             TemplateError: Template and instruction leave no room.
         """
-        frame = self._frames.frame(
-            checked(query, "The query"), checked(instruction or "", "The instruction"), query_image
+        scaffold = self._scaffolds.scaffold(
+            checked(query, "The query"), checked(instruction or "", "The instruction"), query_medium
         )
         names = range(len(documents)) if positions is None else positions
         refused: dict[int, DocumentError] = {} if errors is None else errors
@@ -134,15 +134,17 @@ class PromptBuilder:
             except DocumentError as error:
                 refuse(error)
                 text = ""
-            texts.append(text.strip() if self._frames.strip_document else text)
-        frames = [frame if image is None else self._frames.with_image(frame, image) for image in images or ()]
-        frames = frames or [frame] * len(texts)
+            texts.append(text.strip() if self._scaffolds.strip_document else text)
+        scaffolds = [scaffold if one is None else self._scaffolds.with_medium(scaffold, one) for one in media or ()]
+        scaffolds = scaffolds or [scaffold] * len(texts)
         built: list[DocumentPrompts] = []
-        for name, text, around, (ids, end) in zip(names, texts, frames, self._fit_each(frames, texts), strict=True):
+        for name, text, around, (ids, end) in zip(
+            names, texts, scaffolds, self._fit_each(scaffolds, texts), strict=True
+        ):
             if name in refused:
                 built.append(DocumentPrompts())
-            elif around.image is not None and around.smallest > around.room:
-                built.append(refuse(DocumentError(f"Document {name} has {self._frames.too_large(around)}", name)))
+            elif around.medium is not None and around.smallest > around.room:
+                built.append(refuse(DocumentError(f"Document {name} has {self._scaffolds.too_large(around)}", name)))
             elif end == len(text) or self._limits.on_overflow == "truncate":
                 built.append(self._document_prompts(around, [ids], end < len(text)))
             elif self._limits.on_overflow == "window":
@@ -156,13 +158,13 @@ class PromptBuilder:
                 built.append(refuse(DocumentError(message, name)))
         if self._vision is not None and self._vision.as_text:
             for at, (name, text) in enumerate(zip(names, texts, strict=True)):
-                if not all(self._arrives(self._vision, prompt) for prompt in built[at].prompts):
-                    why = self._changed(name, document=text, query=query, instruction=instruction or "")
+                if not all(self._same_ids_on_server(self._vision, prompt) for prompt in built[at].prompts):
+                    why = self._other_ids_message(name, document=text, query=query, instruction=instruction or "")
                     built[at] = refuse(DocumentError(why, name))
         return built
 
     def prompt(self, query: str, document: str, instruction: str | None = None) -> Prompt:
-        """The prompt of one pair, cut where it must be."""
+        """The prompt of one pair, cut if it is too long."""
         return self.build(query, [document], instruction)[0].prompts[0]
 
     def max_query_tokens(self, instruction: str | None = None) -> int:
@@ -171,46 +173,52 @@ class PromptBuilder:
         Raises:
             TemplateError: Template and instruction leave no room.
         """
-        return self._frames.budget(instruction or "")[1]
+        return self._scaffolds.budget(instruction or "")[1]
 
     # --- inside ---
 
-    def _fit_each(self, frames: Sequence[Frame], texts: Sequence[str]) -> list[tuple[list[int], int]]:
-        """`_fit`, of all texts of one frame together."""
+    def _fit_each(self, scaffolds: Sequence[Scaffold], texts: Sequence[str]) -> list[tuple[list[int], int]]:
+        """`_fit` of all texts; those with the same scaffold are tokenised together."""
         fits: dict[int, tuple[list[int], int]] = {}
-        for frame in {id(frame): frame for frame in frames}.values():
-            at = [at for at, other in enumerate(frames) if other is frame]
-            fits |= zip(at, self._fit(frame, [texts[one] for one in at]), strict=True)
+        for scaffold in {id(scaffold): scaffold for scaffold in scaffolds}.values():
+            at = [at for at, other in enumerate(scaffolds) if other is scaffold]
+            fits |= zip(at, self._fit(scaffold, [texts[one] for one in at]), strict=True)
         return [fits[at] for at in range(len(texts))]
 
-    def _fit(self, frame: Frame, texts: Sequence[str]) -> list[tuple[list[int], int]]:
-        """For each text the ids of the longest beginning that fits, and how many characters that is."""
-        reach = CHARACTERS_PER_TOKEN * (max(frame.room, 1) + CUT_WORD)
+    def _fit(self, scaffold: Scaffold, texts: Sequence[str]) -> list[tuple[list[int], int]]:
+        """For each text, the ids of its longest beginning that fits, and how many characters that beginning has.
+
+        A text is first cut by its number of characters, so that a book is not tokenised to keep its first page. What is
+        still too long is cut at the last token that fits and tokenised again, until it fits.
+        """
+        reach = CHARACTERS_PER_TOKEN * (max(scaffold.room, 1) + CUT_WORD)
         ends = [len(text) for text in texts]
-        results = frame.encode(self._tokenizer, [text[:reach] for text in texts])
+        results = scaffold.encode(self._tokenizer, [text[:reach] for text in texts])
         for at, text in enumerate(texts):  # texts of uncommonly long tokens
             within = reach
-            while len(results[at]) <= frame.room + CUT_WORD and within < len(text):
+            while len(results[at]) <= scaffold.room + CUT_WORD and within < len(text):
                 within *= 4
-                results[at] = frame.encode(self._tokenizer, [text[:within]])[0]
+                results[at] = scaffold.encode(self._tokenizer, [text[:within]])[0]
             ends[at] = min(within, len(text))
-        over = [at for at in range(len(texts)) if len(results[at]) > frame.room]
-        offset, extra = len(frame.before), int(frame.drop_first) + int(frame.drop_last)
+        over = [at for at in range(len(texts)) if len(results[at]) > scaffold.room]
+        offset, extra = len(scaffold.before), int(scaffold.drop_first) + int(scaffold.drop_last)
         while over:
             pieces = [texts[at][: ends[at]] for at in over]
-            encodings = self._tokenizer.encode_with_offsets([frame.before + piece + frame.after for piece in pieces])
+            encodings = self._tokenizer.encode_with_offsets(
+                [scaffold.before + piece + scaffold.after for piece in pieces]
+            )
             for at, piece, encoding in zip(over, pieces, encodings, strict=True):
                 own = [span for span in encoding.offsets if offset <= span[0] < offset + len(piece)]
-                keep = len(own) - max(len(encoding.ids) - extra - frame.room, 1)
+                keep = len(own) - max(len(encoding.ids) - extra - scaffold.room, 1)
                 ends[at] = cut_before(piece, own, offset, keep)
             for at, ids in zip(
-                over, frame.encode(self._tokenizer, [texts[at][: ends[at]] for at in over]), strict=True
+                over, scaffold.encode(self._tokenizer, [texts[at][: ends[at]] for at in over]), strict=True
             ):
                 results[at] = ids
-            over = [at for at in over if len(results[at]) > frame.room and ends[at]]
+            over = [at for at in over if len(results[at]) > scaffold.room and ends[at]]
         return list(zip(results, ends, strict=True))
 
-    def _windows(self, frame: Frame, text: str, ids: list[int], end: int) -> DocumentPrompts:
+    def _windows(self, scaffold: Scaffold, text: str, ids: list[int], end: int) -> DocumentPrompts:
         windows = [ids]
         start = 0
         while start + end < len(text) and end:
@@ -219,36 +227,36 @@ class PromptBuilder:
                 text[start : start + end], spans, 0, math.ceil(len(spans) * (1 - self._limits.window_overlap))
             )
             start += step or end
-            [(ids, end)] = self._fit(frame, [text[start:]])
+            [(ids, end)] = self._fit(scaffold, [text[start:]])
             windows.append(ids)
-        return self._document_prompts(frame, windows, start + end < len(text))
+        return self._document_prompts(scaffold, windows, start + end < len(text))
 
-    def _document_prompts(self, frame: Frame, windows: Sequence[list[int]], truncated: bool) -> DocumentPrompts:
+    def _document_prompts(self, scaffold: Scaffold, windows: Sequence[list[int]], truncated: bool) -> DocumentPrompts:
         return DocumentPrompts(
-            prompts=tuple(self._prompt(frame, ids) for ids in windows),
+            prompts=tuple(self._prompt(scaffold, ids) for ids in windows),
             truncated=truncated,
-            document_tokens=sum(len(ids) + frame.surplus - frame.empty for ids in windows),
-            query_truncated=frame.query_truncated,
+            document_tokens=sum(len(ids) + scaffold.surplus - scaffold.empty for ids in windows),
+            query_truncated=scaffold.query_truncated,
         )
 
-    def _arrives(self, vision: Vision, prompt: Prompt) -> bool:
-        """Whether a prompt that travels as text if it has images has the same ids at the other end."""
+    def _same_ids_on_server(self, vision: Vision, prompt: Prompt) -> bool:
+        """Whether a server that tokenises the prompt's text gets the same ids. Only prompts with images go as text."""
         return not prompt.images or self._tokenizer.text_of(vision.collapsed(prompt.ids, prompt.videos)) is not None
 
-    def _changed(self, name: int, **texts: str) -> str:
-        """What an error says of a prompt that does not arrive."""
+    def _other_ids_message(self, name: int, **texts: str) -> str:
+        """The error message for a prompt that a server would tokenise to other ids."""
         control = self._tokenizer.control_tokens
         spelled = (f"{token!r} in the {what}" for what, text in texts.items() for token in control if token in text)
         return (
-            f"Document {name} cannot be scored: it or the query has an image, such prompts travel to a vLLM server as "
-            f"text, and {next(spelled, 'its text')} would be read as other tokens there. Take it out, or use "
+            f"Document {name} cannot be scored: it or the query has an image, such prompts are sent to a vLLM server "
+            f"as text, and the server would read {next(spelled, 'its text')} as other tokens. Remove it, or use "
             "engine='vllm'."
         )
 
-    def _prompt(self, frame: Frame, ids: list[int]) -> Prompt:
-        ids, shown = self._tokenizer.up_to_judged(frame.head + ids + frame.tail), frame.images
-        if shown and self._vision is not None:
-            ids = self._vision.expanded(ids, shown)
-        images = tuple(one for one in shown if isinstance(one, PromptImage))
-        videos = tuple(one for one in shown if isinstance(one, PromptVideo))
-        return Prompt(ids, len(frame.head) if frame.typed else None, images, videos)
+    def _prompt(self, scaffold: Scaffold, ids: list[int]) -> Prompt:
+        ids, media = self._tokenizer.up_to_judged(scaffold.head + ids + scaffold.tail), scaffold.media
+        if media and self._vision is not None:
+            ids = self._vision.expanded(ids, media)
+        images = tuple(one for one in media if isinstance(one, PromptImage))
+        videos = tuple(one for one in media if isinstance(one, PromptVideo))
+        return Prompt(ids, len(scaffold.head) if scaffold.typed else None, images, videos)

@@ -1,4 +1,4 @@
-"""How each model family is loaded, prompted and scored: a table, one row a family."""
+"""How each model family is loaded, prompted and scored: a table with a row for each family."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +58,7 @@ RECIPES: tuple[ModelRecipe, ...] = (
         temperature=5.0,
     ),
     # ContextualAI/ctxl-rerank-v2-instruct-multilingual-1b, -2b: model card, infer_w_hf(): the logit of token 0, which
-    # is "!" in Qwen3's vocabulary and "<unk>" in that of the 6b (below). Context of 32K tokens.
+    # is "!" in Qwen3's vocabulary, and "<unk>" in that of the 6b model (below). The context has 32K tokens.
     ModelRecipe(
         family="ctxl-rerank-v2",
         architectures=("Qwen3ForCausalLM",),
@@ -84,7 +84,7 @@ RECIPES: tuple[ModelRecipe, ...] = (
         local_code=True,
         max_length=8192,
     ),
-    # Alibaba-NLP/gte-multilingual-reranker-base; vLLM needs to be told the architecture (vLLM, models/registry.py).
+    # Alibaba-NLP/gte-multilingual-reranker-base; vLLM has another name for the architecture (vLLM, models/registry.py).
     ModelRecipe(
         family="gte-multilingual-reranker",
         architectures=("NewForSequenceClassification", "GteNewForSequenceClassification"),
@@ -113,8 +113,8 @@ RECIPES: tuple[ModelRecipe, ...] = (
         max_length=10240,
         pixels=(4 * 28 * 28, 768 * 28 * 28),
     ),
-    # ms-marco-MiniLM, bge-reranker-base/-large/-v2-m3, gte-reranker-modernbert, granite, any other
-    # encoder with one score: the tokenizer joins query and document.
+    # ms-marco-MiniLM, bge-reranker-base/-large/-v2-m3, gte-reranker-modernbert, granite, and any other encoder with one
+    # score: the tokenizer joins query and document.
     ModelRecipe(
         family="cross-encoder",
         architectures=(
@@ -137,18 +137,18 @@ def recipe_for(
     *,
     module_scores: int | None = None,
 ) -> ModelRecipe:
-    """The recipe of a model, with all that its config.json settles.
+    """The recipe of a model, with the values that its config.json sets.
 
     Args:
         model: Its name or path, as the user gave it.
         config: Its config.json. `winnow_family` in it names the family; `winnow convert` writes it.
-        recipe: A recipe, or the family name of one, that the user gave; then nothing is guessed.
-        module_scores: How many scores the modules give that sentence-transformers put after the model; None without
-            such modules.
+        recipe: The user's recipe, or a family's name; the model's name is then not looked at.
+        module_scores: How many scores the modules return that sentence-transformers put after the model; None if there
+            are none.
 
     Raises:
         ConfigurationError: No family has that name.
-        ModelError: The model is not one Winnow knows as a reranker.
+        ModelError: Winnow does not know the model as a reranker.
     """
     architectures = tuple(config.get("architectures") or ())
     _refuse_encoder_decoder(model, config, architectures)
@@ -175,12 +175,12 @@ def recipe_for(
 def _converted(
     model: str, config: Mapping[str, Any], architectures: tuple[str, ...], family: str | None
 ) -> ModelRecipe:
-    """The recipe of what `winnow convert` wrote: labels, shift and temperature are in its score head."""
+    """The recipe of a model that `winnow convert` wrote: labels, shift and temperature are in its score head."""
     name = architectures[0] if architectures else "model without architectures"
     _with_score_head(model, config, name, ModelRecipe(family="converted"))
     own = str(config["winnow_family"])
     known = any(row.family == own for row in RECIPES)
-    # A judge of the user's own is in no table; its template is in its folder.
+    # A user's own judge is in no table; its template is in its folder.
     row = _named(family or own, architectures) if family or known else ModelRecipe(family=own)
     return replace(row, architectures=architectures, labels=(), shift=0.0, temperature=1.0)
 
@@ -207,7 +207,7 @@ def _guess(model: str, config: Mapping[str, Any], architectures: Sequence[str]) 
     is_a = f"{model} is a {architectures[0]}" if architectures else f"config.json of {model} names no architecture"
     if kin:
         raise ModelError(
-            f"{is_a}, and its name does not tell which reranker it is. If it is one, say so with recipe=..., one of: "
+            f"{is_a}, and its name does not say which reranker it is. If it is a reranker, pass recipe=..., one of: "
             f"{_families(kin)}. "
             "For a judge of your own pass recipe=ModelRecipe(family='judge', labels=(negative, positive)) and "
             "template=..."
@@ -231,19 +231,19 @@ def _guess(model: str, config: Mapping[str, Any], architectures: Sequence[str]) 
 
 
 def _names_of(model: str, config: Mapping[str, Any]) -> Iterator[str]:
-    """What may name the family, most telling first: a path's last part, the folders above it, the config's own name."""
+    """Names that may contain the family's, in order: a path's last part, the folders above it, the config's name."""
     for name in (model, str(config.get("_name_or_path") or "")):
         for part in reversed(PurePath(name).parts):
             yield re.sub(r"[_\s]", "-", part.lower())
 
 
 def label_count(config: Mapping[str, Any]) -> int:
-    """How many labels a classifier has. transformers writes `id2label` unless there are two, which is its default."""
+    """How many labels a classifier has. transformers leaves out `id2label` if there are two labels, its default."""
     return int(config.get("num_labels") or len(config.get("id2label") or ("", "")))
 
 
 def _with_score_head(model: str, config: Mapping[str, Any], architecture: str, recipe: ModelRecipe) -> ModelRecipe:
-    """The recipe of a model with a score head, whose labels are looked at."""
+    """The recipe of a model with a score head, once its labels are checked."""
     if not architecture.endswith("ForSequenceClassification"):
         raise ModelError(
             f"{model} is a {architecture}, which has no score head: give the recipe the labels whose logits score, "
@@ -281,8 +281,8 @@ def _refuse_encoder_decoder(model: str, config: Mapping[str, Any], architectures
     name = architectures[0] if architectures else str(config.get("model_type"))
     if config.get("is_encoder_decoder") and not name.endswith("ForSequenceClassification"):
         raise ModelError(
-            f"{model} is a {name}, a model with an encoder and a decoder, as monoT5 is, and Winnow does not run such: "
-            "take a reranker that is an encoder or a decoder alone, such as BAAI/bge-reranker-v2-m3 or "
+            f"{model} is a {name}, a model with an encoder and a decoder, as monoT5 is, and Winnow does not run such "
+            "models: take a reranker with only one of the two, such as BAAI/bge-reranker-v2-m3 or "
             "Qwen/Qwen3-Reranker-0.6B."
         )
 

@@ -1,7 +1,7 @@
-"""Frames of a video, from a list or a file, as many as Qwen3-VL-Reranker's code takes.
+"""Frames of a video, from a list or a file, chosen as in Qwen3-VL-Reranker's code.
 
-That is QwenLM/Qwen3-VL-Embedding, src/models/qwen3_vl_reranker.py, and qwen_vl_utils 0.0.14, vision_process.py, which
-it calls.
+That code is src/models/qwen3_vl_reranker.py in QwenLM/Qwen3-VL-Embedding, and vision_process.py in qwen_vl_utils
+0.0.14, which it calls.
 """
 
 import io
@@ -24,20 +24,20 @@ T = TypeVar("T")
 _LIST_RATE = 2.0
 _FILE_RATE = 1
 _MIN_FRAMES = 4
-# What is decoded of a file at most: ten minutes at 60 frames a second, each as large as 4K.
+# The most that is decoded of a file: ten minutes at 60 frames a second, each as large as 4K.
 _MAX_DECODED = 36_000
 _MAX_FRAME_PIXELS = 3840 * 2160
-# FFmpeg's names. Playlists and the like are not among them: those make it open other files and addresses.
+# FFmpeg's names. Playlists and the like are left out, because they make FFmpeg open other files and addresses.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,ogg,flv,gif"
 
 NO_VIDEOS = "vLLM servers take no videos from Winnow: use engine='vllm' or engine='transformers'"
 
-# It warns of how transformers resizes videos, which is nothing here: they come in their final size.
+# This logger warns about how transformers resizes videos. Here they already have their final size.
 logging.getLogger("transformers.models.qwen3_vl.video_processing_qwen3_vl").setLevel(logging.ERROR)
 
 
 def sampled(frames: Sequence[T]) -> list[T]:
-    """Of many frames as many as a model takes, evenly spread; the last one twice where their number is odd."""
+    """As many of the frames as a model takes, evenly spread; the last one twice if their number is odd."""
     import numpy as np
 
     if not frames:
@@ -49,21 +49,21 @@ def sampled(frames: Sequence[T]) -> list[T]:
 
 
 def times_of_list(frames: int) -> list[float]:
-    """When the frames of a list are shown, in seconds: two a second, because nobody says."""
+    """When the frames of a list are shown, in seconds. A list has no times, so two a second are assumed."""
     return [at / _LIST_RATE for at in range(frames)]
 
 
 def decoded(data: bytes, size: Callable[[int, int, int], tuple[int, int]]) -> tuple[list["Image"], list[float]]:
     """Frames of a video file, one a second, and when each is shown, in seconds.
 
-    At least 4 frames and at most 64, evenly spread from the first to the last of the file; an even number of them.
+    It returns an even number of frames, at least 4 and at most 64, evenly spread from the first to the last one.
 
     Args:
         data: The file.
-        size: Gives the size to which frames are resized, from their width, height and number.
+        size: Returns the size to which frames are resized, from their width, height and number.
 
     Raises:
-        ImageError: It is no video, damaged, or too long or large.
+        ImageError: It is not a video, or it is damaged, too long or too large.
         MissingExtraError: PyAV is not installed.
     """
     try:
@@ -113,5 +113,5 @@ def _frames(
     }
     if not kept:
         raise ImageError("it is damaged (none of its frames can be decoded)")
-    # A packet may hold no frame of its own: the last one is then shown longer.
+    # A packet may hold no frame of its own: then the last frame is shown longer.
     return [kept.get(at, kept[max(kept)]) for at in wanted], [at / rate for at in wanted]

@@ -1,4 +1,4 @@
-"""How a model sees: the size in which it takes an image or a video, and its tokens. Needs no Pillow by itself."""
+"""How a model takes images and videos: their sizes and their tokens. This module does not need Pillow."""
 
 import hashlib
 import itertools
@@ -26,8 +26,8 @@ class PromptImage:
 
     Attributes:
         pixels: A `PIL.Image.Image`, RGB.
-        tokens: How many tokens stand for it in the prompt, the marks at its two ends not counted.
-        key: What tells it from other images: 16 bytes made from the pixels.
+        tokens: How many tokens it has in the prompt, without the marks at its two ends.
+        key: A hash of the pixels, 16 bytes.
     """
 
     pixels: Any = field(compare=False, repr=False)
@@ -40,11 +40,11 @@ class PromptVideo:
     """A video in a prompt: its frames in the size in which the model takes them.
 
     Attributes:
-        frames: A NumPy array of uint8 and shape [frames, height, width, 3]; the frames are even in number.
+        frames: A NumPy array of uint8 and shape [frames, height, width, 3]; the number of frames is even.
         times: When each frame is shown, in seconds from the beginning.
-        ids: The tokens that stand for it in the prompt. Each two frames are one picture to the model: their time, and
-            their tokens between two marks.
-        key: What tells it from other videos: 16 bytes made from the frames.
+        ids: Its token ids in the prompt. The model takes two frames together as one picture: the ids of their time, and
+            of the picture between two marks.
+        key: A hash of the frames, 16 bytes.
     """
 
     frames: Any = field(compare=False, repr=False)
@@ -54,7 +54,7 @@ class PromptVideo:
 
     @property
     def tokens(self) -> int:
-        """How many tokens stand for it in the prompt."""
+        """How many tokens it has in the prompt."""
         return len(self.ids)
 
 
@@ -63,19 +63,19 @@ Shown = PromptImage | PromptVideo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vision:
-    """How a model sees.
+    """How a model takes images and videos.
 
     Attributes:
-        side: Pixels on a side of the square that one token stands for.
+        side: Side of the square that becomes one token, in pixels.
         min_pixels: Smaller images are enlarged to this many pixels.
         max_pixels: Larger images are reduced to this many pixels.
         placeholder: The template's text for an image: the mark before it, one token for the image, the mark after it.
-        token_id: Id of that token, which stands in the prompt as often as the image has tokens.
+        token_id: Id of that token; the prompt has it once for each token of the image.
         marks: Ids of the marks before and after it.
         video_id: Id of the token of a video; -1 if the model takes none.
         tokenizer: The model's tokenizer.
-        as_text: Whether prompts with images travel as text, which the other side tokenises. Contents must then spell no
-            control token.
+        as_text: Whether prompts with images are sent to a server as text, which the server tokenises. Queries and
+            documents must then not spell a control token.
     """
 
     side: int
@@ -91,11 +91,11 @@ class Vision:
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height in which the model takes an image, in pixels; both are multiples of `side`.
 
-        `smart_resize` of qwen_vl_utils, which the model card's code calls. Once more where its result is still too
-        large, as transformers and vLLM would do: only long strips beside a small `max_pixels` are.
+        This is `smart_resize` of qwen_vl_utils, which the model card's code calls. It is repeated while the result is
+        too large, as in transformers and vLLM; that happens only to long strips with a small `max_pixels`.
 
         Raises:
-            ValueError: It is too long a strip.
+            ValueError: The image is too long a strip.
         """
         if max(width, height) > _MAX_RATIO * min(width, height):
             raise ValueError(
@@ -117,13 +117,13 @@ class Vision:
     def prepared(self, image: Any) -> PromptImage:
         """An image as it goes into a prompt.
 
-        Resized here, so that all engines see the same pixels, whichever library their processors resize with.
+        It is resized here, so that all engines get the same pixels, whichever library their processors use.
 
         Args:
             image: A `PIL.Image.Image`, RGB.
 
         Raises:
-            ValueError: It is too long a strip.
+            ValueError: The image is too long a strip.
         """
         wide, high = self.size(*image.size)
         pixels = image.resize((wide, high))  # bicubic, Pillow's default and the model card's
@@ -139,11 +139,11 @@ class Vision:
     def frame_size(self, width: int, height: int, frames: int) -> tuple[int, int]:
         """Width and height in which the model takes each frame of a video, in pixels.
 
-        As in `fetch_video` of qwen_vl_utils with the model card's `total_pixels`. That code leaves them out for files,
-        whose prompts are then longer than the model allows.
+        As in `fetch_video` of qwen_vl_utils with the model card's `total_pixels`. For files that code ignores
+        `total_pixels`, so its prompts are longer than the model allows.
 
         Raises:
-            ValueError: It is too long a strip.
+            ValueError: The frame is too long a strip.
         """
         least, most = (tokens * self.side**2 for tokens in _PAIR_TOKENS)
         most = min(most, self.video_pixels // frames, self.max_pixels)
@@ -152,14 +152,14 @@ class Vision:
     def prepared_frame(self, image: Any, frames: int) -> Any:
         """One of the frames of a list, in the size in which the model takes it.
 
-        As in `fetch_video` of qwen_vl_utils, which resizes the frames of a list twice: each by itself, then the video.
+        As in `fetch_video` of qwen_vl_utils, which resizes the frames of a list twice: each frame, then the video.
 
         Args:
             image: A `PIL.Image.Image`, RGB.
-            frames: How many there are.
+            frames: How many frames there are.
 
         Raises:
-            ValueError: It is too long a strip.
+            ValueError: The frame is too long a strip.
         """
         side = 2 * self.side
         least, most = (tokens * side**2 for tokens in _FRAME_TOKENS)
@@ -170,7 +170,7 @@ class Vision:
         """A video as it goes into a prompt.
 
         Args:
-            frames: `PIL.Image.Image`s, RGB, in the size in which the model takes them; an even number of them.
+            frames: An even number of `PIL.Image.Image`s, RGB, in the size in which the model takes them.
             times: When each is shown, in seconds from the beginning.
 
         Raises:
@@ -194,17 +194,17 @@ class Vision:
         return PromptVideo(pixels, tuple(times), tuple(ids), digest.digest())
 
     def placeholder_of(self, shown: Shown) -> str:
-        """The template's text for an image, with its marks, or for a video, which brings its own."""
+        """The template's text for an image, with its marks, or for a video, whose ids hold its marks."""
         return self.placeholder if isinstance(shown, PromptImage) else self.tokenizer.token(self.video_id)
 
     def expanded(self, ids: Sequence[int], shown: Sequence[Shown]) -> list[int]:
-        """`ids` with all tokens of each image and video instead of one, as transformers wants them."""
+        """`ids` with all tokens of each image and video instead of one, as transformers needs them."""
         pieces = (one.ids if isinstance(one, PromptVideo) else [self.token_id] * one.tokens for one in shown)
         own = (self.token_id, self.video_id)
         return list(itertools.chain.from_iterable(next(pieces, [index]) if index in own else [index] for index in ids))
 
     def collapsed(self, ids: Sequence[int], videos: Sequence[PromptVideo] = ()) -> list[int]:
-        """`ids` with one token for each image and video, as vLLM wants them."""
+        """`ids` with one token for each image and video, as vLLM needs them."""
         short = [
             index
             for index, before in zip(ids, [None, *ids[:-1]], strict=True)

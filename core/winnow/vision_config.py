@@ -13,9 +13,9 @@ from winnow.vision import Vision
 
 # Values of `model_type` in config.json.
 _MODEL_TYPES = ("qwen2_vl", "qwen3_vl")
-# What config.json leaves out where it is transformers' default (models/qwen2_vl/configuration_qwen2_vl.py).
+# Values that config.json leaves out if they are transformers' defaults (models/qwen2_vl/configuration_qwen2_vl.py).
 _DEFAULTS: dict[str, dict[str, int]] = {"qwen2_vl": {"patch_size": 14, "spatial_merge_size": 2}}
-# Tokens of vision, whose ids config.json leaves out likewise.
+# Tokens for images and videos; config.json leaves out their ids, too, if they are the defaults.
 _TOKENS = {
     "vision_start": "<|vision_start|>",
     "image": "<|image_pad|>",
@@ -32,7 +32,7 @@ def vision_of(
     tokenizer: PromptTokenizer,
     processor_kwargs: Mapping[str, Any] | None = None,
 ) -> Vision | None:
-    """How a model sees, or None if it only reads.
+    """How a model takes images and videos, or None for a text model.
 
     Args:
         folder: Its small files.
@@ -43,8 +43,8 @@ def vision_of(
         processor_kwargs: The user's `min_pixels` and `max_pixels`.
 
     Raises:
-        ConfigurationError: `processor_kwargs` holds something else, or numbers that cannot be.
-        ModelError: The model's files do not tell.
+        ConfigurationError: `processor_kwargs` holds other keys, or numbers that leave no size.
+        ModelError: The model's files do not say.
     """
     if config.get("model_type") not in _MODEL_TYPES:
         return None
@@ -59,7 +59,7 @@ def vision_of(
         side = int(shape["patch_size"]) * int(shape["spatial_merge_size"])
         marks = [int(config.get(f"{name}_token_id", tokenizer.token_id(_TOKENS[name]))) for name in _TOKENS]
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"config.json of {model} does not say how the model sees: {error!r} is missing.") from error
+        raise ModelError(f"config.json of {model} does not say how it takes images: {error!r} is missing.") from error
     if recipe.pixels is None:
         size = read_json(folder / "preprocessor_config.json", model, IMAGES).get("size") or {}
         least, most = size.get("shortest_edge", side**2), size.get("longest_edge", 1280 * side**2)
@@ -69,7 +69,7 @@ def vision_of(
     if not side**2 <= most or not 1 <= least <= most:
         raise ConfigurationError(
             f"min_pixels={least} and max_pixels={most} leave no size for an image: {model} takes images of at least "
-            f"{side**2} pixels ({side} x {side}), and the second must not be below the first"
+            f"{side**2} pixels ({side} x {side}), and max_pixels must not be below min_pixels"
         )
     return Vision(
         side=side,
