@@ -4,21 +4,27 @@ from collections.abc import Sequence
 
 import regex
 
-# A first guess of how many characters fit a token, so that a book is not tokenised to keep its first page.
+# A first guess of how many characters a token has, so that a book is not tokenised to keep its first page.
 CHARACTERS_PER_TOKEN = 8
-# How many tokens fewer a text may take than its beginning: WordPiece makes one unknown token of a word of more than 100
-# characters, and up to 100 tokens of half of it.
+# A text may have fewer tokens than its beginning, by this many: WordPiece makes one unknown token of a word with over
+# 100 characters, but up to 100 tokens of half that word.
 CUT_WORD = 128
 
 _GRAPHEMES = regex.compile(r"\X")
-# How far a cut looks back for the start of a grapheme; longer ones (stacked accents) are cut between code points.
+# A cut looks for the start of a grapheme within so many characters. Longer graphemes (stacked accents) may be split.
 _GRAPHEME_REACH = 32
 
 
 def cut_before(text: str, spans: Sequence[tuple[int, int]], offset: int, keep: int) -> int:
-    """How many characters of `text` the first `keep` of the tokens at `spans` cover, without splitting a grapheme.
+    """How many characters of `text` the first `keep` tokens cover, without splitting a grapheme.
 
-    Tokens of bytes may share a character: it then counts as not covered.
+    If the next token holds other bytes of the same character, that character is not counted.
+
+    Args:
+        text: The text.
+        spans: Where each token begins and ends.
+        offset: Where `text` begins, counted as in `spans`.
+        keep: How many tokens are kept.
     """
     if keep <= 0:
         return 0

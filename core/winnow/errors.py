@@ -1,10 +1,10 @@
-"""Everything Winnow raises on purpose.
+"""The errors that Winnow raises.
 
 ```
 WinnowError
 ├── ConfigurationError (ValueError)     an argument or a combination of arguments is wrong
-│   ├── TemplateError                   a prompt template is missing, broken or drops what it was given
-│   └── ModelError                      a model is not found, is no reranker, or cannot be read
+│   ├── TemplateError                   a prompt template is missing or broken, or ignores a text
+│   └── ModelError                      a model is not found, is not a reranker, or cannot be read
 ├── DocumentError (ValueError)          one document (or query) cannot be scored; `index` says which
 ├── MissingExtraError (ImportError)     an optional dependency is not installed
 └── EngineError (RuntimeError)          the engine failed
@@ -12,7 +12,7 @@ WinnowError
     └── EngineDeadError                 it died; the next call starts it again, `max_restarts` times in a row
 ```
 
-Arguments that are plainly wrong for any library of the kind (a blank query, `top_k=0`) are a bare `ValueError`.
+Arguments that every reranking library would refuse (a blank query, `top_k=0`) are a plain `ValueError`.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 
 
 class WinnowError(Exception):
-    """Base of every error that Winnow raises on purpose."""
+    """Base class of Winnow's errors."""
 
 
 class ConfigurationError(WinnowError, ValueError):
@@ -28,11 +28,11 @@ class ConfigurationError(WinnowError, ValueError):
 
 
 class TemplateError(ConfigurationError):
-    """A prompt template is missing, broken, or drops what it was given."""
+    """A prompt template is missing or broken, or ignores the query, the document or the instruction."""
 
 
 class ModelError(ConfigurationError):
-    """A model is not found, is no reranker, or its files cannot be read."""
+    """A model is not found, is not a reranker, or its files cannot be read."""
 
 
 class DocumentError(WinnowError, ValueError):
@@ -51,8 +51,8 @@ class MissingExtraError(WinnowError, ImportError):
     """An optional dependency is not installed.
 
     Args:
-        package: The import name that is missing.
-        extra: The extra of this distribution that brings it.
+        package: The import name of the missing package.
+        extra: The extra of this distribution that installs it.
     """
 
     def __init__(self, package: str, extra: str):
@@ -78,14 +78,14 @@ class EngineDeadError(EngineError):
 
 @contextmanager
 def as_engine_error(what: str, kind: type[EngineError] = EngineError) -> Iterator[None]:
-    """Whatever an engine raises becomes one of ours, so that a fallback ranks; cancelling it stays.
+    """Turns every error of an engine into an `EngineError`, so that a fallback can rank. Cancellation is not changed.
 
-    So does a model's own code that calls `sys.exit`, which would end the event loop. Ctrl-C is never raised here: it is
-    the main thread's.
+    `SystemExit` is turned, too: a model's own code may call `sys.exit`, which would end the event loop. Ctrl-C is never
+    raised here, but in the main thread.
 
     Args:
         what: What failed, for the message.
-        kind: The class of the error.
+        kind: The class of the new error.
     """
     try:
         yield

@@ -25,11 +25,11 @@ def is_format_string(text: str) -> bool:
 
 
 def segments_of(parts: Mapping[str, str], origin: str) -> tuple[Segment, ...]:
-    """Join the parts in order; where a template names `{prefix}` or `{suffix}`, that part stands there instead.
+    """Join the parts in order. Where a template has `{prefix}` or `{suffix}`, that part goes there instead.
 
     Args:
-        parts: Any of `PARTS`; the rest has its default. `prefix` and `suffix` are literal text, braces included.
-        origin: Where the user gave them, for messages.
+        parts: Some of `PARTS`; the others have their defaults. `prefix` and `suffix` are literal text, also braces.
+        origin: Where the parts come from, for messages.
 
     Raises:
         TemplateError: A placeholder is unknown or has a format, or braces do not match.

@@ -1,4 +1,4 @@
-"""Which token of a prompt a model judges, where that is not for the model's own code alone to say."""
+"""Which token of a prompt a model takes the score from, if engines differ in it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,16 +7,16 @@ from winnow.recipes import RECIPES, ModelRecipe
 
 
 def padding_of(config: Mapping[str, Any], recipe: ModelRecipe) -> int | None:
-    """Id of the token that a classifier passes over at the end of a prompt; None where it passes over none.
+    """Id of the padding token that a classifier ignores at the end of a prompt; None if it ignores none.
 
-    The classifiers of causal models in transformers judge the last token that is not the padding token
-    (`GenericForSequenceClassification` in modeling_layers.py), be it that the template itself ends in one. vLLM judges
-    the last token. A causal model's judgement does not depend on what stands after the judged token, so prompts for
-    both leave it out.
+    In transformers, the classifiers of causal models score at the last token that is not the padding token
+    (`GenericForSequenceClassification` in modeling_layers.py), even if the template itself ends with padding tokens.
+    vLLM scores at the last token. The logit of a causal model does not depend on later tokens, so Winnow's prompts for
+    both engines leave these padding tokens out.
 
     Args:
         config: The contents of config.json.
-        recipe: The model's.
+        recipe: The model's recipe.
     """
     if not is_causal_classifier(recipe):
         return None

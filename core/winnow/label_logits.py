@@ -1,4 +1,4 @@
-"""Logits of a causal model's labels, which the output embedding alone does not make in every model."""
+"""Whether vLLM computes the logits of a causal model's labels as the model does."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from winnow.checkpoint import Checkpoint
 from winnow.errors import ModelError
 from winnow.weights import config_class, shapes_of, ties_embeddings
 
-# Fields with which models change their logits after the output embedding, and the value that changes nothing.
+# Fields of config.json that change the logits after the output embedding, and the value with which they do not.
 _FIELDS = {"final_logit_softcapping": None, "logit_scale": 1, "logits_scaling": 1, "lm_head_multiplier": 1}
 
 
@@ -28,14 +28,14 @@ def change_of_logits(config: Mapping[str, Any]) -> str | None:
 
 
 def why_not_on_vllm(checkpoint: Checkpoint) -> str | None:
-    """Why vLLM would score labels otherwise than the model does; None if it would not.
+    """Why vLLM would give the labels other logits than the model does; None if it would not.
 
-    vLLM makes a classifier of the labels' rows alone, of `lm_head`, or of `embed_tokens` where the two are tied
-    (`load_weights_using_from_2_way_softmax` in vllm/model_executor/models/adapters.py). Where a model has another name
-    for them, it takes what its memory held.
+    vLLM makes a classifier from the labels' rows of `lm_head`, or of `embed_tokens` if the two are tied
+    (`load_weights_using_from_2_way_softmax` in vllm/model_executor/models/adapters.py). If the model has another name
+    for them, the classifier's weights are uninitialised memory.
 
     Args:
-        checkpoint: The model. Names of its weights are looked at where they are.
+        checkpoint: The model. The names of its weights are checked, too, if its folder has the weights.
     """
     if not checkpoint.recipe.labels:
         return None
@@ -52,7 +52,7 @@ def why_not_on_vllm(checkpoint: Checkpoint) -> str | None:
 
 
 def check_labels_on_vllm(checkpoint: Checkpoint) -> None:
-    """Refuse a model whose labels vLLM would score otherwise than the model does.
+    """Refuse a model if vLLM would give its labels other logits than the model does.
 
     Raises:
         ModelError: The message says why, and what to do.

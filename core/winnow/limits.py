@@ -13,7 +13,7 @@ class Limits:
     Attributes:
         max_length: Most tokens of a prompt.
         max_query_tokens: Most tokens of the query; None for three quarters of what the template leaves.
-        max_document_tokens: Most tokens of the document (of a window); None for all that is left.
+        max_document_tokens: Most tokens of the document, or of each window; None for all that is left.
         on_overflow: Cut the document, refuse it, or score it in windows.
         window_overlap: Share of a window that the next one repeats.
     """

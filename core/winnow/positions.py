@@ -1,4 +1,4 @@
-"""How many positions a model has: asked of its classes, since config.json alone does not tell."""
+"""How many positions a model has. config.json alone does not say, so the model's classes are looked at."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping
@@ -6,15 +6,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# What transformers' models call that count positions from the padding's id on, as RoBERTa does.
+# transformers' models that count positions from the padding token's id, as RoBERTa does, call this function.
 _FROM_PADDING = "create_position_ids_from_input_ids"
 
 
 def positions_of(config: Mapping[str, Any], folder: Path) -> int | None:
     """Most tokens that a model has positions for, or None if it does not say.
 
-    RoBERTa and its kin put the first token at the position after the padding's id, and lose those before it: of 514
-    positions 512 are left.
+    RoBERTa and similar models put the first token at the position after the padding token's id, so earlier positions
+    are lost: of 514 positions 512 are left.
 
     Args:
         config: The contents of config.json.
@@ -24,10 +24,10 @@ def positions_of(config: Mapping[str, Any], folder: Path) -> int | None:
 
     text = config.get("text_config") or config
     model_type = str(text.get("model_type") or config.get("model_type"))
-    # Its `get` knows no class that was not loaded before.
+    # `CONFIG_MAPPING.get` finds only classes that are loaded already.
     kind: Any = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None  # noqa: SIM401
     own = None if kind is None else kind()
-    names = getattr(own, "attribute_map", {})  # GPT-2 says n_positions
+    names = getattr(own, "attribute_map", {})  # GPT-2 has n_positions
 
     def value_of(name: str) -> Any:
         return text.get(names.get(name, name), getattr(own, name, None))
@@ -48,5 +48,5 @@ def _source_of(kind: Any) -> Iterator[Path]:
 
 @cache
 def _counts_from_padding(source: Path) -> bool:
-    """Whether a model's code does. It is read, not run: PyTorch may not be there, and the folder's code is foreign."""
+    """Whether a model's code counts so. The code is read, not run: it is not trusted, and PyTorch may be missing."""
     return _FROM_PADDING in source.read_text(encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""The pieces a prompt is made of: text of the template, and places where the caller's text stands."""
+"""The segments of a prompt: text of the template, and places for the caller's texts."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ FIELDS: tuple[FieldName, ...] = ("query", "document", "instruction")
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A place in the prompt where the caller's text stands.
+    """A place in the prompt for one of the caller's texts.
 
     Attributes:
         field: Whose text it is.
@@ -26,7 +26,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class PlainText:
-    """Text that is the same in every prompt but, unlike the template's own, may not hold control tokens.
+    """Text that is the same in every prompt, and in which control tokens are text, unlike in the template's own.
 
     Attributes:
         text: The text.
@@ -40,5 +40,5 @@ Segment = str | PlainText | Content
 
 
 def fields_of(segments: tuple[Segment, ...]) -> list[FieldName]:
-    """The fields that are placed, in the order of the prompt, as often as they are placed."""
+    """The fields in the order of the prompt; a field that the template places twice is in the list twice."""
     return [segment.field for segment in segments if isinstance(segment, Content)]

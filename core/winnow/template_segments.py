@@ -1,7 +1,8 @@
-"""Split what a Jinja template renders into its own text and the contents.
+"""Split the prompt of a Jinja template into segments: the template's own text, and the places of the contents.
 
-A template is rendered with markers in place of the contents, and what comes out is split at the markers. Rendering it
-again with awkward contents proves that it places them as they are, so that it need not be rendered for every document.
+The contents are query, document and instruction. The template is rendered with markers in their place, and the result
+is split at the markers. It is rendered again with difficult texts, to check that it does not change them. So it need
+not be rendered for every document.
 """
 
 import re
@@ -13,9 +14,10 @@ from winnow.jinja_templates import Layout, Origin, TemplateLimitError, rendered
 from winnow.segments import FIELDS, Content, FieldName, Segment, fields_of
 
 _MARKERS: dict[FieldName, str] = {name: f"\u2983winnow {name} 7f3Kq0\u2984" for name in FIELDS}
-# What the second rendering puts around the markers: whitespace shows a trim, the rest escaping, case folding and cuts.
+# Text around the markers in further renderings. Whitespace shows whether the template strips; the difficult text shows
+# whether it escapes, changes case or cuts.
 _PADDING = " \n\t"
-# More places for contents than this are no prompt: the contents would fill the memory.
+# Most places for contents in a template: with more, the contents would fill the memory.
 _MOST_PLACES = 100
 _AWKWARD = "Aß <b>&amp;</b> \"q\" 'x' \\n {{ y }}  two\r\n\n\n\u00a0e\u0301\ufb01\u200b\U0001f600 " + "long " * 500
 
@@ -29,19 +31,19 @@ def segments_of(
     system_first: bool = False,
     roles: tuple[str, str] = ("query", "document"),
 ) -> tuple[Segment, ...]:
-    """Split what a template renders into its own text and the contents.
+    """The segments of a template.
 
     Args:
         source: The template.
         origin: Where it comes from.
         with_instruction: Whether there is an instruction.
         variables: Variables besides the contents.
-        system_first: Whether the instruction's message comes first if the template takes it both first and last.
+        system_first: Whether the instruction's message comes first, if the template takes it at either end.
         roles: Roles of the first two messages.
 
     Raises:
-        TemplateError: The template is broken, reaches for what the sandbox forbids, or changes the contents.
-        TemplateLimitError: It runs too long, or is or needs too much.
+        TemplateError: The template is broken, uses what the sandbox forbids, or changes the contents.
+        TemplateLimitError: It takes too much time or memory, or is too large.
     """
     names = FIELDS if with_instruction else FIELDS[:2]
     markers = {name: _MARKERS[name] for name in names}
@@ -86,7 +88,7 @@ def segments_of(
 def _probe(
     source: str, origin: Origin, markers: Mapping[FieldName, str], variables: Mapping[str, Any], preferred: Layout
 ) -> tuple[Layout, str]:
-    """The first layout of the messages in which most markers are placed, and what it renders."""
+    """The layout of the messages with which the template places the most markers, and the result."""
     layouts = [preferred]
     if "messages" in source:
         first = preferred.system_first

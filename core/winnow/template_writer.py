@@ -1,8 +1,9 @@
-"""Write a bound template as Jinja that every reader of chat templates renders to the same prompt.
+"""Write a bound template as Jinja, so that other tools that read chat templates render the same prompt.
 
-sentence-transformers passes a pair as messages with the roles query and document, their contents as texts or as lists
-of parts, and an instruction as a system message (`base/modality.py`, `pair_to_messages`); vLLM's `--chat-template`
-likewise, texts only (`entrypoints/pooling/scoring/io_processor.py`). Neither has the variables `query` and `document`.
+sentence-transformers passes a pair as messages with the roles query and document, whose contents are texts or lists of
+parts, and an instruction as a system message (`base/modality.py`, `pair_to_messages`). vLLM's `--chat-template` gets
+the same, with texts only (`entrypoints/pooling/scoring/io_processor.py`). Neither passes `query` and `document` as
+variables.
 """
 
 import json
@@ -31,10 +32,10 @@ def as_jinja(
     """The Jinja source of a template that is given as segments.
 
     Args:
-        without_instruction: What it renders when there is no instruction; None if it needs one.
-        with_instruction: What it renders when there is one.
-        begin: Text put before the prompt: tokens that the tokenizer adds to a plain text but not to a chat.
-        end: Text put after it.
+        without_instruction: The segments if there is no instruction; None if the template needs one.
+        with_instruction: The segments if there is an instruction.
+        begin: Text before the prompt: tokens that the tokenizer adds to a plain text, but not to a chat.
+        end: Text after the prompt, likewise.
     """
     given = _body([begin, *with_instruction, end])
     if without_instruction is None:
@@ -47,7 +48,7 @@ def as_jinja(
 
 
 def _body(segments: Sequence[Segment]) -> str:
-    """One expression, so that no rule of Jinja about whitespace between tags touches what it renders."""
+    """All segments in one expression, so that Jinja's rules about whitespace between tags do not change the text."""
     return "{{ " + " ~ ".join(_expression(part) for part in segments if part != "") + " -}}"
 
 

@@ -1,4 +1,4 @@
-"""What a call to the reranker returns: plain data, which every integration hands on."""
+"""What a call to the reranker takes and returns: plain data, which the integrations convert."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document, or a query, that is more than its text.
+    """A document or a query that has an image or a video.
 
     Attributes:
         text: Its text, or None.
-        image: Its image, for models that see: a local path (below `root_path`), an http(s) address
-            (with `allow_remote_images`), a data URI, the bytes of an image file, or a `PIL.Image.Image`.
-        video: Its video, for models that see, instead of an image: a video file, given in one of these ways, or a list
-            of its frames, two a second, each given as an image is.
+        image: Its image, for multimodal models: a local path (below `root_path`), an http(s) address (with
+            `allow_remote_images`), a data URI, the bytes of an image file, or a `PIL.Image.Image`.
+        video: Its video, for multimodal models: a video file, given in one of these ways, or a list of frames, two a
+            second, each given as an image is. A document has an image or a video, not both.
     """
 
     text: str | None = None
@@ -29,11 +29,11 @@ class Document:
 
 
 RETRIEVAL_ORDER = "retrieval order"
-"""The fallback that leaves documents in the order in which they came, without scores."""
+"""The fallback that keeps the documents in the caller's order, without scores."""
 
 
 def finite(score: float) -> float:
-    """A score for frameworks whose formats hold no infinities: −inf (no logit) becomes the least float32."""
+    """A score for formats that cannot hold infinities: −inf (no logit) becomes the least float32."""
     return max(score, -3.4028234663852886e38)
 
 
@@ -47,11 +47,11 @@ class RankedDocument:
             `raw_scores`) for a document that was not scored.
         logit: The model's raw relevance logit in fp32; its formula is `ModelRecipe.formula`. −inf for a document that
             was not scored.
-        text: The document's text as the caller gave it; None where the caller gave None.
-        truncated: True if part of the text was not seen by the model.
-        document_tokens: How many tokens of the document the model saw.
-        windows: In how many pieces the document was scored; 1 unless `on_overflow="window"` split it, 0 if not scored.
-        best_window: Which piece, from 0, had the highest logit.
+        text: The document's text as the caller gave it, or None.
+        truncated: True if the text was cut, so that the model did not read all of it.
+        document_tokens: How many tokens of the document the model read.
+        windows: How many windows the document was scored in; 1 unless `on_overflow="window"` split it, 0 if not scored.
+        best_window: Which window, from 0, had the highest logit.
         error: Why the document was not scored, with `on_error="skip"` or `fallback="retrieval order"`; else None.
     """
 
@@ -72,17 +72,17 @@ class RankStats:
 
     Attributes:
         documents: Documents the caller gave.
-        unique: Different documents that were scored, by the engine or from the score cache; blank and failed ones are
-            not.
-        truncated: Documents that were not seen whole.
+        unique: Different documents that were scored, by the engine or from the score cache. Blank and failed documents
+            do not count.
+        truncated: Documents that were cut.
         failed: Documents that have an `error`.
-        prompt_tokens: Tokens of all prompts but those in the score cache, template included.
-        cached_tokens: Of these, tokens that the engine's prefix cache already held.
-        reused: Prompts that were not sent, because another caller had the same one under way.
+        prompt_tokens: Tokens of all prompts except those in the score cache, template included.
+        cached_tokens: Of these, tokens that were in the engine's prefix cache.
+        reused: Prompts that were not sent, because another call waited for the same prompt.
         cache_hits: Prompts that were not sent, because their score was in the score cache.
-        query_truncated: True if part of the query was not seen by the model.
-        elapsed_ms: Wall time of the call in milliseconds, a first load of the engine included.
-        fallback: What ranked instead of the engine, which failed: an engine's name, or "retrieval order". Else None.
+        query_truncated: True if the query was cut.
+        elapsed_ms: Wall time of the call in milliseconds, loading the model included.
+        fallback: What ranked when the engine failed: an engine's name, or "retrieval order". None if the engine ranked.
         error: Why the engine did not rank; None if it did.
     """
 
@@ -120,7 +120,7 @@ class Ranking(Sequence[RankedDocument]):
         return self.stats.fallback is not None
 
     def as_dict(self) -> dict[str, Any]:
-        """All that is known of the ranking but the texts, as JSON holds it: `stats`' fields, and `hits`, best first."""
+        """The ranking without its texts, as plain data for JSON: the fields of `stats`, and `hits`, best first."""
         hits = [
             {name: getattr(hit, name) for name in RankedDocument.__slots__ if name != "text"}
             | {"score": finite(hit.score), "logit": finite(hit.logit)}
@@ -131,7 +131,7 @@ class Ranking(Sequence[RankedDocument]):
     def to_dataframe(self) -> "pandas.DataFrame":
         """The ranking as a `pandas.DataFrame`: a row for each hit, best first, with the fields of `RankedDocument`.
 
-        The row's label is the rank, from 1. Where a field is None, pandas has its own mark for what is missing.
+        The row's label is the rank, from 1. A field that is None becomes pandas' own missing value.
 
         Raises:
             MissingExtraError: pandas is not installed.
