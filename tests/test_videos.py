@@ -165,6 +165,16 @@ def test_long_and_large_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     refused(video_file(clip(2, 4096, 2176)), "it measures 4096 x 2176 pixels, more than 4K: reduce it")
 
 
+def test_frames_that_grow_above_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [video_file(clip(6, *size), kind="mpegts", codec="mpeg2video") for size in ((256, 128), (512, 256))]
+    growing = b"".join(parts)
+    frames, _ = decoded(growing, as_it_is)
+    assert {frame.size for frame in frames} == {(256, 128), (512, 256)}
+    monkeypatch.setattr("winnow.videos._MAX_FRAME_PIXELS", 256 * 128)
+    refused(growing, "it is damaged")
+    assert len(load_video(parts[0]).frames) == 4
+
+
 def test_playlists_open_no_other_files(tmp_path: Path) -> None:
     (tmp_path / "secret.mp4").write_bytes(FILE)
     listed = f"ffconcat version 1.0\nfile '{tmp_path}/secret.mp4'\n".encode()

@@ -96,6 +96,8 @@ def _frames(
     stream.thread_type = "AUTO"
     if stream.width * stream.height > _MAX_FRAME_PIXELS:
         raise ImageError(f"it measures {stream.width} x {stream.height} pixels, more than 4K: reduce it")
+    # The file may say one size, and its frames have another from some time on.
+    stream.codec_context.options = {"max_pixels": str(_MAX_FRAME_PIXELS)}
     # Not every format says how many frames there are.
     count = sum(packet.size > 0 for packet in itertools.islice(container.demux(stream), _MAX_DECODED + 1))
     if count > _MAX_DECODED:
