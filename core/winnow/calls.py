@@ -1,6 +1,6 @@
-"""The calls of a reranker: how many at once, until when, with which template, and who ranks where the engine fails.
+"""The calls of a reranker: how many run at once, their deadline, their template, and their fallback.
 
-`winnow.arguments` checks what is asked, and `winnow.judging` does one call.
+`winnow.arguments` checks the arguments of calls, and `winnow.judging` runs one call.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 _BUILDERS = 32
 _builders_lock = ForkSafeLock()
 
-# Queries of a `rank_many` that are under way at once.
+# Queries of a `rank_many` that run at once.
 _CALLS_AT_ONCE = 64
 
 
@@ -47,22 +47,22 @@ class CallRunner:
 
     Args:
         config: The reranker's settings.
-        fallback: What ranks where the engine fails.
+        fallback: What ranks if the engine fails.
 
     Attributes:
         config: The settings.
-        cache: Scores that are kept, if the reranker keeps any.
+        cache: The score cache, if the reranker has one.
     """
 
     def __init__(self, config: RerankerConfig, fallback: Fallback | None = None):
         self.config = config
         self._fallback = fallback
-        self._left_out = False  # whether it was said that images or videos are left out
+        self._left_out = False  # whether the log says that images or videos are ignored
         self._builders: dict[Hashable, tuple[Checkpoint, PromptBuilder]] = {}
         self.cache = None if config.score_cache is None else ScoreCache(config.score_cache, config)
 
     def retry(self) -> None:
-        """Let the next call try again what has failed: the engine beside a fallback, and the file of the scores."""
+        """Let the next call try again what failed: an engine that has a fallback, and the file of the score cache."""
         for failing in (self.cache, self._fallback):
             if failing is not None:
                 failing.retry()
@@ -84,13 +84,13 @@ class CallRunner:
     async def run(
         self, calls: list[Call] | Generator[Call | None], progress: bool, deadline: float | None, started: Started
     ) -> list[Ranking]:
-        """Rank calls as they come, a bounded number of them at once.
+        """Rank calls in their order, a limited number of them at once.
 
         Args:
-            calls: A generator is read as the work goes on; see `pulled`.
+            calls: The calls. A generator is read only as fast as calls are ranked; see `pulled`.
             progress: Whether to show a progress bar.
-            deadline: Seconds for all of it.
-            started: The way to the engine.
+            deadline: Seconds for all calls together.
+            started: Starts the engine, if it does not run, and returns its queue.
 
         Raises:
             IteratorFailedError: The generator raised.
@@ -131,7 +131,7 @@ class CallRunner:
                 if not clock.expired():
                     raise
                 late = TimeoutError(DEADLINE_PASSED)  # asyncio's has no message
-                # Calls that had begun have a ranking by now. How many are left in an iterator nobody knows.
+                # Calls that had begun have a ranking by now. For an iterator the number of the others is not known.
                 fallback = self._fallback
                 if fallback is None or not (fallback.ranks_at_once and isinstance(calls, list)):
                     raise late from error
@@ -160,14 +160,14 @@ class CallRunner:
         return await Judging(self.config, call, self._as_read_by, self._build, self.cache, bar).run(started)
 
     def _as_read_by(self, checkpoint: Checkpoint, call: Call) -> Call:
-        """The call without the images and videos that the model cannot take, where there is a text besides."""
+        """The call without the images and videos that the model does not take, if their documents have a text."""
         query, *documents = (as_read(checkpoint.vision, one) for one in (call.query, *call.documents))
         left_out = sum(read is not given for read, given in zip(documents, call.documents, strict=True))
         if (left_out or query is not call.query) and not self._left_out:
             self._left_out = True
             logger.warning(
-                "%s does not take the images or videos of %d documents: it reads their texts. text_only=True says that "
-                "this is meant; it is logged once.",
+                "%s does not take the images or videos of %d documents: it reads their texts. Set text_only=True if "
+                "you want this. This is logged once.",
                 checkpoint.model,
                 left_out,
             )
@@ -224,8 +224,8 @@ class CallRunner:
         )
         builder = PromptBuilder(checkpoint.tokenizer, bound, limits, checkpoint.vision)
         with _builders_lock:
-            self._builders[key] = (checkpoint, builder)  # with the checkpoint, whose id is then nobody else's
-            if len(self._builders) > _BUILDERS:  # the oldest goes: templates may come with each call
+            self._builders[key] = (checkpoint, builder)  # the checkpoint is kept, so that no other one gets its id
+            if len(self._builders) > _BUILDERS:  # the oldest is dropped: each call may have a template of its own
                 del self._builders[next(iter(self._builders))]
         return builder
 

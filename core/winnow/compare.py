@@ -1,4 +1,4 @@
-"""Whether a converted model scores as the original: both score a few pairs in float32."""
+"""Whether a converted model gives the original's scores: both score a few pairs in float32."""
 
 import math
 from collections.abc import Sequence
@@ -24,15 +24,15 @@ PAIRS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("Wer schrieb den Faust?", ("Johann Wolfgang von Goethe.", "x")),
 )
-"""Queries, each with documents of different lengths, so that batches are padded."""
+"""Queries with documents of different lengths, so that batches are padded."""
 
 
 def largest_difference(original: str, converted: str, checkpoint: Checkpoint, template: ScoreTemplate) -> float:
-    """Largest difference between the logits of a model and of its conversion; one of them is loaded at a time.
+    """Largest difference between the logits of a model and of its conversion, which are loaded one after the other.
 
     Args:
         original: Folder of the original.
-        converted: Folder of the conversion, which must tell by itself how it is prompted and scored.
+        converted: Folder of the conversion; its own files say how it is prompted and scored.
         checkpoint: The original, with the recipe that was converted.
         template: The template that was saved.
     """

@@ -1,6 +1,6 @@
-"""A causal reranker to a sequence-classification checkpoint with one label.
+"""Convert a causal reranker to a sequence-classification checkpoint with one label.
 
-The rows of the output embedding that make the score become a score head:
+The labels' rows of the output embedding become a score head:
 
     logit[positive] − logit[negative] = (W[positive] − W[negative]) · h        (from_2_way_softmax)
     logit[positive]                   =  W[positive] · h                       (no_post_processing)
@@ -41,11 +41,11 @@ METHODS: dict[str, int] = {"from_2_way_softmax": 2, "no_post_processing": 1}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """What was written.
+    """The result of a conversion.
 
     Attributes:
         folder: The new checkpoint.
-        formula: What its logit is, in words.
+        formula: The formula of its logit.
         bytes: Size of its weights.
         difference: Largest difference of a logit from the original's, in float32; None if it was not verified.
     """
@@ -70,16 +70,15 @@ def convert(
 ) -> Conversion:
     """Write a causal reranker as a sequence-classification checkpoint with one label.
 
-    The weights are copied file by file, a few megabytes at a time, in their own types; the score head is float32, since
-    a difference of two rows in bfloat16 is not a row in bfloat16. `out` appears when all of it is written, or not at
-    all.
+    The weights are copied file by file, a few megabytes at a time, in their own types. The score head is float32,
+    because bfloat16 would round the difference of two bfloat16 rows. `out` appears when it is complete, or not at all.
 
     Args:
         model: A local folder, or the name of a repository on the Hugging Face Hub.
-        out: The folder to write. It must not exist, or be empty.
-        method: "from_2_way_softmax" takes two labels, "no_post_processing" one; by default what the labels say.
+        out: The folder to write. It must be empty or not exist.
+        method: "from_2_way_softmax" takes two labels, "no_post_processing" one; by default the labels decide.
         labels: (negative, positive) or (positive,), each one token; by default the recipe's.
-        recipe: A recipe or the name of a family, where the model's name does not tell.
+        recipe: A recipe or the name of a family, if the model's name does not identify the family.
         template: The score template that is saved with it; by default the model's own, else its family's.
         revision: Branch, tag or commit on the Hub.
         verify: Score a few pairs with both models in float32, and write nothing if a logit differs by more than
@@ -88,9 +87,9 @@ def convert(
 
     Raises:
         ConfigurationError: `out` is in use, the disk is full, or method and labels do not go together.
-        ModelError: The model is no causal model, a label is not one token, a file is missing or damaged, or the
-            converted model scores otherwise.
-        TemplateError: There is no score template for it.
+        ModelError: The model is not a causal model, a label is not one token, a file is missing or damaged, or the
+            converted model gives other scores.
+        TemplateError: The model has no score template.
         MissingExtraError: PyTorch is not installed.
     """
     try:
@@ -125,7 +124,7 @@ def convert(
             difference = largest_difference(str(shards.folder), str(part), checkpoint, score_template)
             if not difference <= TOLERANCE:
                 raise ModelError(
-                    f"The converted model scores otherwise than {model}: a logit differs by {difference:.2g}, and "
+                    f"The converted model gives other scores than {model}: a logit differs by {difference:.2g}, and "
                     f"{TOLERANCE:g} is allowed. Nothing was written. Does {model} change its logits after the output "
                     "embedding?"
                 )
@@ -139,7 +138,7 @@ def _open(
     method: str | None,
     revision: str | None,
 ) -> Checkpoint:
-    """The checkpoint with the recipe that is asked for.
+    """The checkpoint, with the recipe that the arguments describe.
 
     Raises:
         ConfigurationError: Method, labels and recipe do not go together.
@@ -183,7 +182,7 @@ def _open(
 
 
 def _row(model: str, config: Mapping[str, Any], recipe: str | ModelRecipe | None) -> ModelRecipe:
-    """The family of a model whose labels are given; a judge of the user's own if it is of none."""
+    """The recipe of a model whose labels are given: its family's, or that of a user's own judge."""
     try:
         return recipe_for(model, config, recipe)
     except ModelError:

@@ -19,7 +19,7 @@ from winnow.score_head import Layout
 from winnow.shards import INDEX, Shards, copy_shard
 from winnow.tokenizer_files import read_tokenizer
 
-# What of a model's folder goes with the weights. config.json, the index and templates are written anew.
+# Files of the model's folder that are copied. The weights, config.json, the index and templates are written.
 _COPIED = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -31,13 +31,13 @@ _COPIED = (
     "NOTICE*",
 )
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-# Fields of config.json that speak of the causal model: another template, its own code, and conversion at load time.
+# Fields of config.json for the causal model only: another template, its own code, and conversion at load time.
 _DROPPED_FIELDS = ("score_template", "auto_map", "classifier_from_token", "method", "is_original_qwen3_reranker")
 
 
 @contextmanager
 def whole_or_nothing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name at the end, or is removed if anything goes wrong, Ctrl-C included."""
+    """A folder beside `out`. It is renamed to `out` at the end, or removed if there is any error, also by Ctrl-C."""
     part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         part.mkdir(parents=True)
@@ -45,16 +45,16 @@ def whole_or_nothing(out: Path) -> Iterator[Path]:
         part.replace(out)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError | UnicodeEncodeError):  # the latter for halves of a character in JSON
+        if isinstance(error, OSError | UnicodeEncodeError):  # JSON may hold half a character, which UTF-8 cannot
             raise ConfigurationError(f"{out} cannot be written: {error}") from error
         raise
 
 
 def check_disk(out: Path, shards: Shards) -> None:
-    """Check that there is room for the weights.
+    """Check that the disk has space for the weights.
 
     Raises:
-        ConfigurationError: There is not.
+        ConfigurationError: The disk is too full.
     """
     existing = next(parent for parent in out.parents if parent.exists())
     free = shutil.disk_usage(existing).free
@@ -71,12 +71,12 @@ def write_weights(part: Path, shards: Shards, layout: Layout, head: npt.NDArray[
     Args:
         part: The new folder.
         shards: The original's weights.
-        layout: What is dropped, and where the head was.
+        layout: The tensors that are left out, and the output embedding's name.
         head: The score head, (1, hidden size).
         progress: Show a progress bar on stderr.
 
     Returns:
-        How many bytes they have.
+        The size of the new weights in bytes.
     """
     size = 0
     weight_map = {name: file for name, file in shards.file_of.items() if name not in layout.dropped}
@@ -93,12 +93,12 @@ def write_weights(part: Path, shards: Shards, layout: Layout, head: npt.NDArray[
 
 
 def write_config(part: Path, checkpoint: Checkpoint, layout: Layout, pad: int | None) -> None:
-    """Write config.json: the original's, with one label, and without what speaks of a causal model.
+    """Write config.json: the original's, with one label, and without the fields for a causal model.
 
     Args:
         part: The new folder.
         checkpoint: The original.
-        layout: Tells the new architecture.
+        layout: The names of the new model; its class becomes the architecture.
         pad: Id of the padding token.
     """
     config = {name: value for name, value in checkpoint.config.items() if name not in _DROPPED_FIELDS}
@@ -117,7 +117,7 @@ def write_config(part: Path, checkpoint: Checkpoint, layout: Layout, pad: int | 
 
 
 def write_tokenizer(folder: Path, part: Path, pad: str) -> None:
-    """Copy the tokenizer, licences beside it, and give it a padding token if it has none.
+    """Copy the tokenizer and the licences, and set a padding token if there is none.
 
     Args:
         folder: The original's folder.
@@ -131,24 +131,24 @@ def write_tokenizer(folder: Path, part: Path, pad: str) -> None:
     config = read_tokenizer_config(folder, str(folder))
     for name in ("chat_template", "score_template"):  # both are files of the new folder
         config.pop(name, None)
-    if not config.get("pad_token"):  # it may be null
+    if not config.get("pad_token"):  # missing or null
         config["pad_token"] = pad
-    # A causal model and absolute positions, if it has them, are not changed by what comes after the prompt.
+    # Padding on the right changes neither a causal model's states before it nor absolute positions.
     config["padding_side"] = "right"
     _write_json(part / _TOKENIZER_CONFIG, config)
 
 
 def settle_tokenizer(part: Path, model: str) -> None:
-    """Name another class in tokenizer_config.json if transformers makes another tokenizer than tokenizer.json of this.
+    """Name another class in tokenizer_config.json, if with this one transformers would not follow tokenizer.json.
 
-    The result is for all who load it with `AutoTokenizer`, who would get other prompts than the original was made for.
+    Other tools load the folder with `AutoTokenizer`, and would get other token ids than the original.
 
     Args:
-        part: The new folder, with config.json, which `AutoTokenizer` reads as well.
+        part: The new folder, with config.json, which `AutoTokenizer` reads, too.
         model: The original's name, for errors.
 
     Raises:
-        ModelError: transformers makes another tokenizer under any class.
+        ModelError: transformers follows tokenizer.json with no class.
     """
     if not read_tokenizer(part, model).strays:
         return
@@ -157,8 +157,8 @@ def settle_tokenizer(part: Path, model: str) -> None:
     if strays := read_tokenizer(part, model).strays:
         raise ModelError(
             f"transformers does not take the tokenizer.json of {model} as it is, whatever its class is called: texts "
-            f"such as {strays[0]!r} get other ids, so that the converted model would score otherwise there. Score "
-            f"{model} with Winnow as it is."
+            f"such as {strays[0]!r} get other ids, so the converted model would give other scores there. Score {model} "
+            "with Winnow as it is."
         )
 
 

@@ -1,4 +1,4 @@
-"""The prompt side of a converted checkpoint: its templates, its padding token, and the proof that both are right."""
+"""The templates and the padding token of a converted checkpoint, and the check that its prompts are the original's."""
 
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,17 @@ _INSTRUCTION = "Find what answers it"
 def write_templates(part: Path, checkpoint: Checkpoint, template: ScoreTemplate) -> None:
     """Write the score template for Winnow and vLLM, and the chat template for sentence-transformers.
 
-    `score_template.jinja` is the template's own source where messages are all it needs (vLLM gives it nothing else).
-    `chat_template.jinja` holds in addition what the tokenizer puts before and after a plain text, such as BOS: a
-    rendered chat is tokenised without (transformers, `apply_chat_template`).
+    `score_template.jinja` is the template's own source if that needs only messages, because vLLM passes nothing else.
+    `chat_template.jinja` also holds what the tokenizer adds to a plain text, such as BOS, because a rendered chat is
+    tokenised without it (transformers, `apply_chat_template`).
 
     Args:
-        part: The folder; the tokenizer is there already.
+        part: The new folder, which has its tokenizer already.
         checkpoint: The original.
         template: Its template.
 
     Raises:
-        TemplateError: The template cannot be written as one for chats.
+        TemplateError: The template cannot be written as a chat template.
     """
     from transformers import AutoTokenizer
 
@@ -48,7 +48,7 @@ def write_templates(part: Path, checkpoint: Checkpoint, template: ScoreTemplate)
         source = own if text is not None and text == _as_chat(chat, source, None) else source
     (part / "score_template.jinja").write_text(source, encoding="utf-8")
 
-    # Tokenizers that mark the beginning of words need a space for the first one when a control token is before it.
+    # If a tokenizer marks the beginning of words, the first word needs a space after a control token.
     for before in (begin, f"{begin} "):
         source = as_jinja(absent, given, begin=before, end=end)
         chats = ((_as_chat(chat, source, instruction), ids) for instruction, ids in expected.items())
@@ -62,9 +62,9 @@ def write_templates(part: Path, checkpoint: Checkpoint, template: ScoreTemplate)
 
 
 def pad_token_for(checkpoint: Checkpoint, template: ScoreTemplate) -> str:
-    """The token that batches are padded with: the tokenizer's own, or another that no prompt ends with.
+    """The token that pads batches: the tokenizer's padding token, or another with which no prompt ends.
 
-    transformers' classifiers take the score from the last token that is not this one (`modeling_layers.py`).
+    transformers' classifiers take the score from the last token that is not the padding token (`modeling_layers.py`).
 
     Raises:
         ModelError: Every candidate may be a prompt's last token.
@@ -86,10 +86,10 @@ def pad_token_for(checkpoint: Checkpoint, template: ScoreTemplate) -> str:
 
 
 def check_prompts(part: Path, checkpoint: Checkpoint, template: ScoreTemplate) -> None:
-    """Check that Winnow knows the written folder, and gives it the original's prompts, token for token.
+    """Check that Winnow can open the new folder, and that its prompts are the original's, token for token.
 
     Raises:
-        ModelError: Winnow does not know it.
+        ModelError: Winnow cannot open it.
         TemplateError: The prompts differ.
     """
     converted = open_checkpoint(str(part))
@@ -109,7 +109,7 @@ def takes_instruction(checkpoint: Checkpoint, template: ScoreTemplate) -> bool:
 
 
 def _segments(checkpoint: Checkpoint, template: ScoreTemplate, *, with_instruction: bool) -> tuple[Segment, ...] | None:
-    """What the template renders; None if it needs an instruction and gets none."""
+    """The template's segments; None if it needs an instruction and there is none."""
     tokenizer = checkpoint.tokenizer
     try:
         return template.segments(
@@ -128,12 +128,12 @@ def _as_chat(chat: Any, source: str, instruction: str | None) -> str | None:
     """The sample's prompt as sentence-transformers and vLLM render it; None if they cannot."""
     try:
         return str(chat.apply_chat_template(_messages(instruction), chat_template=source, tokenize=False))
-    except Exception:  # noqa: BLE001 - templates run arbitrary expressions, and fail with whatever these raise
+    except Exception:  # noqa: BLE001 - templates run arbitrary expressions, which may raise anything
         return None
 
 
 def _own_as_chat(chat: Any, source: str, template: ScoreTemplate) -> str | None:
-    """`_as_chat` of a template's own source, which may have come with the model: transformers sets it no limits."""
+    """`_as_chat` of a template's own source. It may come from the model, and transformers would render it unlimited."""
     try:
         origin = Origin(template.origin, template.trusted)
         return rendered_chat(source, origin, _messages(None), chat.special_tokens_map)

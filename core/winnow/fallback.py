@@ -1,4 +1,4 @@
-"""What ranks instead of an engine that failed: another engine, or nobody, and the documents stay as they came."""
+"""The fallback of an engine that failed: another engine ranks, or the documents keep the caller's order."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ class Fallback:
 
     Args:
         config: The reranker's settings.
-        rank: Ranks a call; None for the retrieval order.
+        rank: Ranks a call with the other engine; None for the retrieval order.
     """
 
     def __init__(self, config: RerankerConfig, rank: "Callable[[Call], Awaitable[Ranking]] | None"):
@@ -40,9 +40,10 @@ class Fallback:
         self._retry_at = 0.0
 
     async def start(self, engine: Callable[[], Awaitable[None]]) -> None:
-        """Start the engine; where it does not start, or not within the deadline, the calls will have the fallback.
+        """Start the engine. If it does not start within the deadline, or fails, the fallback ranks the next calls.
 
-        One that is late loads on. One that failed is left alone for a while: pipelines start their parts with each run.
+        An engine that is late goes on loading. One that failed is not tried again for a while, because pipelines start
+        their components with each run.
         """
         if self._failure is not None and time.monotonic() < self._retry_at:
             return
@@ -56,13 +57,13 @@ class Fallback:
             logger.warning("fallback=%r will rank until the engine has started; the deadline passed.", self._name)
         except EngineError as error:
             if isinstance(error, EngineLoadError):
-                self._hold_off(error)
+                self._back_off(error)
             logger.warning("fallback=%r will rank: %s", self._name, error)
         else:
             self._failure = None
 
     async def rank(self, engine: Callable[[], Awaitable[Ranking]], call: "Call") -> Ranking:
-        """The engine's ranking of a call, or the fallback's where the engine fails.
+        """The engine's ranking of a call, or the fallback's if the engine fails.
 
         Raises:
             EngineError: The fallback failed, too.
@@ -70,12 +71,12 @@ class Fallback:
         if (failure := self._failure) is not None:
             if time.monotonic() < self._retry_at:
                 return await self.instead(call, failure)
-            self._hold_off(failure)
+            self._back_off(failure)
         try:
             ranking = await engine()
         except EngineError as error:
             if isinstance(error, EngineLoadError):
-                self._hold_off(error)
+                self._back_off(error)
             return await self.instead(call, error)
         self._failure = None
         return ranking
@@ -91,7 +92,7 @@ class Fallback:
         why = str(failure)
         if self._rank is None:
             return as_they_came(self._config, call.documents, call.top_k, why)
-        if isinstance(other := self._config.fallback, RerankerConfig):  # its model need not understand our template
+        if isinstance(other := self._config.fallback, RerankerConfig):  # its model may need another template
             instruction = other.instruction if call.instruction is None else call.instruction
             call = replace(
                 call, instruction=instruction, template=other.template, template_kwargs=other.template_kwargs
@@ -99,7 +100,7 @@ class Fallback:
         try:
             ranking = await self._rank(call)
         except EngineError as error:
-            error.add_note(f"This is the fallback {self._name!r}, which was asked because of: {why}")
+            error.add_note(f"This is the fallback {self._name!r}, which was to rank because of: {why}")
             raise
         return replace(ranking, stats=replace(ranking.stats, fallback=ranking.stats.fallback or self._name, error=why))
 
@@ -109,18 +110,18 @@ class Fallback:
 
     @property
     def ranks_at_once(self) -> bool:
-        """Whether it needs no time, so that it can rank what a deadline cut off."""
+        """Whether it needs no time, so that it can rank a call whose deadline passed."""
         return self._rank is None
 
-    def _hold_off(self, failure: EngineLoadError) -> None:
+    def _back_off(self, failure: EngineLoadError) -> None:
         self._failure = failure
         self._retry_at = time.monotonic() + _RETRY_SECONDS
 
 
 def settings_of_fallback(config: RerankerConfig) -> dict[str, Any] | None:
-    """Arguments of the reranker that ranks where this one's engine fails; None if none does.
+    """Arguments of the reranker that is the fallback; None if there is none.
 
-    An engine that was given by name has the same model and prompts, and those of the engine's settings that it takes.
+    If the fallback is the name of an engine, it has the same model and prompts, and the engine settings that it knows.
     """
     other = config.fallback
     if other is None or other == RETRIEVAL_ORDER:

@@ -1,4 +1,4 @@
-"""One call on its way through the engine: slices of its documents become prompts, scores, and a ranking."""
+"""Runs one call: slices of its documents become prompts, prompts become scores, and scores a ranking."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ class Call:
 
     Attributes:
         may_fall_back: Whether a fallback may rank it.
-        problem: Why there is nothing to rank by, where that is no error; the documents then stay as they came.
+        problem: Why the call cannot be ranked, if that is not an error; the documents then keep their order.
     """
 
     query: Query
@@ -63,15 +63,15 @@ Build = Callable[
 
 
 class Judging:
-    """One call, which is judged once.
+    """Runs one call, once.
 
     Args:
         config: The reranker's settings.
         call: The call.
-        as_read_by: Leaves out what a model cannot take of a call.
+        as_read_by: Removes the images and videos that a model does not take from a call.
         build: Makes the prompts of a call's documents; it runs in a thread.
-        cache: Scores that are kept, if the reranker keeps any.
-        bar: Told of what is done.
+        cache: The score cache, if the reranker has one.
+        bar: The progress bar.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class Judging:
         self._judged: dict[Hashable, Judged] = {}
         self._costs: dict[str, Any] = dict.fromkeys(_COSTS, 0)
         self._query_truncated = False
-        self._not_finite: str | None = None  # what was said of a logit that is no number
+        self._not_finite: str | None = None  # the message about a logit that is not a finite number
         self._gate = asyncio.Semaphore(_SLICES_AT_ONCE)
         self._turn = Turn()
 
     async def run(self, started: Started) -> Ranking:
-        """Judge it; the engine is left alone where there is nothing to score.
+        """Rank the call. The engine is not used if there is nothing to score.
 
         Raises:
             DocumentError: A document cannot be scored, and `on_error` is "raise"; or the query cannot.
@@ -169,7 +169,7 @@ class Judging:
             self._bar.update(sum(len(self._positions[content]) for content in contents))
 
     def _why_not(self, scores: Sequence[EngineScore], engine: str) -> str | None:
-        """Why a document has no score, though its prompts were sent. One window that fails is enough."""
+        """Why a document has no score, although its prompts were sent: at least one of its windows failed."""
         for one in scores:
             if one.error is not None:
                 return one.error
@@ -182,7 +182,7 @@ class Judging:
         return None
 
     def _raise_if_nothing_is_finite(self) -> None:
-        """Where no document has a score, it is not the documents: a fallback does better."""
+        """If no document has a finite score, the engine has failed, not the documents, and a fallback may rank."""
         if self._not_finite is not None and not self._judged:
             raise EngineError(self._not_finite[0].upper() + self._not_finite[1:])
 
@@ -193,14 +193,14 @@ class Judging:
 
 @contextlib.asynccontextmanager
 async def all_or_none() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], object]]:
-    """Yields what starts work; waits for all of it. The first failure cancels the rest, and is raised as it is."""
+    """Yields a function that starts coroutines, and waits for them. The first error cancels the rest, and is raised."""
     first: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             yield group.create_task
     except BaseExceptionGroup as failures:
         first = failures.exceptions[0]
-        failures.__traceback__ = None  # it refers to frames that refer to the group: garbage that stays for long
+        failures.__traceback__ = None  # its frames refer to the group: a reference cycle, which would live for long
     if first is not None:
         try:
             raise first

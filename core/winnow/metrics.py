@@ -1,20 +1,20 @@
 """Prometheus metrics of all rerankers in the process, off until `enable` is called.
 
-All have the labels `model` and `engine`, as the reranker was given them.
+All have the labels `model` and `engine`, the arguments of the reranker.
 
 | Metric | |
 |---|---|
 | `winnow_pairs_total` | query-document pairs ranked, blank documents and cache hits among them |
-| `winnow_prompt_tokens_total` | tokens of prompts; those that the score cache answered are left out |
+| `winnow_prompt_tokens_total` | tokens of prompts, without those whose score was in the score cache |
 | `winnow_cached_tokens_total` | of these, tokens in the engine's prefix cache |
-| `winnow_reused_prompts_total` | prompts not sent, because another caller had the same one under way |
-| `winnow_cache_hits_total` | prompts not sent, because the score cache knew their score |
-| `winnow_truncated_documents_total` | documents that the model did not see whole |
+| `winnow_reused_prompts_total` | prompts not sent, because another call waited for the same prompt |
+| `winnow_cache_hits_total` | prompts not sent, because the score cache had their score |
+| `winnow_truncated_documents_total` | documents that were cut |
 | `winnow_failed_documents_total` | documents that have an `error`, and no score |
 | `winnow_fallbacks_total` | rankings that a fallback made, by `fallback`: an engine's name or "retrieval order" |
 | `winnow_errors_total` | rankings that ended with an error, by `type`: the error's class |
 | `winnow_rank_duration_seconds` | histogram: seconds a ranking took, whether or not it succeeded |
-| `winnow_rankings_in_flight` | gauge: rankings under way |
+| `winnow_rankings_in_flight` | gauge: rankings that are running |
 """
 
 from typing import TYPE_CHECKING
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 _LABELS = ("model", "engine")
-# The field of RankStats, the counter's name, its help.
+# The field of RankStats, the counter's name, its help text.
 _COUNTERS = (
     ("documents", "winnow_pairs", "Query-document pairs ranked"),
-    ("prompt_tokens", "winnow_prompt_tokens", "Tokens of prompts that the score cache did not answer"),
+    ("prompt_tokens", "winnow_prompt_tokens", "Tokens of prompts whose score was not in the score cache"),
     ("cached_tokens", "winnow_cached_tokens", "Of these, tokens in the engine's prefix cache"),
-    ("reused", "winnow_reused_prompts", "Prompts that another caller had under way"),
+    ("reused", "winnow_reused_prompts", "Prompts for which another call waited already"),
     ("cache_hits", "winnow_cache_hits", "Prompts whose score was in the score cache"),
-    ("truncated", "winnow_truncated_documents", "Documents that the model did not see whole"),
+    ("truncated", "winnow_truncated_documents", "Documents that were cut"),
     ("failed", "winnow_failed_documents", "Documents that have an error, and no score"),
 )
-# From a handful of pairs on a warm GPU to a first call that loads the model.
+# Buckets, from a few pairs on a GPU that is ready to a first call that loads the model.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
@@ -63,7 +63,7 @@ class Metrics:
             "winnow_rank_duration_seconds", "Seconds a ranking took", _LABELS, registry=registry, buckets=_SECONDS
         )
         self._in_flight = Gauge(
-            "winnow_rankings_in_flight", "Rankings under way", _LABELS, registry=registry, multiprocess_mode="livesum"
+            "winnow_rankings_in_flight", "Rankings running", _LABELS, registry=registry, multiprocess_mode="livesum"
         )
 
     def begin(self, model: str, engine: str) -> None:
@@ -91,7 +91,7 @@ class Metrics:
             self._errors.labels(model, engine, error).inc()
 
     def unregister(self) -> None:
-        """Take them out of the registry."""
+        """Remove the metrics from the registry."""
         for metric in (*self._counters.values(), self._errors, self._fallbacks, self._seconds, self._in_flight):
             self.registry.unregister(metric)
 
@@ -101,16 +101,16 @@ _active: Metrics | None = None
 
 
 def active() -> Metrics | None:
-    """The metrics, if they are switched on."""
+    """The metrics, or None if they are off."""
     return _active
 
 
 def enable(registry: "CollectorRegistry | None" = None) -> None:
-    """Count from now on, for all rerankers of the process. Where they are served is up to the application.
+    """Count from now on, for all rerankers of the process. The application serves the metrics.
 
     Args:
-        registry: Where to register the metrics; None for prometheus_client's own. Given another one than before, they
-            move there and begin at zero.
+        registry: Where to register the metrics; None for prometheus_client's own. If it is another registry than
+            before, the metrics move there and begin at zero.
 
     Raises:
         MissingExtraError: prometheus_client is not installed.
@@ -131,7 +131,7 @@ def enable(registry: "CollectorRegistry | None" = None) -> None:
 
 
 def disable() -> None:
-    """Stop counting, and take the metrics out of their registry."""
+    """Stop counting, and remove the metrics from their registry."""
     global _active
     with _lock:
         if _active is not None:

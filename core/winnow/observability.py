@@ -1,4 +1,4 @@
-"""What of a ranking is seen from outside: `winnow.metrics` and `winnow.tracing`, each only where it is used."""
+"""Reports each ranking to `winnow.metrics` and `winnow.tracing`, if they are in use."""
 
 import asyncio
 import contextlib
@@ -14,18 +14,18 @@ DEADLINE_PASSED = "The deadline passed."
 
 @contextmanager
 def observed(model: str, engine: str, deadline: asyncio.Timeout) -> Iterator[Callable[[RankStats], None]]:
-    """Watch one ranking: a span `winnow.rank`, below the caller's, and the metrics.
+    """Report one ranking: a span `winnow.rank`, a child of the caller's span, and the metrics.
 
-    The span's parent is the caller's although the work runs in another thread: a loop takes over the context of whoever
-    gives it work from outside.
+    The work runs in another thread, but has the caller's span as its parent: an event loop copies the context of the
+    thread that submits work to it.
 
     Args:
-        model: As the user named it.
-        engine: Likewise.
-        deadline: The call's; it tells a ranking that was too slow from one that was cancelled.
+        model: The model, as the user named it.
+        engine: The engine, as the user named it.
+        deadline: The call's deadline; if it has expired, a cancelled ranking was too slow.
 
     Yields:
-        What takes the stats at the end.
+        A function that takes the stats at the end.
     """
     counting, tracer = metrics.active(), tracing.tracer()
     if counting is None and tracer is None:
@@ -46,7 +46,7 @@ def observed(model: str, engine: str, deadline: asyncio.Timeout) -> Iterator[Cal
                 tracer.start_as_current_span(
                     "winnow.rank",
                     attributes={"winnow.model": model, "winnow.engine": engine},
-                    record_exception=False,  # those of cancellation would be left out
+                    record_exception=False,  # OpenTelemetry would leave out cancellations
                     set_status_on_exception=False,
                 )
             )

@@ -1,4 +1,4 @@
-"""From documents to what is scored, and from scores to a ranking. Pure functions; nothing here waits."""
+"""Group equal documents before scoring, and order them after it. Pure functions."""
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -15,10 +15,10 @@ from winnow.types import RETRIEVAL_ORDER, Document, RankedDocument, Ranking, Ran
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """What is known of one document once it was scored.
+    """The result of scoring one document.
 
     Attributes:
-        logits: One a window; empty if the document could not be scored.
+        logits: One for each window; empty if the document could not be scored.
         truncated: As in `RankedDocument`.
         document_tokens: As in `RankedDocument`.
     """
@@ -31,11 +31,11 @@ class Judged:
 def positions_by_content(
     documents: Sequence[str | Document | None], failed: dict[int, DocumentError]
 ) -> dict[Hashable, list[int]]:
-    """Where each different document stands, blank ones left out: the same text and image or video are scored once.
+    """The positions of each different document, without blank ones. Equal documents are scored once.
 
     Args:
-        documents: What the caller gave.
-        failed: Gets the errors of what is no text, by position.
+        documents: The caller's documents.
+        failed: The function adds the errors of documents of a wrong type here, by position.
     """
     positions: dict[Hashable, list[int]] = {}
     for at, document in enumerate(documents):
@@ -44,8 +44,8 @@ def positions_by_content(
             kind = type(text).__name__
             failed[at] = DocumentError(f"Document {at} is of type {kind}, not a text or a winnow.Document.", at)
         elif isinstance(document, Document) and shows(document):
-            seen = tuple(map(image_identity, (document.image, document.video)))
-            positions.setdefault((readable(document), *seen), []).append(at)
+            media = tuple(map(image_identity, (document.image, document.video)))
+            positions.setdefault((readable(document), *media), []).append(at)
         elif readable(document):
             positions.setdefault(text, []).append(at)
     return positions
@@ -58,7 +58,7 @@ def hits_of(
     positions: Mapping[Hashable, Sequence[int]],
     failed: Mapping[int, DocumentError],
 ) -> list[RankedDocument]:
-    """One hit a document, in input order."""
+    """One hit for each document, in input order."""
     to_score = _identity if config.raw_scores else sigmoid
     unscored = to_score(-math.inf)
     hits = [
@@ -89,7 +89,7 @@ def hits_of(
 def best_first(
     hits: Sequence[RankedDocument], top_k: int | None, score_threshold: float | None
 ) -> tuple[RankedDocument, ...]:
-    """The hits in order, those below the threshold and beyond `top_k` left out; ties keep the input's order."""
+    """The `top_k` best hits that reach the threshold, best first; ties keep the input's order."""
     ranked = sorted(hits, key=lambda hit: -hit.logit)
     if score_threshold is not None:
         ranked = [hit for hit in ranked if hit.score >= score_threshold]
@@ -115,7 +115,7 @@ def as_they_came(
 
 
 def in_input_order(ranking: Ranking) -> list[float]:
-    """The scores of a whole ranking by the documents' positions."""
+    """The scores of all documents of a ranking, in input order."""
     return [hit.score for hit in sorted(ranking, key=attrgetter("index"))]
 
 

@@ -1,4 +1,4 @@
-"""`hf_overrides`: values that go over a model's config.json, the same way for every engine."""
+"""`hf_overrides`: values that replace those of a model's config.json, in the same way for every engine."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ _ROPE_NAMES = ("rope_scaling", "rope_parameters")  # before transformers 5, and 
 
 
 def merged(own: Mapping[str, Any], user: Mapping[str, Any]) -> dict[str, Any]:
-    """`own` with the values of `user` over it. Where both have a mapping, the two are merged, at any depth."""
+    """`own`, changed by the values of `user`. If both have a mapping under a name, the two are merged, at any depth."""
     result = dict(own)
     for name, value in user.items():
         both = isinstance(value, Mapping) and isinstance(own.get(name), Mapping)
@@ -17,11 +17,11 @@ def merged(own: Mapping[str, Any], user: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def completed(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The overrides with what each of their mappings leaves out, so that setting them changes nothing else.
+    """The overrides, with the config's values added to each of their mappings, so that they change nothing else.
 
     vLLM merges nested configurations such as `text_config`, but replaces any other mapping (`_apply_dict_overrides` in
-    vllm/config/model.py). All settings of rope, under their older names, too, become one `rope_parameters`: with two of
-    these names in one config, transformers and vLLM heed one and ignore the other.
+    vllm/config/model.py). All rope settings, also under their older names, become one `rope_parameters`: if a config
+    has two of these names, transformers and vLLM read one and ignore the other.
 
     Args:
         config: The contents of config.json.
@@ -42,11 +42,11 @@ def completed(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
 
 
 def overridden(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of config.json as they would be if the overrides stood there.
+    """The contents of config.json, changed by the overrides.
 
     Args:
         config: The contents of config.json.
-        overrides: What `completed` returns for them.
+        overrides: The overrides, as `completed` returns them.
     """
     stale = _ROPE_NAMES if "rope_parameters" in overrides else ()
     result = {name: value for name, value in config.items() if name not in stale}
@@ -57,9 +57,9 @@ def overridden(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
 
 
 def misspelt(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Names in the overrides that only look like fields of the config, and may change nothing; each with the nearest.
+    """Names in the overrides that are similar to a field of the config, but are not one; each with that field.
 
-    Names like none of them are left alone: vLLM, or code of the model's own, may know them.
+    Names that are not similar to any field are not returned: vLLM, or the model's own code, may know them.
 
     Args:
         config: The contents of config.json.
@@ -79,14 +79,14 @@ def misspelt(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Iterato
 
 
 def _rope(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of rope, if the overrides change one of them. What they leave out stays, above all `rope_theta`."""
+    """All rope settings, if the overrides change one. The others keep the config's values, above all `rope_theta`."""
     own, given = _settings_of_rope(config), _settings_of_rope(overrides)
     if any(overrides.get(name, "") is None for name in _ROPE_NAMES):
         given |= {"rope_type": "default"}
-    if not given or not (own.keys() | given.keys()) - {"rope_theta"}:  # as it stands, beside the other fields
+    if not given or not (own.keys() | given.keys()) - {"rope_theta"}:  # rope_theta alone stays a field of its own
         return {}
     kinds = [name for name, value in own.items() if isinstance(value, Mapping)]
-    if kinds and not any(isinstance(value, Mapping) for value in given.values()):  # settings of each kind of layer
+    if kinds and not any(isinstance(value, Mapping) for value in given.values()):  # one mapping for each kind of layer
         given = dict.fromkeys(kinds, given)
     return merged(own, given)
 
@@ -94,6 +94,6 @@ def _rope(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
 def _settings_of_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {} if config.get("rope_theta") is None else {"rope_theta": config["rope_theta"]}
     for name in _ROPE_NAMES:
-        if isinstance(given := config.get(name), Mapping):  # anything else is for the engine to refuse
+        if isinstance(given := config.get(name), Mapping):  # the engine refuses anything else
             found |= {"rope_type" if key == "type" else key: value for key, value in given.items()}
     return found

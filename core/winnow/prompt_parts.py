@@ -1,4 +1,4 @@
-"""Which part of a prompt each of its tokens is, and the text that the tokens stand for."""
+"""The parts of a prompt: which part each token belongs to, and the text of the tokens."""
 
 import bisect
 import itertools
@@ -17,11 +17,11 @@ PART_NAMES: tuple[PartName, ...] = get_args(PartName)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of a prompt.
+    """A piece of a prompt's text.
 
     Attributes:
-        part: Where it stands: in the caller's query, document or instruction, or in the template before, between or
-            after query and document.
+        part: Where it is: in the caller's query, document or instruction, or in the template before, between or after
+            query and document.
         text: Its text.
         control: True for a control token; one that is typed in a query or document is text.
     """
@@ -32,7 +32,7 @@ class Piece:
 
 
 class PromptToken(NamedTuple):
-    """A token of the prompt: where it stands, and whether it is a control token of the template."""
+    """A token of the prompt: its part, and whether it is a control token of the template."""
 
     id: int
     part: PartName
@@ -42,7 +42,7 @@ class PromptToken(NamedTuple):
 def tokens_of(
     tokenizer: PromptTokenizer, segments: tuple[Segment, ...] | None, values: dict[str, str]
 ) -> list[PromptToken]:
-    """The pair, tokenised in one go. A token that two parts share is of the one in which it ends."""
+    """The tokens of a whole pair. A token that spans two parts belongs to the one in which it ends."""
 
     def own(part: PartName, ids: Sequence[int]) -> list[PromptToken]:
         return [PromptToken(index, part, control=True) for index in ids]
@@ -80,7 +80,7 @@ def tokens_of(
 def _spans(
     tokenizer: PromptTokenizer, segments: tuple[Segment, ...], values: dict[str, str]
 ) -> Iterator[tuple[PartName, str, bool]]:
-    """Part, text as it is tokenised, and whether it is content, of each segment."""
+    """Of each segment: its part, its text as it is tokenised, and whether the text is the caller's."""
     seen: set[str] = set()
     for segment in segments:
         place: PartName = "before" if not seen else "after" if len(seen) == 2 else "between"
@@ -94,7 +94,7 @@ def _spans(
 
 
 def places_as_cut(whole: Sequence[PromptToken], built: DocumentPrompts, total: int) -> list[tuple[PartName, bool]]:
-    """Part and kind of each of the prompt's tokens: those of the whole pair, less what was cut from its texts."""
+    """Part of each token of the prompt, and whether it is a control token: those of the pair without what was cut."""
     room = Counter(token.part for token in whole)
     if built.truncated or built.query_truncated:
         room["document"] = built.document_tokens
@@ -108,7 +108,7 @@ def places_as_cut(whole: Sequence[PromptToken], built: DocumentPrompts, total: i
 
 
 def pieces_of(tokenizer: PromptTokenizer, ids: Sequence[int], places: Sequence[tuple[PartName, bool]]) -> list[Piece]:
-    """The text that the ids stand for, which is what the model reads, cut where its place changes."""
+    """The text of the ids, which is what the model reads, in pieces of one part each."""
     pieces: list[Piece] = []
     at, shown = 0, ""
     for (part, control), group in itertools.groupby(places[: len(ids)]):
@@ -116,7 +116,7 @@ def pieces_of(tokenizer: PromptTokenizer, ids: Sequence[int], places: Sequence[t
         steps = [1] * stretch if control else [stretch]
         for step in steps:
             at += step
-            # From the beginning: decoders drop the blank before a first word, and join the bytes of a character.
+            # Decoded from the beginning, because decoders drop a first blank, and join the bytes of a character.
             before, shown = shown, tokenizer.decode(ids[:at])
             pieces.append(Piece(part, tokenizer.token(ids[at - 1]) if control else shown[len(before) :], control))
     return pieces

@@ -1,4 +1,4 @@
-"""Which tensors of a causal model make a classifier, and the score head that its output embedding gives."""
+"""Which tensors of a causal model a classifier keeps, and the score head that is made of the output embedding."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,12 @@ from winnow.shards import Shards
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How the causal model and the classifier of one configuration name their tensors.
+    """The names of tensors in a causal model and in its classifier.
 
     Attributes:
-        heads: The output embedding in the files, of shape (vocabulary, hidden); two names if it is tied to the input
-            embedding and saved twice.
-        dropped: Tensors of the files that are left out: those that the classifier lacks, and a score head that is there
-            already.
+        heads: Name of the output embedding in the files, of shape (vocabulary, hidden); two names if it is tied to the
+            input embedding and saved twice.
+        dropped: Tensors of the files that are left out: those that the classifier does not have, and an old score head.
         classifier: Class of the classifier in transformers.
     """
 
@@ -28,10 +27,10 @@ class Layout:
 
 
 def layout_of(shards: Shards, model: str) -> Layout:
-    """Ask transformers, by building both models without memory for weights.
+    """The layout, found by building both models in transformers without memory for weights.
 
     Raises:
-        ModelError: transformers has no such classifier, or the files are not those of such a model.
+        ModelError: transformers has no such classifier, or the files do not match the model.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -41,7 +40,7 @@ def layout_of(shards: Shards, model: str) -> Layout:
         with torch.device("meta"):
             causal = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
             classifier = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
-    except Exception as error:  # transformers fails on what it does not know with errors of every kind
+    except Exception as error:  # transformers raises errors of every kind for models that it does not know
         raise ModelError(
             f"transformers has no sequence classifier for {model}: {type(error).__name__}: {error}\nWinnow scores it "
             "as it is."
@@ -83,8 +82,8 @@ def score_head(shards: Shards, layout: Layout, checkpoint: Checkpoint) -> npt.ND
     """The weight of the score head, of shape (1, hidden).
 
     Raises:
-        ModelError: The label is not in the output embedding, or the embedding is damaged, or saved twice and not the
-            same: transformers and vLLM would score differently.
+        ModelError: A label is not in the output embedding, or the embedding is damaged, or it is saved twice with
+            different values: transformers and vLLM would give different scores.
     """
     first, *others = (_rows(shards, name, checkpoint) for name in layout.heads)
     if any(not np.array_equal(first, other) for other in others):
@@ -108,7 +107,7 @@ def _rows(shards: Shards, name: str, checkpoint: Checkpoint) -> npt.NDArray[np.f
 
     file = shards.folder / shards.file_of[name]
     with safe_open(file, framework="pt") as tensors:
-        embedding = tensors.get_slice(name)  # reads the rows that are taken from it, and no others
+        embedding = tensors.get_slice(name)  # reads only the rows that are used
         size = embedding.get_shape()[0]
         rows = []
         for label, index in zip(checkpoint.recipe.labels, checkpoint.label_ids, strict=True):

@@ -1,8 +1,8 @@
-"""The safetensors files of a model: found, and copied with tensors left out and added, a few megabytes at a time.
+"""Find the safetensors files of a model, and copy them without some tensors and with new ones.
 
-The file format (safetensors' README, "Format"): eight bytes with the length of the header, little endian; the header,
-JSON, with type, shape and place of each tensor; the tensors' bytes without gaps. Copying bytes keeps every type as it
-is, and needs the memory of one chunk, however large the file.
+The file format (safetensors' README, "Format"): eight bytes with the length of the header, little endian; the header in
+JSON, with type, shape and place of each tensor; the tensors' bytes without gaps. The bytes are copied as they are, so
+types do not change, and one chunk at a time, so large files need no more memory.
 """
 
 import json
@@ -30,7 +30,7 @@ class Shards:
         files: Names of the files, sorted.
         file_of: The file that holds a tensor, by the tensor's name.
         shapes: Shapes of the tensors, by name.
-        indexed: Whether there is an index, which says what is in which file.
+        indexed: Whether there is an index, which says which file holds a tensor.
         bytes: Size of all files.
     """
 
@@ -46,15 +46,15 @@ def find_shards(folder: Path, model: str) -> Shards:
     """The safetensors files that transformers and vLLM load from a folder.
 
     Raises:
-        ModelError: There are none, or one is missing, damaged, or not what the index says.
+        ModelError: There are none, or one is missing or damaged, or does not match the index.
     """
     index = folder / INDEX
     if not index.is_file() and not (folder / "model.safetensors").is_file():
         if any(folder.glob("pytorch_model*.bin")):
             raise ModelError(
                 f"{model} has its weights in pytorch_model.bin, which is a pickle: Winnow converts safetensors only. "
-                f"Save it anew: AutoModelForCausalLM.from_pretrained({model!r}, dtype='auto').save_pretrained(FOLDER), "
-                "and the tokenizer likewise."
+                "Save it again, and the tokenizer, too: "
+                f"AutoModelForCausalLM.from_pretrained({model!r}, dtype='auto').save_pretrained(FOLDER)."
             )
         raise ModelError(f"{model} has no weights: there is no model.safetensors in {folder}. Download it again.")
     check_folder(folder, model)
@@ -85,8 +85,8 @@ def copy_shard(
         source: The file.
         target: The new file.
         without: Names of tensors that are left out.
-        added: Tensors that are put in, by name.
-        progress: Called with the number of bytes read, now and then.
+        added: Tensors that are added, by name.
+        progress: Called after each chunk with its number of bytes.
 
     Returns:
         Bytes of the tensors in the new file.
@@ -99,7 +99,7 @@ def copy_shard(
     kept = [(name, entry) for name, entry in old.items() if name not in without]
     kept.sort(key=lambda item: item[1]["data_offsets"])
     size = 0
-    # New tensors first: float32 at the start of the data is aligned whatever follows.
+    # New tensors first: at the start of the data float32 is always aligned.
     tensors = {name: tensor.astype("<f4") for name, tensor in (added or {}).items()}
     for name, tensor in tensors.items():
         header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [size, size + tensor.nbytes]}

@@ -1,4 +1,4 @@
-"""OpenTelemetry spans, where opentelemetry-api is installed and the application has set up a tracer provider."""
+"""OpenTelemetry spans, if opentelemetry-api is installed and the application has set up a tracer provider."""
 
 from dataclasses import asdict
 from functools import cache
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @cache
 def tracer() -> "Tracer | None":
-    """Winnow's tracer; None without opentelemetry-api. It follows a provider that is set up later."""
+    """Winnow's tracer; None without opentelemetry-api. A provider may be set up later."""
     try:
         from opentelemetry import trace
     except ImportError:
@@ -21,13 +21,13 @@ def tracer() -> "Tracer | None":
 
 
 def describe(span: "Span", stats: RankStats | None, failure: BaseException | None, name: str | None) -> None:
-    """What became of a ranking, on its span: numbers, no texts.
+    """Write a ranking's outcome to its span: numbers, no texts.
 
     Args:
         span: The span.
-        stats: What it cost; None if it failed.
+        stats: What the ranking cost; None if it failed.
         failure: The error, or None.
-        name: What to call the error.
+        name: The error's name on the span.
     """
     from opentelemetry.trace import Status, StatusCode
 
