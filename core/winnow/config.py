@@ -13,6 +13,7 @@ from winnow.hints import hinting
 from winnow.plain import plain
 from winnow.prompts import Overflow
 from winnow.recipes import ModelRecipe
+from winnow.server_addresses import server_addresses
 from winnow.templates import TemplateLike
 
 # What stays as it was given: objects, and a path that as a text could be the name of a template.
@@ -166,6 +167,8 @@ class RerankerConfig:
                     f"{name} must be one of {', '.join(map(repr, allowed))}, but got {getattr(self, name)!r}"
                 )
 
+        if self.url is not None:
+            server_addresses(self.url)
         self._check_engine_settings()
 
     def _check_types(self) -> None:

@@ -20,7 +20,7 @@ from tenacity import wait_none
 from vllm_servers import API_KEY, Answer, Fault, FaultyProxy, Raw, VllmServer, free_port
 
 from gated_engine import PATIENCE
-from winnow import ConfigurationError, EngineError, EngineLoadError, Reranker
+from winnow import ConfigurationError, EngineError, EngineLoadError, Reranker, RerankerConfig
 from winnow.engines import replica_pool, server, server_client
 from winnow.outside_text import SecretMask, shown, shown_address
 
@@ -495,9 +495,16 @@ def test_what_a_server_says_cannot_move_the_cursor_or_fill_the_screen(
         f"http://127.0.0.1:{free_port()}/x?secret",
     ],
 )
-def test_a_password_in_an_address_is_refused_and_not_shown(tiny_model: str, url: str) -> None:
+def test_a_password_in_an_address_is_refused_and_not_shown(
+    tiny_model: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, so that no repr and no saved pipeline has it."""
     with pytest.raises(ConfigurationError, match="url must") as error:
-        Reranker(tiny_model, engine="server", url=url).start()
+        RerankerConfig(tiny_model, engine="server", url=[url])
+    assert "secret" not in everything_of(error.value)
+    monkeypatch.setenv("WINNOW_URL", url)
+    with pytest.raises(ConfigurationError, match="url must") as error:
+        Reranker(tiny_model, engine="server").start()
     assert "secret" not in everything_of(error.value)
 
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from winnow.checkpoint import Checkpoint
@@ -26,8 +25,8 @@ from winnow.engines.replica_pool import ReplicaPool
 from winnow.engines.server_client import RefusedError, ReplicaError, ServerClient
 from winnow.errors import ConfigurationError, EngineError, EngineLoadError
 from winnow.label_logits import check_labels_on_vllm
-from winnow.outside_text import shown_address
 from winnow.prompts import Prompt
+from winnow.server_addresses import server_addresses
 from winnow.videos import NO_VIDEOS
 from winnow.weights import check_weights
 
@@ -78,7 +77,7 @@ class ServerEngine:
         if checkpoint.vision is not None:
             checkpoint = replace(checkpoint, vision=replace(checkpoint.vision, as_text=True))
         self.checkpoint = checkpoint
-        self._urls = _addresses(url)
+        self._urls = server_addresses(url)
         self._settings = _DEFAULTS | {name: value for name, value in engine_kwargs.items() if value is not None}
         self._max_length = min(max_length or checkpoint.max_length, checkpoint.max_length)
         self._api_key = _checked_key(api_key)
@@ -259,26 +258,6 @@ def _key_of_prefix(prompts: Sequence[list[int]]) -> bytes:
     pairs = zip(min(prompts), max(prompts), strict=False)
     shared = array("q", (first for first, last in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
     return hashlib.blake2b(shared.tobytes(), digest_size=16).digest()
-
-
-def _addresses(url: str | Sequence[str] | None) -> list[str]:
-    """Addresses without a final slash or `/v1`, each once."""
-    urls = [url] if isinstance(url, str) else list(url or ())
-    if not urls:
-        raise ConfigurationError('engine="server" needs url, the address of a vLLM server: "http://localhost:8000"')
-    return list(dict.fromkeys(map(_address, urls)))
-
-
-def _address(url: str) -> str:
-    try:
-        parts = httpx.URL(url.strip())
-    except (httpx.InvalidURL, AttributeError):
-        parts = httpx.URL("")
-    if parts.userinfo or (not parts.host and "@" in str(url)):  # not shown: it holds a password
-        raise ConfigurationError("url must not hold a user name or a password: give the server's key as api_key")
-    if parts.scheme not in ("http", "https") or not parts.host or parts.query or parts.fragment:
-        raise ConfigurationError(f'url must look like "http://localhost:8000", but got {shown_address(str(url))!r}')
-    return str(parts).rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def _checked_key(api_key: str | None) -> str | None:
