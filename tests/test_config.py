@@ -281,7 +281,7 @@ def test_a_blank_query_leaves_the_documents_as_they_came(options: dict[str, Any]
         ranking = reranker.rank(" ", ["a", "b", "c"], top_k=2)
         many = reranker.rank_many([(QUERY, ["a"]), ("", ["b", "a"])])
         with pytest.raises(ValueError, match="must be a text that is not blank"):
-            reranker.score("", ["a"])  # bare numbers cannot say so
+            reranker.score("", ["a"])  # plain numbers cannot say so
         with pytest.raises(ValueError, match="must be a text that is not blank, but got 3"):
             reranker.rank(3, ["a"])  # type: ignore[arg-type]
     why = "query must be a text that is not blank, but got ' '"

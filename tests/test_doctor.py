@@ -100,7 +100,7 @@ def test_warnings_are_shown_and_do_not_fail(tiny_model: str, tmp_path: Path, cap
     assert result.exit_code == 0
     assert "takes no instruction: it is ignored" in result.output
     assert "ends with a newline, which Jinja does not render" in result.output
-    assert "This document does not fit: the model would see " in result.output
+    assert "This document does not fit: the model would read " in result.output
     assert "characters…]" in result.output
     assert "verdict    ready, with 3 warnings" in result.output
     assert not caplog.records, "what is shown is not logged as well"

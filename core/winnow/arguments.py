@@ -1,4 +1,4 @@
-"""Arguments of calls, checked: refused with what was given and what is wanted, or in the type that the rest takes."""
+"""Check the arguments of calls. An error says what was given and what is wanted."""
 
 import contextlib
 import math
@@ -18,11 +18,11 @@ def checked_top_k(top_k: Any, name: str = "top_k") -> int | None:
     """A number of documents, of any integer type (NumPy's too), or None for all.
 
     Args:
-        top_k: What the caller gave.
-        name: What the caller calls it.
+        top_k: The caller's argument.
+        name: The argument's name.
 
     Raises:
-        TypeError: It is no integer.
+        TypeError: It is not an integer.
         ValueError: It is below 1.
     """
     if top_k is None:
@@ -38,7 +38,7 @@ def checked_threshold(threshold: Any) -> float | None:
     """A score that others can be compared with, or None.
 
     Raises:
-        ValueError: It is none, or not finite.
+        ValueError: It is not a finite number.
     """
     if threshold is None:
         return None
@@ -48,10 +48,10 @@ def checked_threshold(threshold: Any) -> float | None:
 
 
 def checked_deadline(deadline: Any) -> float | None:
-    """Seconds, or None to wait. What is left of a caller's own time may be 0 or less: then the deadline has passed.
+    """Seconds, or None to wait. 0 or less is allowed: then the deadline has passed already.
 
     Raises:
-        ValueError: It is no number.
+        ValueError: It is not a number.
     """
     if deadline is None:
         return None
@@ -75,8 +75,8 @@ def checked_call(
 ) -> Call:
     """A call of a reranker, with the arguments and the errors of `Reranker.rank`.
 
-    `config` stands for what is None. `may_fall_back` is whether the caller can be told that a ranking is not the
-    model's; `where` says in messages which of several calls it is.
+    An argument that is None is taken from `config`. `may_fall_back` is False if the caller gets plain scores, which
+    cannot say that a fallback made them. `where` says in messages which of several calls it is.
     """
     if isinstance(documents, str | bytes | Document):
         raise TypeError(f"documents{where} must be several texts, but got a single one: put it into a list")
@@ -121,17 +121,17 @@ def checked_calls(
 ) -> Generator[Call | None]:
     """The calls of `Reranker.rank_many`; arguments and errors as in `checked_call`.
 
-    What is no `Collection` of the requests and their documents is read item by item, as it may wait: there is a None
-    after each document that is read. A generator is closed where not all of it is read.
+    Documents that are not a `Collection` are read one by one, because they may wait: the generator yields None after
+    each of them. A user's generator is closed if it is not read to its end.
 
     Args:
         config: As in `checked_call`.
         requests: `(query, documents)` or `(query, documents, instruction)`.
-        top_k: As in `checked_call`; so is what follows.
-        score_threshold: As above.
-        template: As above.
-        template_kwargs: As above.
-        may_fall_back: As above.
+        top_k: As in `checked_call`.
+        score_threshold: As in `checked_call`.
+        template: As in `checked_call`.
+        template_kwargs: As in `checked_call`.
+        may_fall_back: As in `checked_call`.
         numbered: Whether messages say which request it is.
     """
     with _closing(requests):
@@ -161,7 +161,7 @@ def checked_calls(
 
 
 def are_in_memory(requests: Iterable[RankRequest]) -> bool:
-    """Whether requests and their documents are all there, so that reading them waits for nothing."""
+    """Whether all requests and documents are in memory, so that reading them does not wait."""
     return isinstance(requests, Collection) and all(
         isinstance(documents, Collection) or not isinstance(documents, Iterable)
         for request in requests

@@ -1,4 +1,4 @@
-"""What `winnow doctor` says of a model before any weight is loaded: recipe, template, one prompt, labels, limits."""
+"""What `winnow doctor` reports about a model before any weight is loaded: recipe, template, prompt, labels, limits."""
 
 import logging
 from collections import Counter
@@ -25,23 +25,23 @@ DOCUMENT = "The capital of China is Beijing."
 
 @dataclass(slots=True, kw_only=True)
 class Diagnosis:
-    """What was found. After a problem, what comes later in this list is empty.
+    """The results. If there is a problem, the fields after it in this list may be empty.
 
     Attributes:
-        model: The model as it was named.
-        problems: What keeps the model from being used, or its scores from being right.
-        warnings: What a user should know.
+        model: The model, as the user named it.
+        problems: Why the model cannot be used, or its scores would be wrong.
+        warnings: What the user should know.
         family: Name of the recipe.
-        architectures: Of config.json.
-        formula: The logit, in words.
+        architectures: `architectures` in config.json.
+        formula: The formula of the logit.
         labels: Ids of the label tokens.
         max_length: Most tokens of a prompt.
         template: Where the template comes from.
-        pieces: What `ids` stand for; control tokens that the tokenizer adds by itself included.
+        pieces: The text of `ids`, with the control tokens that the tokenizer adds.
         ids: Token ids of the prompt as it is sent, cut to `max_length`.
-        tokens: How many of `ids` each part takes. A token that two parts share counts where it ends.
-        judged: Text of the token whose state makes the score, the last of `ids`; empty for models that look at more.
-        max_query_tokens: What a query may take, beside the template and this instruction.
+        tokens: How many of `ids` each part has. A token that spans two parts counts where it ends.
+        judged: Text of the token that gives the score, the last of `ids`; empty for models that use more tokens.
+        max_query_tokens: Most tokens of a query, with the template and this instruction.
         serve: The command that starts a vLLM server of the model; None if its prompts cannot go over HTTP.
     """
 
@@ -69,7 +69,7 @@ class Diagnosis:
         return f"ready, with {_count(self.warnings, 'warning')}" if self.warnings else "ready"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The results as plain data for JSON."""
         return {
             "model": self.model,
             "ok": not self.problems,
@@ -98,17 +98,17 @@ def examine(
     query: str = QUERY,
     document: str = DOCUMENT,
 ) -> Diagnosis:
-    """Look at all that is wrong with a model's prompts, and at one of them.
+    """Check a model and its prompts, and build one of them.
 
     Args:
-        model: A folder, or a name on the Hugging Face Hub. Of its weights, names and shapes are read, where they are.
+        model: A folder, or a name on the Hugging Face Hub. If the weights are local, their names and shapes are read.
         recipe: As for `Reranker`.
         template: As for `Reranker`.
         instruction: As for `Reranker`.
         query: Query of the pair that is shown.
         document: Its document.
     """
-    from winnow.engines.server import serve_command  # here, as it brings an HTTP client
+    from winnow.engines.server import serve_command  # here, because it imports an HTTP client
 
     found = Diagnosis(model=model)
     with _logged_warnings(found.warnings):
@@ -151,14 +151,14 @@ def _examine_prompt(
     whole = tokens_of(tokenizer, segments, values)
     if passed_over := whole[len(tokenizer.up_to_judged([token.id for token in whole])) :]:
         found.warnings.append(
-            f"The prompt ends in {tokenizer.decode([token.id for token in passed_over])!r}, which is padding to this "
-            "classifier: it judges the token before, and Winnow leaves the padding out."
+            f"The prompt ends with {tokenizer.decode([token.id for token in passed_over])!r}, which is padding for "
+            "this classifier: it takes the score from the token before, and Winnow leaves the padding out."
         )
         del whole[-len(passed_over) :]
     if checkpoint.recipe.labels or (segments is not None and is_causal_classifier(checkpoint.recipe)):
         found.judged = tokenizer.decode(found.ids[-1:])
     if built.truncated:
-        found.warnings.append(f"This document does not fit: the model would see {built.document_tokens} tokens of it.")
+        found.warnings.append(f"This document does not fit: the model would read {built.document_tokens} tokens of it.")
     elif not built.query_truncated and found.ids != [token.id for token in whole]:
         found.problems.append(
             "The prompt's ids differ from those of the whole text: Winnow does not handle this tokenizer. "
@@ -180,7 +180,7 @@ def _forged(
     tokenizer: PromptTokenizer, builder: PromptBuilder, query: str, document: str, instruction: str
 ) -> list[str]:
     """Control tokens that a document can put into the prompt."""
-    # What a tokenizer without byte tokens writes for any odd character is no forgery.
+    # A tokenizer without byte tokens uses its unknown token for any rare character: that is not forged.
     control = set(tokenizer.control_tokens.values()) - {tokenizer.unknown}
     names = list(tokenizer.control_tokens)
     typed = [document, *(f"{name} {document}" for name in names)]
@@ -193,7 +193,7 @@ def _forged(
 
 @contextmanager
 def _logged_warnings(into: list[str]) -> Iterator[None]:
-    """Collect what Winnow logs as warnings instead of showing it."""
+    """Collect the warnings that Winnow logs, instead of showing them."""
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

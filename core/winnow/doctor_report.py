@@ -1,4 +1,4 @@
-"""A diagnosis on the terminal: coloured where there are colours, plain text elsewhere."""
+"""Print a diagnosis: in colours on a terminal that has them, else as plain text."""
 
 from rich.console import Console
 from rich.text import Text
@@ -15,11 +15,11 @@ _LONGEST = 2000  # characters of a piece that are shown
 def print_report(found: Diagnosis, console: Console | None = None) -> None:
     """Print a diagnosis.
 
-    Control tokens stand in ⟦ ⟧, so that one typed in a document looks different without colours too; ↵ is a line break.
+    Control tokens are in ⟦ ⟧, so that one typed in a document looks different even without colours; ↵ is a line break.
 
     Args:
         found: The diagnosis.
-        console: Where to; standard output by default.
+        console: Where to print; standard output by default.
     """
     console = console or Console(highlight=False)
 

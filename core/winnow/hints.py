@@ -1,4 +1,4 @@
-"""What to say to somebody who gives an argument that does not exist: its name here, where others name it otherwise."""
+"""Error messages for arguments that do not exist, with Winnow's name for those that other libraries have."""
 
 import difflib
 import functools
@@ -20,8 +20,8 @@ _THRESHOLD = ("score_threshold",)
 _OF_EACH_CALL = {_COUNT: "top_k", _THRESHOLD: "score_threshold"}
 _DTYPE = "it is a setting of the engine: engine_kwargs={'dtype': %r}"
 
-# Names of Haystack, LangChain, LlamaIndex, sentence-transformers, FlagEmbedding and hosted rerankers, with what takes
-# their place: arguments, of which the first that exists is named, or else a sentence.
+# Arguments of Haystack, LangChain, LlamaIndex, sentence-transformers, FlagEmbedding and hosted rerankers, with Winnow's
+# names for them (the message has the first that exists), or with a sentence.
 _ELSEWHERE: Mapping[str, tuple[str, ...] | str] = {
     "model_name": _MODEL,
     "model_name_or_path": _MODEL,
@@ -73,7 +73,7 @@ _ELSEWHERE: Mapping[str, tuple[str, ...] | str] = {
     "torch_dtype": _DTYPE % "bfloat16",
     **dict.fromkeys(
         ("query_prefix", "query_suffix", "document_prefix", "document_suffix"),
-        "texts are judged as they are given: write it into them, or into a template",
+        "texts are scored as they are given: write it into them, or into a template",
     ),
     "batch_size": "engines make their own batches; engine_kwargs has max_num_seqs (vllm), batch_tokens (transformers) "
     "and chunk_size (server)",
@@ -84,7 +84,7 @@ def unknown_argument(owner: str, name: str, known: Iterable[str]) -> str:
     """The message for an argument that does not exist.
 
     Args:
-        owner: What was called, as in "Reranker".
+        owner: The class or function that was called, such as "Reranker".
         name: The argument.
         known: The arguments that exist.
     """
@@ -101,7 +101,7 @@ def unknown_argument(owner: str, name: str, known: Iterable[str]) -> str:
     elif theirs in _OF_EACH_CALL and owner.startswith("Reranker"):
         hint = f"it is an argument of each call: rank(..., {_OF_EACH_CALL[theirs]}=...)"
     elif theirs in _OF_EACH_CALL:
-        hint = "it scores, and leaves what to keep to its caller"
+        hint = "it returns all scores; its caller chooses which documents to keep"
     elif near := difflib.get_close_matches(name, known, n=1):
         hint = f"did you mean {near[0]!r}?"
     else:
@@ -110,9 +110,9 @@ def unknown_argument(owner: str, name: str, known: Iterable[str]) -> str:
 
 
 def hinting(cls: type[T]) -> type[T]:
-    """A class whose unknown arguments are refused with a hint. To be put above `@dataclass`.
+    """A decorator: the class refuses unknown arguments with a hint. It goes above `@dataclass`.
 
-    The signature stays as it is: Haystack reads it where it loads what was saved, so it cannot end in `**kwargs`.
+    The signature does not change: Haystack reads it when it loads a saved component, so it cannot end with `**kwargs`.
     """
     init = cls.__init__
     known = list(inspect.signature(init).parameters)[1:]
@@ -127,7 +127,7 @@ def hinting(cls: type[T]) -> type[T]:
 
 
 def hinting_call(method: F) -> F:
-    """A method whose unknown arguments are refused with a hint."""
+    """A decorator: the method refuses unknown arguments with a hint."""
     known = list(inspect.signature(method).parameters)[1:]
 
     @functools.wraps(method)

@@ -1,4 +1,4 @@
-"""Locks that a forked child finds open: the thread that held one at the fork does not exist there."""
+"""Locks that are free in a forked child, where the thread that held them does not exist."""
 
 import os
 import threading
@@ -6,18 +6,18 @@ import weakref
 
 
 class ForkSafeLock:
-    """A lock for `with`. The thread that has it may take it again: the garbage collector may run code in between."""
+    """A reentrant lock, because the garbage collector may run code that takes it while the same thread holds it."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         _locks.add(self)
 
     def acquire(self, blocking: bool = True) -> bool:
-        """Take it, and say whether that was possible."""
+        """Take the lock. Returns whether that succeeded."""
         return self._lock.acquire(blocking)
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._lock.release()
 
     def __enter__(self) -> None:
@@ -38,8 +38,8 @@ def _open_all() -> None:
         lock._open()
 
 
-# Models bring transformers with them, whose lazy modules raise ImportError where two threads import them at once. Held
-# while small files are read, and never while something waits that another model has no part in.
+# transformers' lazy modules raise ImportError if two threads import them at once. This lock is held while a model's
+# small files are read, but not while one model's template is rendered, so that other models do not wait for it.
 import_lock = ForkSafeLock()
 
 os.register_at_fork(after_in_child=_open_all)

@@ -1,4 +1,4 @@
-"""Settings as plain data: what JSON and YAML hold, and what is equal to itself when it is loaded back."""
+"""Settings as plain data, which JSON and YAML can hold, and which is equal when it is loaded again."""
 
 import os
 import sys
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """A setting as plain data, all the way down. What has no plain form stays as it is.
+    """A setting as plain data, at any depth. A value without a plain form is returned as it is.
 
-    Paths, `torch.dtype` ("bfloat16") and `torch.device` ("cuda:1") become texts, NumPy's numbers those of Python,
-    mappings dicts, and tuples lists. PyTorch and NumPy are not imported for it.
+    Paths, `torch.dtype` ("bfloat16") and `torch.device` ("cuda:1") become texts, NumPy's numbers become Python's,
+    mappings become dicts, and tuples lists. PyTorch and NumPy are not imported for this.
     """
     kind = type(value)
     if isinstance(value, Mapping):

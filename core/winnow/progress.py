@@ -7,19 +7,19 @@ from tqdm.auto import tqdm
 
 
 class Bar(Protocol):
-    """What is told of a call's progress, in pairs."""
+    """A progress bar that counts pairs."""
 
     total: float | None
 
     def update(self, n: float) -> object:
-        """So many more are done."""
+        """Add `n` pairs."""
 
     def unpause(self) -> None:
-        """Begin to measure the speed."""
+        """Start to measure the speed."""
 
 
 class _NoBar:
-    """Instead of a hidden bar of tqdm's, which starts a thread, and takes a lock that a forked child may find taken."""
+    """Used instead of a hidden tqdm bar, which starts a thread, and takes a lock that a forked child may find taken."""
 
     total: float | None = 0
 
@@ -31,7 +31,7 @@ class _NoBar:
 
 
 def progress_bar(show: bool) -> AbstractContextManager[Bar]:
-    """A bar on stderr, which appears after a second, or one that shows nothing."""
+    """A bar on stderr, which appears after a second; or a bar that shows nothing."""
     bar: AbstractContextManager[Bar]
     bar = tqdm(total=0, desc="reranking", unit="pair", delay=1) if show else nullcontext(_NoBar())
     return bar

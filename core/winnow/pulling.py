@@ -1,4 +1,4 @@
-"""Iterators of users, which may wait and raise as they like: read beside the event loop, in a thread of their own."""
+"""Read users' iterators, which may wait and raise anything, in threads of their own beside the event loop."""
 
 import logging
 from collections.abc import AsyncGenerator, Generator
@@ -14,13 +14,13 @@ _END = object()
 
 
 class IteratorFailedError(Exception):
-    """What a user's iterator raised, of whatever kind, on its way to the user past all that handles errors.
+    """Wraps the error of a user's iterator, so that no code on its way to the user takes it for its own.
 
-    As it is, a `KeyboardInterrupt` would end the event loop, a `CancelledError` would pass for a cancelled call, and an
-    `EngineDeadError` for the death of our engine.
+    Without it, a `KeyboardInterrupt` would end the event loop, a `CancelledError` would look like a cancelled call, and
+    an `EngineDeadError` like the death of our engine.
 
     Attributes:
-        error: What it raised.
+        error: The iterator's error.
     """
 
     def __init__(self, error: BaseException):
@@ -29,14 +29,14 @@ class IteratorFailedError(Exception):
 
 
 async def pulled(items: Generator[T | None]) -> AsyncGenerator[T]:
-    """The items one by one, each read when it is asked for.
+    """Yields the items of a generator; each is read when it is needed.
 
-    One thread reads them all: in the context (`contextvars`) of the caller, and without a share in the threads that
-    tokenise. It may wait for ever, and holds up neither other calls nor the interpreter's exit. When no more items are
-    wanted, the generator is closed there, as soon as it yields.
+    One thread of its own reads all of them, in the context (`contextvars`) of the caller. The generator may wait for
+    ever: it delays neither other calls nor the interpreter's exit. When no more items are needed, that thread closes
+    the generator at its next `yield`.
 
     Args:
-        items: With None in between, where the generator may be closed though it has no item yet.
+        items: The generator. It may yield None, where it has no item but may be closed.
 
     Raises:
         IteratorFailedError: The generator raised.
@@ -48,13 +48,13 @@ async def pulled(items: Generator[T | None]) -> AsyncGenerator[T]:
             while (item := next(items, _END)) is None and wanted:
                 pass
             return item
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the user's
+        except BaseException as error:  # noqa: BLE001 - the user's code may raise anything
             raise IteratorFailedError(error) from None
 
     def close() -> None:
         try:
             items.close()
-        except BaseException as error:  # noqa: BLE001 - nobody is there to be told but the log
+        except BaseException as error:  # noqa: BLE001 - no caller waits any more, so it is logged
             logger.warning("An iterator that was not read to its end failed when it was closed: %r", error)
 
     thread = OwnThread("winnow-iterator")

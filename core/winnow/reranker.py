@@ -1,4 +1,4 @@
-"""The reranker: what users call. `winnow.arguments` checks what is asked, `winnow.calls` does it."""
+"""The reranker, which users call. `winnow.arguments` checks the arguments of calls, `winnow.calls` runs the calls."""
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
@@ -23,7 +23,7 @@ from winnow.types import Ranking
 
 T = TypeVar("T")
 
-# Made anew from the settings, in a copy.
+# Attributes that a copy makes again from the settings.
 _MADE = ("_lease", "_calls", "_stand_in")
 
 
@@ -32,12 +32,12 @@ _MADE = ("_lease", "_calls", "_stand_in")
 class Reranker(RerankerConfig):
     """Scores documents for a query with a reranker model, and orders them.
 
-    Making one loads nothing: the first call, or `start`, does. Rerankers with the same model and engine settings share
-    one engine in the process. Every method may be called from any thread, the `a…` ones from any event loop; the work
-    of all callers merges on the GPU. After `close` the next call loads the model again. An engine whose rerankers are
-    all dropped without `close` closes by itself, some seconds later.
+    The first call, or `start`, loads the model. Rerankers with the same model and engine settings share one engine in
+    the process. Every method may be called from any thread, the `a…` methods from any event loop; the GPU runs the
+    prompts of all callers in common batches. After `close` the next call loads the model again. If all rerankers of an
+    engine are garbage-collected without `close`, the engine closes some seconds later.
 
-    Takes the arguments of `RerankerConfig`; an unknown one is a `TypeError` that names the one meant.
+    It takes the arguments of `RerankerConfig`. An unknown argument is a `TypeError` that says the right name.
     """
 
     _lease: Lease = field(init=False, repr=False)
@@ -46,8 +46,8 @@ class Reranker(RerankerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # The engine and the calls in flight keep these settings. They must not keep the reranker, which gives its hold
-        # on the engine back when nobody refers to it any more.
+        # The engine and the calls in flight refer to these settings. They must not refer to the reranker, which
+        # releases the engine when it is garbage-collected.
         config = RerankerConfig(**{field.name: getattr(self, field.name) for field in fields(RerankerConfig)})
         make = partial(create_engine, config, resolve(config))
         object.__setattr__(self, "_lease", Lease(self.engine_key, make, self.max_restarts))
@@ -137,7 +137,7 @@ class Reranker(RerankerConfig):
     ) -> list[float]:
         """Scores of the documents in input order; arguments and errors as in `rank`.
 
-        It does without `fallback`, and a blank query is an error: bare numbers cannot say where they are from.
+        `fallback` is not used, and a blank query is an error, because plain scores cannot say what made them.
         """
         options = {"may_fall_back": False, "numbered": False}
         work = self._work([(query, documents, instruction)], deadline, False, False, **options)
@@ -170,16 +170,16 @@ class Reranker(RerankerConfig):
         """Rank the documents of many queries in one pass over the GPU.
 
         Args:
-            requests: `(query, documents)` or `(query, documents, instruction)`; each with as many documents as it
-                likes. An iterator is read as the work goes on, in a thread of its own, so that a million pairs need
-                little memory. What it raises is raised here. A generator is closed when the call ends early.
+            requests: `(query, documents)` or `(query, documents, instruction)`, each with any number of documents. An
+                iterator is read in a thread of its own, and only as fast as its queries are ranked, so that a million
+                pairs need little memory. Its errors are raised here. A generator is closed if the call ends early.
             top_k: As in `rank`, for each query.
             score_threshold: As in `rank`.
-            deadline: As in `rank`, for all of it.
+            deadline: As in `rank`, for all queries together.
             progress: Show a progress bar on stderr.
 
         Returns:
-            One ranking a request, in order.
+            One ranking for each request, in order.
         """
         return self._wait(self._work(requests, deadline, progress, False, top_k, score_threshold))
 
@@ -201,8 +201,8 @@ class Reranker(RerankerConfig):
     def start(self) -> Self:
         """Load the model now instead of with the first call.
 
-        With a `fallback`, an engine that does not start is a warning in the log. So is one that does not start within
-        the reranker's `deadline`, but it loads on.
+        With a `fallback`, an engine that does not start is only a warning in the log. So is an engine that does not
+        start within the reranker's `deadline`; it goes on loading.
         """
         self._wait(self._calls.bind)
         return self
@@ -213,25 +213,25 @@ class Reranker(RerankerConfig):
         return self
 
     def sleep(self) -> None:
-        """Wait for calls in flight, then leave the GPU's memory to others: weights wait in main memory.
+        """Wait for calls in flight, then free the GPU's memory: the weights move to main memory.
 
-        The next call, or `wake`, brings the engine back, in far less time than loading it takes. The engine sleeps for
-        all rerankers that share it; that of a `fallback` stays as it is. Nothing is done before it is loaded.
+        The next call, or `wake`, moves them back, which is much faster than loading the model. All rerankers that share
+        the engine sleep; the engine of a `fallback` does not. Before the engine is loaded, nothing happens.
 
         Raises:
-            ConfigurationError: The engine cannot; `close` frees it, too. vLLM needs `enable_sleep_mode` in
-                `engine_kwargs`, and a GPU.
+            ConfigurationError: The engine cannot sleep; `close` frees its memory, too. vLLM needs `enable_sleep_mode`
+                in `engine_kwargs`, and a GPU.
         """
         if (told := self._lease.tell(EngineLife.sleep)) is not None:
             told.result()
 
     async def async_sleep(self) -> None:
-        """`sleep` for event loops; `asleep` would read like a question."""
+        """`sleep` for event loops."""
         if (told := self._lease.tell(EngineLife.sleep)) is not None:
             await asyncio.wrap_future(told)
 
     def wake(self) -> None:
-        """Bring a sleeping engine back now instead of with the next call."""
+        """Wake a sleeping engine now instead of with the next call."""
         if (told := self._lease.tell(EngineLife.wake)) is not None:
             told.result()
 
@@ -241,7 +241,7 @@ class Reranker(RerankerConfig):
             await asyncio.wrap_future(told)
 
     def close(self) -> None:
-        """Wait for calls in flight, then free the engine unless another reranker holds it.
+        """Wait for calls in flight, then free the engine, unless another reranker uses it.
 
         The next call loads it again.
         """
@@ -288,7 +288,7 @@ class Reranker(RerankerConfig):
         except IteratorFailedError as failed:
             error = failed.error
         finally:
-            del future  # what it raised refers to this frame: a cycle, which would keep the reranker
+            del future  # its error refers to this frame: a reference cycle, which would keep the reranker alive
         try:
             raise error
         finally:
@@ -305,7 +305,7 @@ class Reranker(RerankerConfig):
             del error
 
     async def _rank_instead(self, call: Call) -> Ranking:
-        """Rank a call of the reranker whose fallback this is."""
+        """Rank a call of the reranker that has this one as its fallback."""
         return (await self._await(partial(self._calls.run, [call], False, self.deadline)))[0]
 
     def _work(
@@ -319,9 +319,9 @@ class Reranker(RerankerConfig):
     ) -> Work[list[Ranking]]:
         """The work of a call.
 
-        What is in memory is read here and now. So are documents that may wait, in the caller's own thread, where they
-        can be interrupted, and see its thread-local state; unless a deadline must end the call meanwhile, or the thread
-        has an event loop to run.
+        Requests and documents in memory are read here. So are iterators of documents: in the caller's own thread they
+        can be interrupted, and have its thread-local state. But if the call has a deadline, which must be able to end
+        it, or if this thread runs an event loop, iterators are read in another thread.
         """
         limit = checked_deadline(deadline)
         limit = self.deadline if limit is None else limit

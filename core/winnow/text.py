@@ -1,4 +1,4 @@
-"""What counts as text: the text of a document or a query, blank or not, and whether UTF-8 can hold it."""
+"""The text of a document or a query: whether it is blank, and whether UTF-8 can hold it."""
 
 from winnow.errors import DocumentError
 from winnow.types import Document
@@ -31,8 +31,7 @@ def checked(text: str, what: str, index: int | None = None) -> str:
     except UnicodeEncodeError as error:
         raise DocumentError(
             f"{what} holds the lone surrogate {text[error.start]!r} at character {error.start}, which is not text. It "
-            "usually comes from "
-            "decoding with errors='surrogateescape': decode with errors='replace' instead.",
+            "usually comes from decoding with errors='surrogateescape': decode with errors='replace' instead.",
             index,
         ) from None
     return text

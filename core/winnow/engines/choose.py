@@ -1,4 +1,4 @@
-"""Which engine a configuration asks for; with `engine="auto"`, which one can run here."""
+"""Make the engine of a configuration. With `engine="auto"`, choose one that runs here."""
 
 import importlib.util
 import logging
@@ -14,14 +14,14 @@ logger = logging.getLogger(__name__)
 
 
 def create_engine(config: EngineConfig, settings: EngineSettings | None = None) -> Engine:
-    """Make, but do not start, the engine that a configuration and the environment ask for.
+    """Make the engine that a configuration and the environment name, without starting it.
 
     Args:
-        config: What the user gave.
-        settings: What it and the environment came to when it was made; read anew by default.
+        config: The user's settings.
+        settings: The engine's settings, with those from the environment; by default they are resolved now.
 
     Raises:
-        ConfigurationError: A setting is unknown, of another engine, or wrong, here or in the environment.
+        ConfigurationError: A setting is unknown, of another engine, or wrong, in `config` or in the environment.
         ModelError: The model cannot be used.
         TemplateError: Its template cannot be used.
         MissingExtraError: The engine's packages are not installed.
@@ -38,7 +38,7 @@ def create_engine(config: EngineConfig, settings: EngineSettings | None = None) 
 
 
 def _engine_for(checkpoint: Checkpoint, settings: EngineSettings, wanted: str) -> Engine:
-    if settings.max_length is not None:  # also where only the environment has it
+    if settings.max_length is not None:  # the environment may have set it
         checkpoint = replace(checkpoint, max_length=_length(checkpoint, settings.max_length))
     name = _choose(checkpoint, settings.device) if wanted == "auto" else wanted
     if wanted == "auto" and url_in_environment():
@@ -58,7 +58,7 @@ def _engine_for(checkpoint: Checkpoint, settings: EngineSettings, wanted: str) -
 
 
 def _length(checkpoint: Checkpoint, wanted: int) -> int:
-    """The length that was asked for, as far as the model reads; the family's own is no more than a default."""
+    """The wanted length, or the model's limit if that is less. The family's own length is only a default."""
     if checkpoint.longest is not None and wanted > checkpoint.longest:
         logger.warning(
             "max_length=%d becomes %d: %s reads no longer prompts, by max_position_embeddings in its config.json and "
@@ -81,7 +81,7 @@ def _length(checkpoint: Checkpoint, wanted: int) -> int:
 
 
 def _choose(checkpoint: Checkpoint, device: str | int | None) -> str:
-    """VLLM where it can run, and on that device, else transformers."""
+    """The engine: vLLM if it runs here and on that device, else transformers."""
     if importlib.util.find_spec("vllm") is None:
         name, why = "transformers", "vLLM is not installed"
     else:
