@@ -1,4 +1,4 @@
-"""The seam between prompts and models: the `Engine` protocol, and a fake that needs no model."""
+"""The interface between prompts and models: the `Engine` protocol, and a fake engine that needs no model."""
 
 import asyncio
 import re
@@ -20,13 +20,13 @@ _LARGEST_LOGIT = (2 - 2**-23) * 2.0**127  # the largest number of fp32
 
 @dataclass(frozen=True, slots=True)
 class EngineScore:
-    """What an engine says of one prompt.
+    """An engine's result for one prompt.
 
     Attributes:
-        logit: The raw relevance logit in fp32; NaN beside an `error`.
+        logit: The raw relevance logit in fp32; NaN if there is an `error`.
         cached_tokens: How many of the prompt's tokens the engine did not have to compute.
-        error: Why the engine has no score for this prompt, as a sentence; it takes others. It is then an error of the
-            document.
+        error: Why the engine has no score for this prompt, as a sentence. It becomes a `DocumentError`; other prompts
+            are not affected.
     """
 
     logit: float
@@ -35,7 +35,7 @@ class EngineScore:
 
 
 def is_logit(number: float) -> bool:
-    """Whether a number is finite in fp32, as logits are: then sums of logits are finite, too."""
+    """Whether a number is finite in fp32, so that sums of such numbers are finite, too."""
     return abs(number) <= _LARGEST_LOGIT
 
 
@@ -65,84 +65,83 @@ class Engine(Protocol):
         """Score prompts, in order.
 
         Args:
-            prompts: A few dozen at most; many such calls are under way at once.
-            priority: Lower goes first, where the engine has a choice.
+            prompts: A few dozen at most; many such calls run at once.
+            priority: Lower numbers are scored first, if the engine has a choice.
 
         Raises:
-            EngineError: The engine failed. What else it raises becomes one.
-            EngineDeadError: The engine is gone, and all calls on it with it. Winnow says what comes next.
+            EngineError: The engine failed. Winnow turns all other errors into this one.
+            EngineDeadError: The engine died, and all calls on it have failed. Winnow adds to the message what to do.
         """
 
     async def aclose(self) -> None:
         """Free the model, its threads and its processes."""
 
     def abandon(self) -> None:
-        """Make a `start` that is under way fail soon and leave nothing behind; make `aclose` quick.
+        """Make a running `start` fail soon and leave nothing behind; make `aclose` quick.
 
-        Called from another thread: the user pressed Ctrl-C, Python is ending, or nobody waits for the start.
+        It is called from another thread, when the user pressed Ctrl-C, Python ends, or no call waits for the start.
         """
 
 
 @runtime_checkable
 class SleepingEngine(Engine, Protocol):
-    """An engine that can leave the GPU's memory to others, and come back without being loaded anew.
+    """An engine that can free the GPU's memory, and use it again without loading the model again.
 
-    Winnow calls `sleep` when no call is in flight, `wake` before the next one, and `aclose` at any time in between.
+    Winnow calls `sleep` when no call is in flight, and `wake` before the next call. It may call `aclose` in between.
     """
 
     async def sleep(self) -> None:
         """Move the weights to main memory, and free the rest.
 
         Raises:
-            ConfigurationError: This one cannot, and is as it was. The message says what to set.
-            EngineDeadError: The engine is gone.
+            ConfigurationError: This engine cannot sleep, and is unchanged. The message says what to set.
+            EngineDeadError: The engine died.
         """
 
     async def wake(self) -> None:
-        """Come back to the GPU.
+        """Move the weights back to the GPU.
 
         Raises:
-            EngineError: It could not, as when the memory is taken; the next call tries again.
-            EngineDeadError: The engine is gone.
+            EngineError: That failed, for example because the memory is in use; the next call tries again.
+            EngineDeadError: The engine died.
         """
 
 
 @runtime_checkable
 class WatchedEngine(Engine, Protocol):
-    """An engine that may hang, as it runs in other processes, and that can then be ended by force.
+    """An engine in other processes, which may hang and can be killed.
 
-    Winnow counts it as dead when it has answered nothing for `stall_timeout` seconds though prompts wait.
+    If prompts wait and it has answered none for `stall_timeout` seconds, Winnow counts it as dead.
 
     Attributes:
         stall_timeout: The seconds.
-        answered: How many prompts it has answered since it was made, with a score or with why there is none.
+        answered: How many prompts it has answered since it was made, with a score or with an error.
     """
 
     stall_timeout: float
     answered: int
 
     async def ping(self) -> None:
-        """Return when the engine shows that it lives. Asked where nobody waits for a prompt any more."""
+        """Return when the engine gives a sign of life. Called when no call waits for a prompt any more."""
 
     def hang(self) -> str:
-        """Take it that the engine hangs: `aclose`, which comes next, ends it by force.
+        """Note that the engine hangs. Winnow calls `aclose` next, which kills it.
 
         Returns:
-            What is known of the cause, or what to do, as a line of the error's message.
+            The cause, if it is known, or what to do, as a line for the error's message.
         """
 
 
 def name_of(engine: str | Engine) -> str:
-    """The name of an engine that is given by its name or itself."""
+    """The name of an engine that is given as a name or as an object."""
     return engine if isinstance(engine, str) else engine.name
 
 
 class FakeEngine:
-    """An engine without a model, for tests of your own pipelines: deterministic, instant, sensible.
+    """An engine without a model, for tests of your own pipelines. It is deterministic and fast.
 
-    The logit is the share of the query's words that the document holds, stretched over −4…4; shorter documents win ties
-    by a hair.
-    Its tokenizer gives one token a byte.
+    The logit is the share of the query's words that are in the document, scaled to −4…4; of equal documents the shorter
+    one gets a slightly larger logit. Each byte is one token.
 
     Args:
         max_length: Most tokens of a prompt.

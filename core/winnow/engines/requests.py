@@ -1,6 +1,6 @@
-"""What stands between all callers and their engine: identical prompts share one request, and every caller gets a turn.
+"""The queue before an engine: equal prompts share one request, and callers take turns.
 
-One `Requests` a running engine; it lives on the engine's event loop, so it needs no locks.
+Each running engine has one `Requests`. It runs on the engine's event loop, so it needs no locks.
 """
 
 import asyncio
@@ -12,16 +12,16 @@ from winnow.engines.watchdog import Watchdog
 from winnow.errors import EngineDeadError, EngineError, as_engine_error
 from winnow.prompts import Prompt
 
-# Prompts of one request to the engine: few, so that callers alternate.
+# Most prompts of one request to the engine: few, so that callers take turns often.
 _PROMPTS = 32
 
 
 @dataclass(slots=True)
 class Turn:
-    """One caller's place in the order of requests.
+    """One call's place in the order of requests.
 
     Attributes:
-        reached: Tokens that the caller has asked for, on the engine's clock; see `Requests`.
+        reached: The priority of the call's next request, in tokens; see `Requests`.
     """
 
     reached: int = 0
@@ -29,7 +29,7 @@ class Turn:
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """One request to the engine and how many calls wait for it."""
+    """One request to the engine, and how many calls wait for it."""
 
     task: "asyncio.Task[list[EngineScore]]"
     keys: list[bytes]
@@ -38,7 +38,7 @@ class _Flight:
 
 @dataclass(frozen=True, slots=True)
 class RequestScore:
-    """The score of one prompt, and whether somebody else's request brought it."""
+    """The score of one prompt, and whether it came from another call's request."""
 
     score: EngineScore
     shared: bool
@@ -47,16 +47,17 @@ class RequestScore:
 class Requests:
     """Sends prompts to an engine.
 
-    The order is self-clocked fair queueing (Golestani, 1994): the engine's clock is the priority of what it finished
-    last, in tokens, and each caller goes on from there or from where it has got to. So a call of ten documents that
-    comes while one of ten thousand runs does not wait for it, and a stream of small calls does not starve a large one.
+    The order is self-clocked fair queueing (Golestani, 1994). The engine's clock is the priority of the last request
+    that it finished, in tokens. A request's priority is the clock, or the end of its call's last request if that is
+    later. So a call of ten documents does not wait for a running call of ten thousand, and a stream of small calls does
+    not starve a large one.
 
     Args:
         engine: The running engine.
 
     Attributes:
         has_scored: Whether the engine has scored anything since its start.
-        death: What it said when it died; it is asked no more then.
+        death: The error with which it died; it gets no more requests then.
     """
 
     def __init__(self, engine: Engine):
@@ -76,14 +77,14 @@ class Requests:
         await self.engine.aclose()
 
     async def score(self, prompts: Sequence[Prompt], turn: Turn) -> list[RequestScore]:
-        """Score prompts, in order. Cancelling it withdraws what nobody else waits for.
+        """Score prompts, in order. Cancelling it withdraws the prompts that no other call waits for.
 
         Args:
-            prompts: They go to the engine side by side.
-            turn: The caller's.
+            prompts: The prompts; they are sent one after another without waiting.
+            turn: The call's turn.
 
         Raises:
-            EngineError: The engine failed, with whatever error, or what it returned are no scores.
+            EngineError: The engine failed with any error, or did not return scores.
         """
         places: list[tuple[_Flight, int, bool]] = []
         for at in range(0, len(prompts), _PROMPTS):
@@ -102,7 +103,7 @@ class Requests:
         return [RequestScore(flight.task.result()[at], shared) for flight, at, shared in places]
 
     def _send(self, prompts: Sequence[Prompt], turn: Turn) -> list[tuple[_Flight, int, bool]]:
-        """Where the score of each prompt will be: in a request that is under way already, or in a new one."""
+        """Where the score of each prompt will be: in a request that was sent already, or in a new one."""
         keys = [prompt.key for prompt in prompts]
         new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._flying}
         if new:
@@ -117,7 +118,7 @@ class Requests:
 
     def _land(self, flight: _Flight) -> None:
         if flight.task.done() and not flight.task.cancelled():
-            flight.task.exception()  # seen, though all who waited for it may be gone
+            flight.task.exception()  # read, so that asyncio does not warn if no call waits for it any more
         for key in flight.keys:
             if key in self._flying and self._flying[key][0] is flight:
                 del self._flying[key]
@@ -144,7 +145,7 @@ class Requests:
         return scores
 
     def _fail_all(self, engine: WatchedEngine) -> None:
-        """The engine hangs: it counts as dead, and all who wait for it are told."""
+        """The engine hangs: it counts as dead, and all waiting calls fail."""
         self.death = EngineDeadError(
             f"The engine {engine.name} of {engine.checkpoint.model} hung: it scored no prompt for "
             f"{engine.stall_timeout:g} seconds while prompts waited.\n  {engine.hang()}"

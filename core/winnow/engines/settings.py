@@ -1,7 +1,7 @@
 """Settings from the environment: `WINNOW_ENGINE`, `WINNOW_DTYPE` and the like.
 
-An argument wins over the environment. What the environment adds is kept beside a reranker's settings and never in them,
-so that none of it gets into a saved pipeline.
+An argument takes precedence over the environment. Values from the environment are never stored in a reranker's
+settings, so that a saved pipeline does not hold them.
 """
 
 import difflib
@@ -28,7 +28,7 @@ from winnow.recipes import ModelRecipe
 
 logger = logging.getLogger(__name__)
 
-# What `open_checkpoint` reads a model's small files with.
+# Settings for `open_checkpoint`, and its names for them.
 _OF_CHECKPOINT = {
     "hf_overrides": "hf_overrides",
     "revision": "revision",
@@ -36,7 +36,7 @@ _OF_CHECKPOINT = {
     "mm_processor_kwargs": "mm_processor_kwargs",
     "cache_dir": "cache_dir",
 }
-# Arguments of a reranker that are settings of its engine, too.
+# Arguments of a reranker that are also settings of its engine.
 _OF_BOTH = ("device", "cache_dir")
 
 _warned_about: set[str] = set()
@@ -67,15 +67,15 @@ class EngineConfig(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """What an engine is made from: a reranker's arguments, and what the environment adds to them.
+    """The settings of an engine, from a reranker's arguments and from the environment.
 
     Attributes:
-        engine: The engine, by name or itself.
+        engine: The engine, as a name or as an object.
         url: Addresses of servers.
         api_key: Key of these servers.
         max_length: Most tokens of a prompt; None for the model's limit.
-        given: The engine's settings that the user gave, but for the length.
-        found: Settings that only the environment has, of whatever engine.
+        given: The engine's settings that the user gave, except the length.
+        found: Settings that only the environment has, of any engine.
     """
 
     engine: str | Engine
@@ -87,7 +87,7 @@ class EngineSettings:
 
     @property
     def key(self) -> Hashable:
-        """What makes two of them the same engine of one model."""
+        """Equal for two settings that make the same engine for a model."""
         engine = self.engine if isinstance(self.engine, str) else id(self.engine)
         url = self.url if self.url is None or isinstance(self.url, str) else tuple(self.url)
         where = (url, self.api_key) if engine == "server" else None
@@ -95,7 +95,7 @@ class EngineSettings:
 
     @property
     def device(self) -> str | int | None:
-        """What the engine is to run on; None for its own choice."""
+        """The device for the engine; None if the engine chooses."""
         return {**self.found, **self.given}.get("device")
 
     def of_checkpoint(self) -> dict[str, Any]:
@@ -107,13 +107,13 @@ class EngineSettings:
         }
 
     def for_engine(self, name: str) -> dict[str, Any]:
-        """`engine_kwargs` for the engine that was chosen; settings of others in the environment are left out.
+        """`engine_kwargs` for the chosen engine, without the environment's settings for other engines.
 
         Args:
             name: "vllm", "server" or "transformers".
 
         Raises:
-            ConfigurationError: The user gave a setting of another engine, or of none.
+            ConfigurationError: The user gave a setting of another engine, or one that does not exist.
         """
         check_names(name, self.given)
         taken = {key: value for key, value in self.found.items() if name in SETTINGS[key].engines}
@@ -126,14 +126,14 @@ class EngineSettings:
 
 
 def check_names(engine: str, engine_kwargs: Mapping[str, Any]) -> None:
-    """Refuse settings that an engine does not take. Those of vLLM are known only where it is installed.
+    """Refuse settings that an engine does not take. vLLM's own fields are known only if it is installed.
 
     Args:
-        engine: Its name; with "auto", what no engine takes is refused.
-        engine_kwargs: What the user gave.
+        engine: Its name; with "auto", settings that no engine takes are refused.
+        engine_kwargs: The user's settings.
 
     Raises:
-        ConfigurationError: A setting is of another engine, or of none. The message names the nearest.
+        ConfigurationError: A setting is of another engine, or does not exist. The message suggests the most similar.
     """
     known = settings_of(engine)
     for name, value in engine_kwargs.items():
@@ -149,13 +149,13 @@ def check_names(engine: str, engine_kwargs: Mapping[str, Any]) -> None:
 
 
 def resolve(config: EngineConfig, environment: Mapping[str, str] | None = None) -> EngineSettings:
-    """A reranker's engine settings, with what the environment adds.
+    """A reranker's engine settings, with those from the environment.
 
     Engine objects and `engine="fake"` take nothing from the environment.
 
     Args:
         config: The reranker.
-        environment: The environment; by default that of the process. A blank variable counts as absent.
+        environment: The environment; by default the process's. A blank variable counts as absent.
 
     Raises:
         ConfigurationError: A value is wrong. The message names the setting, or the variable.
@@ -175,7 +175,7 @@ def resolve(config: EngineConfig, environment: Mapping[str, str] | None = None) 
         engine = variable(RERANKER_SETTINGS["engine"]) or engine
     given = given_settings(config)
     if not isinstance(engine, str) or engine == "fake":
-        for name in _OF_BOTH:  # without a model there is nothing to run or to keep
+        for name in _OF_BOTH:  # the fake engine has no model; an object has its own settings
             given.pop(name, None)
         return EngineSettings(
             engine=engine, url=None, api_key=None, max_length=config.max_length, given=given, found={}
@@ -203,7 +203,7 @@ def resolve(config: EngineConfig, environment: Mapping[str, str] | None = None) 
 
 
 def given_settings(config: EngineConfig) -> dict[str, Any]:
-    """What the user gave of the engine's settings, in `engine_kwargs` or as arguments of the reranker.
+    """The engine's settings that the user gave, in `engine_kwargs` or as arguments of the reranker.
 
     Raises:
         ConfigurationError: A setting has two values.
@@ -217,10 +217,10 @@ def given_settings(config: EngineConfig) -> dict[str, Any]:
 
 
 def warn_about_variables(environment: Mapping[str, str] | None = None) -> None:
-    """Log a warning for each variable of Winnow's prefix that sets nothing, once in the life of the process.
+    """Log a warning for each variable `WINNOW_…` that sets nothing, once in each process.
 
     Args:
-        environment: The environment; by default that of the process.
+        environment: The environment; by default the process's.
     """
     known = [setting.variable for setting in (*RERANKER_SETTINGS.values(), *SETTINGS.values())]
     variables = os.environ if environment is None else environment

@@ -1,8 +1,8 @@
 """Blocking work beside an event loop, in threads that do not keep the interpreter alive.
 
-The threads of `asyncio.to_thread` are joined at the interpreter's exit, before any exit handler runs: work that may
-take minutes would hold up a Ctrl-C until it is done, and all work of a loop shares a few of them. A daemon thread is
-not joined.
+Python joins the threads of `asyncio.to_thread` at its exit, before any exit handler runs, so work that takes minutes
+would delay a Ctrl-C until it is done. They are also few, and shared by all work of a loop. A daemon thread is not
+joined.
 """
 
 import asyncio
@@ -18,16 +18,16 @@ T = TypeVar("T")
 
 
 class ThreadEndedError(BaseException):
-    """A thread was ended from outside. Nothing catches it on its way, as it is no `Exception`."""
+    """Raised in a thread to end it. It is not an `Exception`, so that no code catches it on its way."""
 
 
 class OwnThread:
-    """A daemon thread for one caller's work, piece by piece, in the context (`contextvars`) of who makes it.
+    """A daemon thread for one caller's work, with the context (`contextvars`) of the code that makes it.
 
-    Whoever makes one calls `end`.
+    The code that makes it calls `end`.
 
     Args:
-        name: The thread's.
+        name: The thread's name.
     """
 
     def __init__(self, name: str):
@@ -36,16 +36,16 @@ class OwnThread:
         threading.Thread(target=run, args=(_work_off, self._pieces), name=name, daemon=True).start()
 
     async def do(self, function: Callable[[], T]) -> T:
-        """Do one piece of work. If the caller is cancelled and it has begun, it goes on; what it returns is lost."""
+        """Do one piece of work. If the caller is cancelled, work that has begun goes on, and its result is dropped."""
         done: Future[T] = Future()
         self._pieces.put((done, function))
         return await asyncio.wrap_future(done)
 
     def end(self, last: Callable[[], object] | None = None) -> None:
-        """Let the thread end when it is done with the work that it has. Does not wait for that.
+        """Let the thread end when it has done the work it was given. This does not wait for the thread.
 
         Args:
-            last: What it does at the end, though nobody waits for it.
+            last: More work, done at the end; its result is dropped.
         """
         if last is not None:
             self._pieces.put((Future(), last))
@@ -55,24 +55,27 @@ class OwnThread:
 def _work_off(pieces: "SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]") -> None:
     while (piece := pieces.get()) is not None:
         _do(*piece)
-        del piece  # nothing is kept while it waits for the next
+        del piece  # it is not kept alive while the thread waits for the next one
 
 
 def _do(done: "Future[T]", function: Callable[[], T]) -> None:
     try:
         if done.set_running_or_notify_cancel():
             done.set_result(function())
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
+    except BaseException as error:  # noqa: BLE001 - the caller gets every error
         done.set_exception(error)
     finally:
-        del done, function  # an error refers to this frame: a cycle, which would keep what the work refers to
+        del (
+            done,
+            function,
+        )  # an error refers to this frame: a reference cycle, which would keep the work's objects alive
 
 
 async def in_daemon_thread(function: Callable[[], T]) -> T:
     """Like `asyncio.to_thread`, for work that may take minutes.
 
     Args:
-        function: The work. It goes on if the caller is cancelled; what it returns is then lost.
+        function: The work. If the caller is cancelled, the work goes on, and its result is dropped.
     """
 
     def registered() -> T:
@@ -96,8 +99,8 @@ _working: set[int] = set()  # threads of `in_daemon_thread`, by their identifier
 def end_threads() -> None:
     """Raise `ThreadEndedError` in all threads of `in_daemon_thread`, at the next line of Python that they run.
 
-    Only for the interpreter's end. Imports take most of the time before a model's weights are read; a thread that goes
-    on importing while the interpreter is taken down may crash it, and an import that was broken off is of no use later.
+    Only for the interpreter's exit. Before a model's weights are read, such threads mostly import modules, and a thread
+    that imports while the interpreter exits may crash it. An import that was interrupted cannot be used later.
     """
     for thread in list(_working):
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(ThreadEndedError))

@@ -1,4 +1,4 @@
-"""Plain PyTorch through transformers: CPUs, laptops, and the reference that vLLM's scores are compared with."""
+"""The engine on plain PyTorch and transformers: for CPUs and laptops, and as the reference for vLLM's scores."""
 
 import itertools
 import logging
@@ -20,7 +20,7 @@ from winnow.prompts import Prompt
 logger = logging.getLogger(__name__)
 
 _BATCH_TOKENS = 16384
-# Settings with which all files of a model are read, and transformers' names for them.
+# Settings for reading the files of a model, and transformers' names for them.
 _HUB = {
     "revision": "revision",
     "trust_remote_code": "trust_remote_code",
@@ -34,11 +34,10 @@ class TransformersEngine:
 
     Args:
         checkpoint: The model.
-        engine_kwargs: `device` (default: "cuda" if there is one, else "cpu"), `dtype` (default: the checkpoint's on a
-            GPU, float32 on a CPU where the checkpoint is not quantised),
-            `batch_tokens` (most tokens of a padded batch), and `attn_implementation`, `revision`, `trust_remote_code`,
-            `cache_dir` and `hf_overrides` as in vLLM or transformers; `mm_processor_kwargs` (`min_pixels` and
-            `max_pixels`, between which images are resized).
+        engine_kwargs: `device` (default: "cuda" if there is one, else "cpu"), `dtype` (default: the checkpoint's, but
+            float32 on a CPU if the checkpoint is not quantised), `batch_tokens` (most tokens of a padded batch), and
+            `attn_implementation`, `revision`, `trust_remote_code`, `cache_dir` and `hf_overrides` as in vLLM or
+            transformers; `mm_processor_kwargs` (`min_pixels` and `max_pixels`, between which images are resized).
 
     Raises:
         ConfigurationError: A setting is unknown, or PyTorch finds no such device here.
@@ -66,12 +65,12 @@ class TransformersEngine:
         self._thread: OwnThread
 
     def _default_dtype(self) -> str:
-        """The checkpoint's; on a CPU float32, unless the checkpoint is quantised, which fixes what it computes in."""
+        """The checkpoint's; on a CPU float32, unless the checkpoint is quantised, because that sets the type itself."""
         return "float32" if self._device.type == "cpu" and not self.checkpoint.quantized else "auto"
 
     async def start(self) -> None:
         """Load the model."""
-        await in_daemon_thread(self._load)  # which a Ctrl-C need not wait for
+        await in_daemon_thread(self._load)  # so that Ctrl-C need not wait for it
         self._thread = OwnThread("winnow-transformers")
 
     def _load(self) -> None:
@@ -89,13 +88,13 @@ class TransformersEngine:
             ) from error
         if not self._forward.mixes_lengths:
             logger.warning(
-                "%s scores a prompt otherwise when it is padded to the length of another: prompts are scored together "
-                "only with others of their own length, which is slower.",
+                "%s gives a prompt another score when it is padded. So only prompts of the same length are scored "
+                "together, which is slower.",
                 self.checkpoint.model,
             )
 
     def _with_files(self) -> Checkpoint:
-        """The checkpoint, with its files in a folder where transformers cannot download them: from ModelScope."""
+        """The checkpoint. Files from ModelScope, which transformers cannot download, are put into a folder first."""
         if not uses_modelscope():
             return self.checkpoint
         where = (self._hub.get(name) for name in ("revision", "token", "cache_dir"))
@@ -111,7 +110,7 @@ class TransformersEngine:
         order = sorted(set(range(len(prompts))) - scores.keys(), key=lambda at: (-len(prompts[at].ids), at))
         while order:
             batch = self._next_batch(order, prompts)
-            # A call a batch: other callers' batches come in between, and a cancelled call stops after its batch.
+            # One piece of work for each batch: other calls' batches may come between, and a cancelled call stops.
             logits = await self._thread.do(partial(self._forward, [prompts[at] for at in batch]))
             if logits is not None:
                 recipe = self.checkpoint.recipe
@@ -169,7 +168,7 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     async def aclose(self) -> None:
-        """Free the model and its thread, when the batch under way is done."""
+        """Free the model and its thread, when the running batch is done."""
         try:
             await self._thread.do(self._free)
         finally:
@@ -184,7 +183,7 @@ class TransformersEngine:
 
 
 def _device(given: Any) -> Any:
-    """The `torch.device` that was asked for. Looking for it takes none of its memory."""
+    """The `torch.device` of a setting. Checking it takes none of its memory."""
     import torch
 
     if given is None:
