@@ -6,7 +6,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Generator, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -181,6 +181,7 @@ class CallRunner:
         positions: Sequence[int],
         media: Sequence[Shown | None],
         failed: dict[int, DocumentError],
+        is_over: Callable[[], bool],
     ) -> list[DocumentPrompts]:
         instruction = (call.instruction or "").strip() and call.instruction
         builder = self._builder(checkpoint, call.template, call.template_kwargs, bool(instruction))
@@ -192,6 +193,7 @@ class CallRunner:
             media=media,
             positions=positions,
             errors=failed,
+            is_over=is_over,
         )
 
     def _builder(

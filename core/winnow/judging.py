@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from winnow.checkpoint import Checkpoint
 from winnow.config import RerankerConfig
+from winnow.cutting import CHARACTERS_PER_TOKEN
 from winnow.engines.base import EngineScore, is_logit
 from winnow.engines.life import Started
 from winnow.engines.requests import Requests, Turn
@@ -19,6 +21,7 @@ from winnow.prompts import DocumentPrompts
 from winnow.score_cache import ScoreCache
 from winnow.score_cache import score as score_prompts
 from winnow.templates import TemplateLike
+from winnow.text import text_of
 from winnow.types import Document, Ranking, RankStats
 from winnow.vision import Shown
 
@@ -30,6 +33,7 @@ RankRequest = tuple[Query, Documents] | tuple[Query, Documents, str | None]
 # prompts than these slices hold are in memory.
 _SLICE = 256
 _SLICE_WITH_MEDIA = 16
+_SLICE_CHARACTERS = 2_000_000
 _SLICES_AT_ONCE = 3
 
 # Stats that are sums over a call's slices.
@@ -57,7 +61,15 @@ class Call:
 
 
 Build = Callable[
-    [Checkpoint, Call, Shown | None, Sequence[int], Sequence[Shown | None], dict[int, DocumentError]],
+    [
+        Checkpoint,
+        Call,
+        Shown | None,
+        Sequence[int],
+        Sequence[Shown | None],
+        dict[int, DocumentError],
+        Callable[[], bool],
+    ],
     list[DocumentPrompts],
 ]
 
@@ -116,11 +128,9 @@ class Judging:
             self._call = self._as_read_by(checkpoint, self._call)
             self._positions = positions_by_content(self._call.documents, self._failed)
             self._query_medium = await self._loader.of(checkpoint.vision, self._call.query, "The query")
-            contents = list(self._positions)
-            size = _SLICE if all(isinstance(content, str) for content in contents) else _SLICE_WITH_MEDIA
             async with all_or_none() as start:
-                for at in range(0, len(contents), size):
-                    start(self._slice(requests, contents[at : at + size]))
+                for contents in self._slices(checkpoint):
+                    start(self._slice(requests, contents))
             self._raise_if_nothing_is_finite()
         hits = hits_of(self._config, self._call.documents, self._judged, self._positions, self._failed)
         return Ranking(
@@ -135,6 +145,23 @@ class Judging:
             ),
         )
 
+    def _slices(self, checkpoint: Checkpoint) -> Iterator[list[Hashable]]:
+        most = _SLICE if all(isinstance(content, str) for content in self._positions) else _SLICE_WITH_MEDIA
+        reach = CHARACTERS_PER_TOKEN * (self._config.max_length or checkpoint.max_length)
+        contents: list[Hashable] = []
+        characters = 0
+        for content, (at, *_) in self._positions.items():
+            length = len(text_of(self._call.documents[at]) or "")
+            if self._config.on_overflow != "window":
+                length = min(length, reach)  # the rest is not tokenised
+            if contents and (len(contents) == most or characters + length > _SLICE_CHARACTERS):
+                yield contents
+                contents, characters = [], 0
+            contents.append(content)
+            characters += length
+        if contents:
+            yield contents
+
     async def _slice(self, requests: Requests, contents: Sequence[Hashable]) -> None:
         async with self._gate:
             self._raise_first()
@@ -143,9 +170,13 @@ class Judging:
             documents = [self._call.documents[at] for at in first]
             media = await self._loader.of_documents(checkpoint.vision, documents, first, self._failed)
             self._raise_first()
-            built = await asyncio.to_thread(
-                self._build, checkpoint, self._call, self._query_medium, first, media, self._failed
-            )
+            over = threading.Event()
+            try:
+                built = await asyncio.to_thread(
+                    self._build, checkpoint, self._call, self._query_medium, first, media, self._failed, over.is_set
+                )
+            finally:
+                over.set()
             self._raise_first()
             prompts = [prompt for document in built for prompt in document.prompts]
             scored = await score_prompts(requests, prompts, self._turn, self._cache)

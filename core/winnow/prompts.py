@@ -6,7 +6,8 @@ with the cut text, so a cut prompt has the same ids as a prompt with a shorter t
 
 import math
 from array import array
-from collections.abc import Sequence
+from asyncio import CancelledError
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from winnow.cutting import CHARACTERS_PER_TOKEN, CUT_WORD, cut_before
@@ -95,6 +96,7 @@ class PromptBuilder:
         media: Sequence[Shown | None] | None = None,
         positions: Sequence[int] | None = None,
         errors: dict[int, DocumentError] | None = None,
+        is_over: Callable[[], bool] | None = None,
     ) -> list[DocumentPrompts]:
         """Prompts of many documents for one query, in order.
 
@@ -110,8 +112,10 @@ class PromptBuilder:
             positions: The documents' positions in the call, for messages; 0, 1, 2, … by default.
             errors: The method adds the errors of documents here, by position; such a document gets no prompts. Without
                 it the first error is raised.
+            is_over: Whether nobody waits for the prompts any more; asked between documents and windows.
 
         Raises:
+            CancelledError: `is_over` was true.
             DocumentError: The query, or a document, cannot be tokenised or is too long for `on_overflow="error"`.
             TemplateError: Template and instruction leave no room.
         """
@@ -141,6 +145,7 @@ class PromptBuilder:
         for name, text, around, (ids, end) in zip(
             names, texts, scaffolds, self._fit_each(scaffolds, texts), strict=True
         ):
+            _stop_if(is_over)
             if name in refused:
                 built.append(DocumentPrompts())
             elif around.medium is not None and around.smallest > around.room:
@@ -148,7 +153,7 @@ class PromptBuilder:
             elif end == len(text) or self._limits.on_overflow == "truncate":
                 built.append(self._document_prompts(around, [ids], end < len(text)))
             elif self._limits.on_overflow == "window":
-                built.append(self._windows(around, text, ids, end))
+                built.append(self._windows(around, text, ids, end, is_over))
             else:
                 message = (
                     f"Document {name} ({len(text)} characters) does not fit: the prompt leaves "
@@ -218,10 +223,13 @@ class PromptBuilder:
             over = [at for at in over if len(results[at]) > scaffold.room and ends[at]]
         return list(zip(results, ends, strict=True))
 
-    def _windows(self, scaffold: Scaffold, text: str, ids: list[int], end: int) -> DocumentPrompts:
+    def _windows(
+        self, scaffold: Scaffold, text: str, ids: list[int], end: int, is_over: Callable[[], bool] | None
+    ) -> DocumentPrompts:
         windows = [ids]
         start = 0
         while start + end < len(text) and end:
+            _stop_if(is_over)
             spans = self._tokenizer.encode_with_offsets([text[start : start + end]])[0].offsets
             step = cut_before(
                 text[start : start + end], spans, 0, math.ceil(len(spans) * (1 - self._limits.window_overlap))
@@ -260,3 +268,8 @@ class PromptBuilder:
         images = tuple(one for one in media if isinstance(one, PromptImage))
         videos = tuple(one for one in media if isinstance(one, PromptVideo))
         return Prompt(ids, len(scaffold.head) if scaffold.typed else None, images, videos)
+
+
+def _stop_if(is_over: Callable[[], bool] | None) -> None:
+    if is_over is not None and is_over():
+        raise CancelledError

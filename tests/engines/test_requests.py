@@ -2,7 +2,8 @@
 
 import asyncio
 import statistics
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gated_engine import GatedEngine, loop_goes_on_until, wait_until
-from winnow import EngineDeadError, EngineScore, FakeEngine, Prompt, Reranker
+from gated_engine import PATIENCE, GatedEngine, loop_goes_on_until, wait_until
+from winnow import EngineDeadError, EngineScore, FakeEngine, Prompt, Reranker, judging
 from winnow.engines.requests import Requests, Turn
+from winnow.prompts import PromptBuilder
+from winnow.tokenization import PromptTokenizer
 
 QUERY = "capital of China"
 
@@ -188,6 +191,52 @@ def test_a_long_call_keeps_few_prompts_in_flight() -> None:
     assert ranking.stats.unique == 5000
     assert ranking[0].index == 77
     assert engine.most <= 3 * 256
+
+
+@pytest.mark.parametrize("on_overflow", ["truncate", "window"])
+def test_few_long_documents_are_tokenised_at_a_time(monkeypatch: pytest.MonkeyPatch, on_overflow: str) -> None:
+    """Their prompts would fill the memory, and tokenising many at a stretch takes long."""
+    build, sizes = PromptBuilder.build, []
+
+    def recording(self: PromptBuilder, query: str, documents: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(documents))
+        return build(self, query, documents, *args, **kwargs)
+
+    monkeypatch.setattr(PromptBuilder, "build", recording)
+    monkeypatch.setattr(judging, "_SLICE_CHARACTERS", 10_000)
+    with Reranker("fake", engine="fake", on_overflow=on_overflow, max_length=256) as reranker:
+        assert reranker.rank(QUERY, [f"{number} {'a' * 4000}" for number in range(5)]).stats.unique == 5
+        # Half of each is not tokenised, or all of it is.
+        assert sorted(sizes) == ([1, 4] if on_overflow == "truncate" else [1, 2, 2])
+        sizes.clear()
+        reranker.rank(QUERY, [f"document {number}" for number in range(256)])
+        assert sizes == [256]
+
+
+def test_a_call_that_is_over_is_not_tokenised_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    build, encode, encoded = PromptBuilder.build, PromptTokenizer.encode_with_offsets, []
+    go_on, ended = threading.Event(), threading.Event()
+
+    def telling(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return build(*args, **kwargs)
+        finally:
+            ended.set()
+
+    def waiting(self: PromptTokenizer, texts: Sequence[str]) -> Any:
+        encoded.append(texts)
+        go_on.wait(PATIENCE)
+        return encode(self, texts)
+
+    monkeypatch.setattr(PromptBuilder, "build", telling)
+    monkeypatch.setattr(PromptTokenizer, "encode_with_offsets", waiting)
+    with Reranker("fake", engine="fake", on_overflow="window", max_length=256) as reranker:
+        with pytest.raises(TimeoutError):
+            reranker.rank(QUERY, ["a" * 50_000], deadline=0.1)
+        go_on.set()
+        if encoded:  # else the deadline passed before
+            assert ended.wait(PATIENCE)
+    assert len(encoded) < 10  # of hundreds
 
 
 def test_an_error_in_a_stream_names_the_request_and_ends_the_rest() -> None:
