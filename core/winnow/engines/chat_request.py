@@ -1,4 +1,4 @@
-"""What one request asks a vLLM server: prompts as token ids, or a prompt with images as a chat message.
+"""The requests to a vLLM server: prompts as token ids, or a prompt with images as a chat message.
 
 vLLM's HTTP interface takes images in messages only, and messages as text only (vLLM 0.32,
 `vllm/entrypoints/pooling/base/protocol.py`). So the whole prompt is the text of one message, with the placeholders of
@@ -20,21 +20,21 @@ from winnow.errors import EngineError
 from winnow.prompts import Prompt
 from winnow.vision import PromptImage, Vision
 
-# Passes one message through. Of others' query and document, which are two, it makes what vLLM's /score makes of them
+# It passes one message through. From the two messages of other clients of /score it makes the same prompt as vLLM does
 # without a template (`get_score_prompt` in vllm/entrypoints/pooling/scoring/io_processor.py).
 _TEMPLATE_OF_SERVER = '{{ messages | map(attribute="content") | join }}'
-# Of zlib's 0 to 9. On a photograph 6, the default, takes twice as long for a tenth less.
+# One of zlib's levels 0 to 9. The default, 6, takes twice as long for a photograph, and saves a tenth of its size.
 _COMPRESSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """What one request asks.
+    """One request.
 
     Attributes:
         body: The field of the request's body that holds the prompts.
-        prompts: How many they are.
-        tokens: How many tokens the server must find in them, those of images included.
+        prompts: How many prompts there are.
+        tokens: How many tokens the server must count in them, including those of images.
         with_images: Whether it is a prompt with images, which is sent as text.
     """
 
@@ -50,14 +50,14 @@ def ids_request(prompts: Sequence[list[int]]) -> ScoreRequest:
 
 
 async def chat_requests(checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> list[ScoreRequest]:
-    """The requests for prompts with images, one each. An image that several have is encoded once, in another thread.
+    """The requests for prompts with images, one for each prompt. An image in several prompts is encoded once.
 
     Args:
         checkpoint: The model.
         prompts: The prompts.
 
     Raises:
-        EngineError: No text gives their ids. `PromptBuilder` builds no such prompts where `Vision.as_text` is set.
+        EngineError: No text gives a prompt's ids. `PromptBuilder` builds no such prompts if `Vision.as_text` is set.
     """
     images = {image.key: image for prompt in prompts for image in prompt.images}
     encoded = await asyncio.gather(*(asyncio.to_thread(_data_uri, image) for image in images.values()))
@@ -78,7 +78,7 @@ def _chat_request(checkpoint: Checkpoint, prompt: Prompt, uris: Sequence[str]) -
 
 
 def _data_uri(image: PromptImage) -> str:
-    """An image as a PNG, which loses nothing, with its pixels alone: vLLM would heed a note to turn or mask them."""
+    """An image as a PNG without metadata, because vLLM would follow EXIF data or a transparency in it."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -88,13 +88,13 @@ def _data_uri(image: PromptImage) -> str:
 
 
 def server_options(vision: Vision) -> list[str]:
-    """Options of `vllm serve` with which it takes these requests.
+    """Options of `vllm serve` for these requests.
 
-    They belong to the server: vLLM refuses a template or sizes in a request, unless it is told to trust whoever asks.
+    They cannot be in the request: vLLM refuses a template or sizes there, unless it was started to trust its clients.
     """
     options = {
         "--chat-template": _TEMPLATE_OF_SERVER,
-        # An image of the query and one of the document, in the sizes in which they come.
+        # An image of the query and one of the document, in the sizes in which they are sent.
         "--limit-mm-per-prompt": json.dumps({"image": 2, "video": 0}),
         "--mm-processor-kwargs": json.dumps(
             {"size": {"shortest_edge": vision.min_pixels, "longest_edge": vision.max_pixels}}

@@ -1,4 +1,4 @@
-"""Settings of the engines: their names, what values they take, and the environment variables that set them.
+"""Settings of the engines: their names, their values, and the environment variables that set them.
 
 `winnow.engines.settings` reads these variables.
 """
@@ -23,9 +23,9 @@ class Values:
     """The values that a setting takes.
 
     Attributes:
-        text: What they are, to follow "must be".
+        text: A description that completes "must be".
         accepts: Whether a Python value is one of them.
-        parse: Reads one from text, as environment and command line have it; a `ValueError` if it cannot.
+        parse: Reads a value from the text of an environment variable or the command line; a `ValueError` if it cannot.
     """
 
     text: str
@@ -73,8 +73,8 @@ class Setting:
     Attributes:
         name: Its name in `engine_kwargs`.
         engines: The engines that take it.
-        values: The values that it takes; None stands for the engine's default.
-        secret: Whether its value may be shown.
+        values: The values that it takes; None means the engine's default.
+        secret: True if messages must not show its value.
     """
 
     name: str
@@ -149,7 +149,7 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("enforce_eager", _VLLM, _FLAG),
         Setting("attention_backend", _VLLM, _TEXT),
         Setting("stall_timeout", _VLLM, _number("a number of seconds from 1", lambda value: value >= 1)),
-        # What else vLLM knows makes no scores.
+        # vLLM's other values give no scores.
         Setting("runner", _VLLM, _choice("auto", "pooling")),
         Setting("convert", _VLLM, _choice("auto", "none", "classify")),
         # PyTorch.
@@ -175,23 +175,23 @@ RERANKER_SETTINGS: Mapping[str, Setting] = {
         Setting("max_length", _ALL, _whole(1)),
     )
 }
-"""Arguments of a reranker, and not of `engine_kwargs`, that the environment sets as well."""
+"""Arguments of a reranker that are not in `engine_kwargs`, but have environment variables."""
 
 _NOT_OF_AN_ENGINE = {"model", *RERANKER_SETTINGS}
 
 
 def settings_of(engine: str) -> list[str]:
-    """Names of the settings that an engine takes; with "auto", that one of them takes."""
+    """Names of the settings that an engine takes; with "auto", those that any engine takes."""
     if engine == "fake":
         return ["max_length", "delay"]
     return [name for name, setting in SETTINGS.items() if engine in setting.engines or engine == "auto"]
 
 
 def check_keywords(what: str, given: Iterable[str], known: Sequence[str]) -> None:
-    """Refuse keywords that nobody knows.
+    """Refuse unknown keywords.
 
     Raises:
-        ConfigurationError: One is unknown; the message names the nearest known one.
+        ConfigurationError: A keyword is unknown; the message suggests the most similar one.
     """
     for name in given:
         if name not in known:
@@ -201,11 +201,11 @@ def check_keywords(what: str, given: Iterable[str], known: Sequence[str]) -> Non
 
 
 def check_values(engine_kwargs: Mapping[str, Any], max_length: int | None) -> int | None:
-    """Check the settings that Winnow knows, each by itself.
+    """Check the value of each setting that Winnow knows.
 
     Args:
-        engine_kwargs: What the user gave.
-        max_length: What the user gave.
+        engine_kwargs: The user's settings.
+        max_length: The user's length.
 
     Returns:
         `max_length`, or `max_model_len`, which is vLLM's name for it.
@@ -230,7 +230,7 @@ def check_values(engine_kwargs: Mapping[str, Any], max_length: int | None) -> in
 
 
 def parse_argument(text: str) -> tuple[str, Any]:
-    """Read one of `engine_kwargs` from `name=value`, as on a command line.
+    """Read one of `engine_kwargs` from the text `name=value`, as on the command line.
 
     The value of a setting that Winnow does not know is read as JSON if it is JSON, else as text.
 

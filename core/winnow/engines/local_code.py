@@ -1,6 +1,6 @@
-"""Architectures whose checkpoints bring code of their own, without running it.
+"""Models whose checkpoints have code of their own, which Winnow does not run.
 
-vLLM and transformers know these models, but not by the `model_type` in their config.json, and would ask for
+vLLM and transformers have these models, but do not recognise the `model_type` in their config.json, and would need
 `trust_remote_code`.
 """
 
@@ -33,8 +33,8 @@ class LlamaBidirectionalConfig(LlamaConfig):  # type: ignore[no-untyped-call]
     """config.json of nvidia/llama-nemotron-rerank-1b-v2.
 
     Attributes:
-        pooling: How token states make the text's: "avg", "cls" or "last".
-        temperature: What the logit is divided by; `ModelRecipe.temperature` does that for every engine.
+        pooling: How the states of the tokens become one state: "avg", "cls" or "last".
+        temperature: The number that divides the logit; `ModelRecipe.temperature` does that for every engine.
     """
 
     model_type = "llama_bidirec"
@@ -43,16 +43,16 @@ class LlamaBidirectionalConfig(LlamaConfig):  # type: ignore[no-untyped-call]
 
 
 class LlamaBidirectionalForSequenceClassification(LlamaPreTrainedModel):  # type: ignore[no-untyped-call]
-    """Llama in which every token sees every other, with a score head on the pooled states.
+    """Llama with bidirectional attention and a score head on the pooled states.
 
-    The model's own `llama_bidirectional_model.py`, less its division by the temperature; the same as vLLM's class of
+    As the model's own `llama_bidirectional_model.py`, without the division by the temperature, and as vLLM's class of
     this name.
     """
 
     config_class = LlamaBidirectionalConfig
 
     def __init__(self, config: LlamaBidirectionalConfig):
-        config.is_causal = False  # for the mask; below for attention without one
+        config.is_causal = False  # for the attention mask; below for attention without a mask
         super().__init__(config)
         self.model = LlamaModel(config)
         for layer in self.model.layers:
@@ -85,16 +85,16 @@ class LlamaBidirectionalForSequenceClassification(LlamaPreTrainedModel):  # type
 
 
 class NewConfig(GteConfig):  # type: ignore[no-untyped-call]
-    """config.json of Alibaba-NLP/gte-multilingual-reranker-base. vLLM insists on the name of the class."""
+    """config.json of Alibaba-NLP/gte-multilingual-reranker-base. vLLM needs this name of the class."""
 
     model_type = "new"
     position_embedding_type: str = "rope"
 
 
 def _gte_config(config: Mapping[str, Any]) -> GteConfig:
-    """The same model under the name that transformers has for it.
+    """The configuration as transformers' own class for this model.
 
-    Its "ntk" rope is not one of transformers', but is a "linear" one with another base and factor (vLLM,
+    transformers does not have the "ntk" rope of this model. It is a "linear" rope with another base and factor (vLLM,
     layers/rotary_embedding/ntk_scaling_rope.py).
     """
     fields = {name: value for name, value in config.items() if name not in ("model_type", "auto_map")}
@@ -113,7 +113,7 @@ def _gte_config(config: Mapping[str, Any]) -> GteConfig:
 
 
 class XLMRobertaFlashConfig(XLMRobertaConfig):  # type: ignore[no-untyped-call]
-    """config.json of jinaai/jina-reranker-v2-base-multilingual, which has no `model_type`, or one of XLM-RoBERTa.
+    """config.json of jinaai/jina-reranker-v2-base-multilingual, which has no `model_type`, or XLM-RoBERTa's.
 
     The model is XLM-RoBERTa. Its code, jinaai/xlm-roberta-flash-implementation, adds FlashAttention and renames weights
     (convert_roberta_weights_to_flash.py there; vLLM, models/roberta.py, knows the names).
@@ -145,7 +145,7 @@ register_checkpoint_conversion_mapping(
 class JinaVLForRanking(Qwen2VLPreTrainedModel):  # type: ignore[no-untyped-call]
     """jinaai/jina-reranker-m0: Qwen2-VL with a head of two layers on the state of the last token.
 
-    The model's own `modeling.py`, less its subtraction from the logit and its sigmoid.
+    As the model's own `modeling.py`, without its subtraction from the logit and its sigmoid.
     """
 
     def __init__(self, config: Qwen2VLConfig):
@@ -163,7 +163,7 @@ class JinaVLForRanking(Qwen2VLPreTrainedModel):  # type: ignore[no-untyped-call]
         Args:
             input_ids: Token ids, shape (batch, length).
             attention_mask: 1 at tokens and 0 at padding, shape (batch, length).
-            images: What the image processor makes, if there are images.
+            images: The outputs of the image processor, if there are images.
 
         Returns:
             `logits` of shape (batch, 1).
@@ -190,10 +190,10 @@ _CONFIGS: dict[str | None, type[PreTrainedConfig]] = {
 
 
 def own_config(config: Mapping[str, Any]) -> PreTrainedConfig:
-    """The contents of such a config.json as the checkpoint's own code would read them.
+    """The contents of such a config.json, read as the checkpoint's own code would read them.
 
     Raises:
-        ModelError: It is of another kind.
+        ModelError: config.json is of another model.
     """
     model_type = config.get("model_type") or None
     if model_type not in _CONFIGS:

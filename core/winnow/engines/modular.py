@@ -1,7 +1,7 @@
-"""A sentence-transformers `CrossEncoder` whose score head is a chain of modules, in their own arithmetic.
+"""A sentence-transformers `CrossEncoder` whose score head is a chain of modules.
 
-The same numbers as sentence_transformers (6.2), which need not be installed: `base/modules` and
-`sentence_transformer/modules` there.
+It computes as sentence_transformers 6.2 does (`base/modules` and `sentence_transformer/modules` there), which need not
+be installed.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,12 +18,12 @@ _SENTENCE = "sentence_embedding"
 
 
 class ModularCrossEncoder(nn.Module):
-    """A transformer and the modules after it, which compute in float32 whatever the transformer computes in.
+    """A transformer and the modules after it. The modules compute in float32, whatever the transformer's data type is.
 
     Args:
-        transformer: Gives `last_hidden_state`.
+        transformer: The transformer; its output has `last_hidden_state`.
         head: The modules, as the files describe them.
-        layers: Their weights, one each; empty modules where they have none.
+        layers: The layers of each module; empty if it has none.
     """
 
     def __init__(self, transformer: Any, head: tuple[HeadModule, ...], layers: list[nn.ModuleDict]):
@@ -39,7 +39,7 @@ class ModularCrossEncoder(nn.Module):
         Args:
             transformer: The transformer, loaded.
             checkpoint: The checkpoint.
-            settings: What the Hub is asked with (`revision`, `token`), among other keywords.
+            settings: Keywords, of which those for the Hub are used (`revision`, `token`, `cache_dir`).
         """
         hub = {name: settings[name] for name in ("revision", "token", "cache_dir") if name in settings}
         return cls(transformer, checkpoint.head, [_loaded(checkpoint.model, module, hub) for module in checkpoint.head])
@@ -51,7 +51,7 @@ class ModularCrossEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the transformer."""
         device: torch.device = self.transformer.device
         return device
 
@@ -63,7 +63,7 @@ class ModularCrossEncoder(nn.Module):
         Args:
             input_ids: Token ids, shape (batch, length).
             attention_mask: 1 at tokens and 0 at padding, shape (batch, length).
-            inputs: `token_type_ids` of the same shape, if the model has such.
+            inputs: `token_type_ids` of the same shape, if the model has token types.
 
         Returns:
             `logits` of shape (batch, scores).

@@ -1,7 +1,7 @@
 """Prompts to raw logits: one padded batch through a loaded PyTorch model.
 
-Padding stands behind the prompts. In a causal model nothing looks back from there, whatever the model is made of;
-padding before the prompts would reach the state of a recurrent one (RecurrentGemma, RWKV).
+Padding comes after the prompts. In a causal model no token depends on later ones, whatever its layers are; padding
+before the prompts would change the state of a recurrent model (RecurrentGemma, RWKV).
 """
 
 import functools
@@ -15,14 +15,14 @@ from winnow.engines.transformers_head import put_label_head, put_score_heads, we
 from winnow.errors import EngineError
 from winnow.prompts import Prompt
 
-# What PyTorch's allocators, and cuBLAS, say where there is no more memory.
+# Words in the errors of PyTorch's allocators and of cuBLAS if there is no more memory.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
 # Two texts, of which the second is much longer.
 _PROBES = ("what is it?", "Given a web search query, retrieve relevant passages that answer the query. " * 3)
 
 
 class TransformersForward:
-    """What a loaded model says of prompts. Not thread-safe.
+    """Computes the logits of prompts with a loaded model. Not thread-safe.
 
     Args:
         model: The PyTorch model, in evaluation mode. Its head is replaced.
@@ -46,7 +46,7 @@ class TransformersForward:
         else:
             self._heads = put_score_heads(model, functools.partial(weight_in_files, checkpoint.model, hub))
         config = model.config.get_text_config()
-        model.config.use_cache = config.use_cache = False  # of keys and values for tokens to come: there are none
+        model.config.use_cache = config.use_cache = False  # the cache is for generating tokens
         self._rows = int(config.vocab_size)
         padding = getattr(config, "pad_token_id", None)
         self._padding = padding if padding is not None and 0 <= padding < self._rows else 0
@@ -57,14 +57,14 @@ class TransformersForward:
         if not self._labelled and not self._judges_last(short):
             self._heads = []
         elif padding is None and not self._labelled:
-            config.pad_token_id = 0  # a classifier takes no batch without one; `JudgedHead` makes it of no account
+            config.pad_token_id = 0  # a classifier takes no batch without one; `JudgedHead` makes its value irrelevant
         self.mixes_lengths = self._is_blind_to_padding(short, long)
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[float] | None:
-        """The raw logit of each prompt, computed in one batch; None if there is too little memory for that.
+        """The raw logit of each prompt, computed in one batch; None if there is too little memory for the batch.
 
         Raises:
-            EngineError: PyTorch failed otherwise.
+            EngineError: PyTorch failed for another reason.
         """
         try:
             return self._logits(prompts)
@@ -75,7 +75,7 @@ class TransformersForward:
                     f"PyTorch could not score {len(prompts)} prompts of at most {longest} tokens with "
                     f"{self._checkpoint.model}: {type(error).__name__}: {error}"
                 ) from error
-        # Here, since the error keeps the batch's tensors alive.
+        # Not in the `except` block, because there the error keeps the batch's tensors alive.
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
@@ -102,7 +102,7 @@ class TransformersForward:
                 types[row, prompt.second_type_from : len(prompt.ids)] = 1
         inputs = {"input_ids": ids, "attention_mask": mask}
         if any(prompt.images or prompt.videos for prompt in prompts):
-            inputs |= self._see(prompts, ids, mask)
+            inputs |= self._media_inputs(prompts, ids, mask)
         elif any(prompt.second_type_from is not None for prompt in prompts):
             inputs["token_type_ids"] = types
         inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
@@ -117,11 +117,11 @@ class TransformersForward:
 
     def _probe(self, text: str) -> Prompt:
         tokenizer = self._checkpoint.tokenizer
-        ids = [*tokenizer.begin, *tokenizer.encode(text)]  # without what may be padding at the end
+        ids = [*tokenizer.begin, *tokenizer.encode(text)]  # without `end`, which may be the padding token
         return Prompt(ids[: self._checkpoint.max_length])
 
     def _judges_last(self, prompt: Prompt) -> bool:
-        """Whether a classifier picks the last token's answer from those of a linear head; others pool."""
+        """Whether a classifier applies a linear head to all tokens and takes the last one's output; others pool."""
         found = self._logits([prompt])[0]
         heads, self._heads = self._heads, []
         for head in heads:
@@ -131,10 +131,10 @@ class TransformersForward:
         return not abs(found - own) > 1e-3 * max(1.0, abs(own))
 
     def _is_blind_to_padding(self, short: Prompt, long: Prompt) -> bool:
-        """Whether the logit of a prompt is the same alone, beside a longer one, and with something else as padding.
+        """Whether the logit of a prompt is the same alone, beside a longer prompt, and with another padding token.
 
-        Rounding makes logits of another shape differ. What stands in the padding changes no shape, and so it tells more
-        where the model computes in bfloat16.
+        Rounding makes logits differ when the batch has another shape. Another padding token does not change the shape,
+        so that comparison is more exact if the model computes in bfloat16.
         """
         [alone], [beside, _] = self._logits([short]), self._logits([short, long])
         padding, self._padding = self._padding, long.ids[-1]
@@ -144,10 +144,10 @@ class TransformersForward:
         rounding = torch.finfo(dtype).eps ** 0.5 * max(1.0, abs(alone))  # 3e-4 for float32, 0.09 for bfloat16
         return not (abs(alone - beside) > rounding or abs(beside - other) > rounding / 10)
 
-    def _see(self, prompts: Sequence[Prompt], ids: Any, mask: Any) -> dict[str, Any]:
-        """The model's inputs for images and videos; it makes their positions itself, in two dimensions."""
+    def _media_inputs(self, prompts: Sequence[Prompt], ids: Any, mask: Any) -> dict[str, Any]:
+        """The model's inputs for images and videos. The model computes their two-dimensional positions itself."""
         vision = self._checkpoint.vision
-        assert vision is not None  # noqa: S101 - for mypy: only models that see get prompts with images
+        assert vision is not None  # noqa: S101 - for mypy: only multimodal models get prompts with images
         kinds = (ids == vision.token_id).int() + 2 * (ids == vision.video_id).int()
         inputs = {"mm_token_type_ids": kinds * mask}
         if images := [image.pixels for prompt in prompts for image in prompt.images]:

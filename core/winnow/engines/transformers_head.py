@@ -1,11 +1,11 @@
-"""A model's head, in float32 and at one position alone: the one that is judged.
+"""A model's head, computed in float32 and only at the position that gives the score.
 
-transformers applies a head to all positions, in the type of the body. A reranker needs one position, of which bfloat16
-keeps too little: logits near 18 come in steps of 0.125 there, and a score is the difference of two of them. vLLM's
+transformers applies a head to all positions, in the data type of the body. A reranker needs one position. bfloat16 is
+not exact enough for it: near 18 its logits have steps of 0.125, and a score is the difference of two of them. vLLM's
 heads are float32, too (`ModelConfig.head_dtype`).
 
-What is put in here stands where the model's own head stood, so that the model's own code still does what it does with
-logits (softcapping in Gemma 2, scaling in Cohere and Granite).
+The new head takes the place of the model's own head in the model, so that the model's own code still changes the logits
+afterwards (softcapping in Gemma 2, scaling in Cohere and Granite).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,30 +20,32 @@ from winnow.weights import read_index
 
 
 class JudgedHead(nn.Module):
-    """A head that looks at the judged position of each prompt, and answers for all positions.
+    """A head that computes the output of one position of each prompt, and returns it for all positions.
 
-    A classifier of transformers picks one position of the answer, by looking for padding tokens among the ids.
-    Whichever it picks, it gets the answer for the judged one.
+    A classifier of transformers chooses a position by looking for padding tokens among the ids. Whichever it chooses,
+    it gets the output of the judged position.
 
     Args:
         layer: The model's own head.
-        rows: Which of its outputs are wanted; by default all.
+        rows: The outputs that are needed; by default all.
 
     Attributes:
-        judged: The judged position of each prompt of the batch, shape (batch,). It is set before each forward; None
-            lets the layer answer for each position by itself, as a model needs that pools the answers (EuroBERT).
+        judged: The position of each prompt of the batch, shape (batch,). It is set before each forward. With None each
+            position gets its own output, as models need that pool the outputs (EuroBERT).
     """
 
     def __init__(self, layer: nn.Module, rows: Sequence[int] | None = None):
         super().__init__()
         self.judged: torch.Tensor | None = None
-        self._float32 = type(layer) is nn.Linear  # others (quantised ones) do as they do, and compute all outputs
+        self._float32 = (
+            type(layer) is nn.Linear
+        )  # other layers (quantised ones) are not changed, and compute all outputs
         self._rows = None if self._float32 else rows
         self.layer = _in_float32(layer, rows) if self._float32 else layer
 
     @property
     def weight(self) -> torch.Tensor:
-        """The layer's weight: some models look at its type (Mamba)."""
+        """The layer's weight; some models (Mamba) read its data type."""
         weight: Any = self.layer.weight
         assert isinstance(weight, torch.Tensor)  # noqa: S101 - for mypy
         return weight
@@ -52,11 +54,11 @@ class JudgedHead(nn.Module):
         """Apply the head.
 
         Args:
-            states: Those of all positions, shape (batch, length, hidden size), or what a model has pooled from them,
-                shape (batch, hidden size).
+            states: The states of all positions, shape (batch, length, hidden size), or pooled states, shape (batch,
+                hidden size).
 
         Returns:
-            The wanted outputs, in the shape of `states` but for the last dimension.
+            The outputs, in the shape of `states` except for the last dimension.
         """
         if states.ndim == 2 or self.judged is None:
             return self._apply_to(states)
@@ -69,7 +71,7 @@ class JudgedHead(nn.Module):
 
 
 def _in_float32(layer: Any, rows: Sequence[int] | None) -> nn.Linear:
-    """A linear layer of some rows of another. Where these are all and float32 already, no copy is made."""
+    """A linear layer with some rows of another one. All rows in float32 are not copied."""
     wanted = slice(None) if rows is None else list(rows)
     head = nn.Linear(1, 1, bias=layer.bias is not None, device="meta")
     head.weight = nn.Parameter(layer.weight.detach()[wanted].float(), requires_grad=False)
@@ -79,10 +81,10 @@ def _in_float32(layer: Any, rows: Sequence[int] | None) -> nn.Linear:
 
 
 def put_label_head(model: Any, label_ids: Sequence[int]) -> JudgedHead:
-    """Let a causal model compute the logits of the labels alone.
+    """Make a causal model compute only the logits of the labels.
 
     Raises:
-        EngineLoadError: It has no output embedding, or the labels are not in it.
+        EngineLoadError: The model has no output embedding, or the labels are not in it.
     """
     layer = model.get_output_embeddings()
     if layer is None:
@@ -100,14 +102,15 @@ def put_label_head(model: Any, label_ids: Sequence[int]) -> JudgedHead:
 
 
 def put_score_heads(model: Any, exact: Callable[[str], torch.Tensor | None]) -> list[JudgedHead]:
-    """Let a classifier run what stands on its body in float32.
+    """Make a classifier compute the layers after its body in float32.
 
     Args:
         model: The classifier.
-        exact: The weight of that name as it is in the files, where loading has rounded it; None if it is not there.
+        exact: Returns the weight of a name as it is in the files, because loading may have rounded it; None if the
+            files do not have it.
 
     Returns:
-        The linear layers of the head. A model that hands them all positions judges one of these.
+        The linear layers of the head. They compute one position, if the model gives them the states of all positions.
     """
     body = getattr(model, "base_model", model)
     if body is model:
@@ -140,11 +143,11 @@ def _to_float32(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def weight_in_files(model: str, hub: Mapping[str, Any], name: str) -> torch.Tensor | None:
-    """A weight as it is in a model's safetensors files, which have been loaded; None if it is not there.
+    """A weight as it is in a model's safetensors files, which are local by now; None if they do not have it.
 
     Args:
         model: A folder, or a name on the Hugging Face Hub.
-        hub: Keywords with which transformers reads the model's files.
+        hub: Keywords for transformers to read the model's files.
         name: Name of the weight.
     """
     from safetensors import safe_open

@@ -1,4 +1,4 @@
-"""A checkpoint's weights as a PyTorch model of transformers."""
+"""Load a checkpoint as a PyTorch model of transformers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,12 +13,12 @@ def load_model(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Any:
 
     Args:
         checkpoint: Its small files.
-        settings: Keywords of transformers' `from_pretrained`: `dtype`, `attn_implementation`, and what the Hub is asked
-            with (`revision`, `token`, `trust_remote_code`).
+        settings: Keywords of transformers' `from_pretrained`: `dtype`, `attn_implementation`, and those for the Hub
+            (`revision`, `token`, `trust_remote_code`).
 
     Raises:
         ModelError: A weight file is missing or damaged, or disagrees with config.json.
-        EngineLoadError: transformers does not load it. The message says why.
+        EngineLoadError: transformers cannot load it. The message says why.
     """
     import transformers
 
@@ -45,7 +45,7 @@ def _loaded(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Any:
     kind, config = _class_and_config(checkpoint, settings)
     own = {} if config is None else {"config": config}
     model, loading = kind.from_pretrained(checkpoint.model, output_loading_info=True, **own, **settings)
-    # The pooler of an encoder is not used by modules of sentence-transformers, and often not saved with them.
+    # sentence-transformers' modules do not use an encoder's pooler, and often it is not saved.
     missing = sorted(name for name in loading["missing_keys"] if not (checkpoint.head and name.startswith("pooler.")))
     if missing:  # transformers fills these with random numbers, and goes on
         hint = (
@@ -66,7 +66,7 @@ def _loaded(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Any:
 
 
 def _class_and_config(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The class of transformers that runs the model, and its configuration; None to let the class read its own."""
+    """transformers' class for the model, and its configuration; None if the class reads config.json itself."""
     import transformers
 
     recipe = checkpoint.recipe
@@ -85,7 +85,7 @@ def _class_and_config(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> tu
 
 
 def _overridden_config(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Any:
-    """The configuration that config.json would give with `hf_overrides` in it."""
+    """The configuration of config.json, changed by `hf_overrides`."""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
