@@ -116,7 +116,10 @@ SHOWN: Mapping[tuple[str, str], Way | str] = {
     ("server", "mm_processor_kwargs"): "test_server_images.py::test_smaller_images_than_the_server_takes_are_an_error",
     ("server", "max_model_len"): Way(256, lambda engine: engine._max_length),
     ("server", "timeout"): "test_server_settings.py::test_a_server_that_hangs_is_named_at_the_start",
-    ("server", "max_retries"): "test_server_faults.py::test_a_fault_that_stays_is_told_with_the_server_and_its_words",
+    (
+        "server",
+        "max_retries",
+    ): "test_server_faults.py::test_the_error_of_a_fault_that_stays_names_the_server_and_quotes_it",
     ("server", "chunk_size"): "test_server.py::test_requests_and_their_prompts_are_bounded",
     ("server", "concurrency"): "test_server.py::test_requests_and_their_prompts_are_bounded",
     ("server", "served_model_name"): "test_server.py::test_another_model_is_refused_unless_it_is_said_to_be_the_same",

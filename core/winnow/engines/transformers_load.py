@@ -66,7 +66,7 @@ def _loaded(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Any:
 
 
 def _class_and_config(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> tuple[Any, Any]:
-    """transformers' class for the model, and its configuration; None if the class reads config.json itself."""
+    """The class of transformers for the model, and its configuration; None if the class reads config.json itself."""
     import transformers
 
     recipe = checkpoint.recipe
