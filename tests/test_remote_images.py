@@ -5,7 +5,10 @@ import contextlib
 import gzip
 import io
 import ipaddress
+import socket
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -395,3 +398,33 @@ def test_a_local_server_is_private_to_the_whole_way_in(site: ThreadingHTTPServer
     ):
         load(f"http://127.0.0.1:{site.server_port}/map.png", remote=True)
     assert not site.seen  # type: ignore[attr-defined]
+
+
+def test_name_servers_that_do_not_answer_hold_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All calls of an engine tokenise in the threads of `asyncio.to_thread`."""
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait())
+
+    async def others_go_on() -> None:
+        waiting = [asyncio.ensure_future(resolve(f"{at}.example", 80)) for at in range(64)]
+        await asyncio.sleep(0)  # all of them begin
+        async with asyncio.timeout(60):
+            assert await asyncio.to_thread(lambda: "done") == "done"
+        answered.set()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(others_go_on())
+
+
+def test_a_process_ends_while_a_name_server_does_not_answer() -> None:
+    script = """
+import asyncio, socket, time
+socket.getaddrinfo = lambda *_, **__: time.sleep(3600)
+from winnow.remote_images import ImageError, fetch
+try:
+    asyncio.run(fetch("http://slow.example/map.png", max_seconds=0.1))
+except ImageError as error:
+    print(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stdout == "http://slow.example/map.png did not answer in full within 0.1 s\n"

@@ -10,11 +10,12 @@ import binascii
 import contextlib
 import hashlib
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
+from winnow.engines.threads import in_daemon_thread
 from winnow.errors import DocumentError, MissingExtraError
 from winnow.local_files import read_below
 from winnow.pixels import in_rgb
@@ -26,12 +27,14 @@ from winnow.vision import PromptImage, PromptVideo, Shown, Vision
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+T = TypeVar("T")
+
 # Frames of a list that are loaded at once: each may take as much memory as an image, until it is resized.
 _FRAMES_AT_ONCE = 4
 
 
 class ImageLoader:
-    """Loads the images and videos of one reranker.
+    """Loads the images and videos of one call.
 
     Args:
         root_path: Folder with the local files, where relative paths start; None to refuse paths.
@@ -41,6 +44,7 @@ class ImageLoader:
     def __init__(self, root_path: str | os.PathLike[str] | None = None, *, allow_remote: bool = False):
         self._root = None if root_path is None else Path(root_path)
         self._allow_remote = allow_remote
+        self._turns = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def of_documents(
         self,
@@ -97,7 +101,8 @@ class ImageLoader:
             MissingExtraError: Pillow is not installed.
         """
         with _refusing("an image", vision, what, index) as seeing:
-            return await asyncio.to_thread(self._prepared, seeing, await self._fetched(image))
+            fetched = await self._fetched(image)
+            return await self._in_turn(lambda: self._prepared(seeing, fetched))
 
     async def load_video(self, vision: Vision | None, video: Any, what: str, index: int | None = None) -> PromptVideo:
         """A video as it goes into a prompt; arguments and errors are those of `load`, of a video."""
@@ -107,20 +112,29 @@ class ImageLoader:
             if seeing.as_text:
                 raise ImageError(NO_VIDEOS)
             if not isinstance(video, list | tuple):
-                return await asyncio.to_thread(self._from_file, seeing, await self._fetched(video))
+                fetched = await self._fetched(video)
+                return await self._in_turn(lambda: self._from_file(seeing, fetched))
             chosen = sampled(range(len(video)))
             gate = asyncio.Semaphore(_FRAMES_AT_ONCE)
             frames = await asyncio.gather(*(self._frame(seeing, video[at], at, len(chosen), gate) for at in chosen))
-            return await asyncio.to_thread(seeing.prepared_video, frames, times_of_list(len(frames)))
+            return await self._in_turn(lambda: seeing.prepared_video(frames, times_of_list(len(frames))))
 
     async def _frame(self, vision: Vision, image: Any, at: int, frames: int, gate: asyncio.Semaphore) -> Any:
         """Frame number `at` of a list, in the size in which the model takes it."""
         async with gate:
             try:
                 fetched = await self._fetched(image)
-                return await asyncio.to_thread(lambda: vision.prepared_frame(self._opened(fetched), frames))
+                return await self._in_turn(lambda: vision.prepared_frame(self._opened(fetched), frames))
             except (ImageError, ValueError, OSError) as error:
                 raise ImageError(f"of frame {at}, {error}") from error
+
+    async def _in_turn(self, work: Callable[[], T]) -> T:
+        """Reads and decodes, in as many threads at once as there are processors: each may take much memory.
+
+        Not in those of `asyncio.to_thread`, in which all calls tokenise: what strangers send may take minutes.
+        """
+        async with self._turns:
+            return await in_daemon_thread(work)
 
     async def _fetched(self, given: Any) -> Any:
         """What the web address holds, if `given` is one."""

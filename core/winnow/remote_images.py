@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 
+from winnow.engines.threads import in_daemon_thread
 from winnow.public_addresses import is_public
 
 MAX_BYTES = 20 << 20
@@ -29,12 +30,12 @@ class ImageError(Exception):
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a host.
+    """The addresses of a host. A name server that does not answer holds up neither other work nor the process's end.
 
     Raises:
         OSError: It has none.
     """
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = await in_daemon_thread(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
