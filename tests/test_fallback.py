@@ -259,7 +259,7 @@ def test_after_close_the_next_call_tries_the_engine_at_once(monkeypatch: pytest.
     with Reranker("fake", engine=engine, fallback="retrieval order") as reranker:
         assert reranker.rank(QUERY, DOCUMENTS).degraded
         engine.fails_to_start = False
-        assert reranker.rank(QUERY, DOCUMENTS).degraded  # left alone
+        assert reranker.rank(QUERY, DOCUMENTS).degraded  # not tried yet
         reranker.close()
         assert not reranker.rank(QUERY, DOCUMENTS).degraded
 

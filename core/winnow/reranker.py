@@ -222,23 +222,23 @@ class Reranker(RerankerConfig):
             ConfigurationError: The engine cannot sleep; `close` frees its memory, too. vLLM needs `enable_sleep_mode`
                 in `engine_kwargs`, and a GPU.
         """
-        if (told := self._lease.tell(EngineLife.sleep)) is not None:
-            told.result()
+        if (done := self._lease.request(EngineLife.sleep)) is not None:
+            done.result()
 
     async def async_sleep(self) -> None:
         """`sleep` for event loops."""
-        if (told := self._lease.tell(EngineLife.sleep)) is not None:
-            await asyncio.wrap_future(told)
+        if (done := self._lease.request(EngineLife.sleep)) is not None:
+            await asyncio.wrap_future(done)
 
     def wake(self) -> None:
         """Wake a sleeping engine now instead of with the next call."""
-        if (told := self._lease.tell(EngineLife.wake)) is not None:
-            told.result()
+        if (done := self._lease.request(EngineLife.wake)) is not None:
+            done.result()
 
     async def async_wake(self) -> None:
         """`wake` for event loops."""
-        if (told := self._lease.tell(EngineLife.wake)) is not None:
-            await asyncio.wrap_future(told)
+        if (done := self._lease.request(EngineLife.wake)) is not None:
+            await asyncio.wrap_future(done)
 
     def close(self) -> None:
         """Wait for calls in flight, then free the engine, unless another reranker uses it.

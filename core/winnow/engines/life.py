@@ -1,6 +1,6 @@
-"""The life of one engine on its event loop: started with the first work, asleep and awake, back after a death, closed.
+"""The life of one engine on its event loop: start, sleep, wake, restart after a death, close.
 
-Nothing here blocks the loop, so that a deadline ends a call also while the engine loads.
+Nothing here blocks the loop, so that a deadline can end a call while the engine loads.
 """
 
 import asyncio
@@ -15,29 +15,29 @@ from winnow.errors import ConfigurationError, EngineDeadError, EngineError, Engi
 
 T = TypeVar("T")
 
-# Waits until the engine runs and returns the way to it. Work that finds nothing to score never asks, and the engine
-# stays untouched.
+# Waits until the engine runs, and returns its queue. Work that has nothing to score does not call it, and so does not
+# start the engine.
 Started = Callable[[], Awaitable[Requests]]
 Work = Callable[[Started], Coroutine[Any, Any, T]]
 
 PYTHON_ENDS = "Python is ending: nothing can be scored any more."
-# How Python says that it starts no thread any more, in the executors' words, in `threading`'s (from 3.12 on), and where
-# the executors are imported only then. A thread that is no daemon may go on for long after the main one.
+# Python's errors when it starts no more threads: of the executors, of `threading` (from 3.12 on), and of an import of
+# the executors at that time. A thread that is not a daemon may run for long after the main thread.
 _PYTHON_ENDS = (
     "cannot schedule new futures",
     "can't create new thread at interpreter shutdown",
     "can't register atexit after shutdown",
 )
 
-# Between two tries to end a load that nobody waits for: vLLM's processes, which are to be killed, may not be there yet.
+# Between two tries to end a load that no call waits for: vLLM may not have started all of its processes yet.
 _INTERRUPT_SECONDS = 0.5
 
 
 class EngineLife:
-    """An engine and the work on it. All of it belongs to one event loop, but for what says "from any thread".
+    """An engine and the work on it. All methods run on one event loop, except those marked "from any thread".
 
     Args:
-        make: Makes the engine. Called in a thread of its own when work first asks for it.
+        make: Makes the engine. Called in a thread of its own when work first needs it.
         on_start: Called when an engine has started.
     """
 
@@ -48,19 +48,19 @@ class EngineLife:
         self._loading: Engine | None = None
         self._interrupted = False
         self._given_up = False
-        self._start_task: asyncio.Task[Requests] | None = None  # None beside an engine that runs: it sleeps
+        self._start_task: asyncio.Task[Requests] | None = None  # None while an engine in `_running` sleeps
         self._sleep_task: asyncio.Task[None] | None = None
-        self._one_at_a_time = asyncio.Lock()  # starting, and burying
+        self._one_at_a_time = asyncio.Lock()  # for starting, and for closing a dead engine
         self._failure: EngineError | None = None  # the last death, or why the start after it failed
         self._restarts = 0  # since the last score
         self._work: set[asyncio.Task[Any]] = set()
-        self._on_engine: set[asyncio.Task[Any]] = set()  # of the work, what has asked for the engine
+        self._on_engine: set[asyncio.Task[Any]] = set()  # the work that uses the engine
 
     async def do(self, work: Work[T], max_restarts: int) -> T:
         """Do some work.
 
         Args:
-            work: It gets the engine when it asks.
+            work: The work. It gets a function that returns the engine's queue.
             max_restarts: How often in a row it may start an engine that died.
         """
         task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -76,23 +76,23 @@ class EngineLife:
             with unless_python_ends():
                 return await work(started)
         except EngineDeadError as error:
-            await self._bury()
+            await self._close_dead()
             raise EngineDeadError(f"{error}\n{self._what_next(max_restarts)}") from error
         finally:
             self._on_engine.discard(task)
-            await self._bury()  # also where a fallback ranked instead
+            await self._close_dead()  # also if a fallback ranked
             self._work.discard(task)
 
     async def _started(self, max_restarts: int) -> Requests:
-        """The running engine. All who wait for a start share its outcome; after a failure the next caller retries."""
-        await self._bury()
+        """The running engine's queue. All calls that wait for a start share its outcome; the next call tries again."""
+        await self._close_dead()
         if self._start_task is None:
             if self._running is None and self._failure is not None:
                 if self._restarts >= max_restarts:
                     raise EngineDeadError(str(self._failure)) from self._failure
                 self._restarts += 1
             self._start_task = asyncio.ensure_future(self._start())
-            self._start_task.add_done_callback(_seen)
+            self._start_task.add_done_callback(_read_error)
         return await asyncio.shield(self._start_task)
 
     async def _start(self) -> Requests:
@@ -119,8 +119,8 @@ class EngineLife:
         finally:
             self._loading = None
 
-    async def _bury(self) -> None:
-        """Free what is left of an engine that died. Whoever notices first does it; the next call starts another."""
+    async def _close_dead(self) -> None:
+        """Close an engine that died. The first work that notices does it; the next call starts another engine."""
         dead = self._running
         if dead is None or dead.death is None:
             return
@@ -140,16 +140,16 @@ class EngineLife:
         )
 
     async def sleep(self, _: Started) -> None:
-        """Put the engine to sleep when the calls in flight are done. Those that come meanwhile wait, and then wake it.
+        """Put the engine to sleep when the calls in flight are done. Calls that come meanwhile wait, and then wake it.
 
-        Nothing to do if it is not loaded, or sleeps. This is work itself, as is `wake`.
+        Nothing happens if it is not loaded, or sleeps already. `sleep` and `wake` are work themselves.
 
         Raises:
-            ConfigurationError: The engine cannot.
+            ConfigurationError: The engine cannot sleep.
         """
         if self._sleep_task is None and self._start_task is not None:
             self._sleep_task = asyncio.ensure_future(self._sleep())
-            self._sleep_task.add_done_callback(_seen)
+            self._sleep_task.add_done_callback(_read_error)
         if self._sleep_task is not None:
             await asyncio.shield(self._sleep_task)
 
@@ -164,11 +164,11 @@ class EngineLife:
                 raise ConfigurationError(
                     f"The engine {running.engine.name!r} cannot sleep. close() frees it, and the next call starts it."
                 )
-            self._start_task = None  # whatever comes of it: the next call wakes the engine
+            self._start_task = None  # even if this fails, the next call wakes the engine
             try:
                 with as_engine_error(f"{_named(running.engine)} could not sleep"):
                     await running.engine.sleep()
-            except ConfigurationError:  # it cannot, and is as it was
+            except ConfigurationError:  # it cannot sleep, and is unchanged
                 self._start_task = start
                 raise
             except EngineDeadError as error:
@@ -178,7 +178,7 @@ class EngineLife:
             self._sleep_task = None
 
     async def wake(self, started: Started) -> None:
-        """Wake the engine, if it sleeps. Nothing to do if it is not loaded."""
+        """Wake the engine, if it sleeps. Nothing happens if it is not loaded."""
         if self._running is not None:
             await started()
 
@@ -191,7 +191,7 @@ class EngineLife:
             raise
 
     def interrupt(self) -> None:
-        """Make a start that is under way fail: the user pressed Ctrl-C, or nobody waits for it. From any thread."""
+        """Make a running start fail, because the user pressed Ctrl-C or no call waits for it. From any thread."""
         self._interrupted = True
         if self._given_up:
             end_threads()
@@ -199,21 +199,18 @@ class EngineLife:
             engine.abandon()
 
     def give_up(self) -> None:
-        """Python is ending: withdraw all work, and end a start that is under way by force. From any thread.
-
-        `aclose` comes next.
-        """
+        """Withdraw all work and kill a running start, because Python is ending. From any thread; then call `aclose`."""
         self._given_up = True
         self.interrupt()
         if (running := self._running) is not None:
             running.engine.abandon()
 
-    def forgive(self) -> None:
+    def reset_restarts(self) -> None:
         """Let the next call start the engine again, however often it died. From any thread."""
         self._failure, self._restarts = None, 0
 
     async def aclose(self) -> None:
-        """Wait for the work in flight, then close the engine. A load that no work waits for any more is ended."""
+        """Wait for the work in flight, then close the engine. A load that no work waits for is interrupted."""
         for task in self._work if self._given_up else ():
             task.cancel()
         while self._work:
@@ -227,10 +224,10 @@ class EngineLife:
 
 @contextlib.contextmanager
 def unless_python_ends() -> Iterator[None]:
-    """Says so where a thread cannot be started because the interpreter is ending.
+    """Turns the error of a thread that cannot start because Python is ending into an `EngineError`.
 
     Raises:
-        EngineError: It is.
+        EngineError: Python is ending.
     """
     try:
         yield
@@ -240,8 +237,8 @@ def unless_python_ends() -> Iterator[None]:
         raise EngineError(PYTHON_ENDS) from error
 
 
-def _seen(task: asyncio.Task[Any]) -> None:
-    """Keep asyncio from logging a failure as never seen: all who waited for it may be gone."""
+def _read_error(task: asyncio.Task[Any]) -> None:
+    """Read a task's error, so that asyncio does not log it as never retrieved if no call waits any more."""
     if not task.cancelled():
         task.exception()
 

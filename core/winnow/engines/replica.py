@@ -1,4 +1,4 @@
-"""One vLLM server: what it is asked, what its answers mean, and whether it is worth asking.
+"""One vLLM server: the requests to it, the meaning of its answers, and its state.
 
 The requests and answers are those of vLLM 0.32 (`vllm/entrypoints/pooling`); `/pooling` and `/classify` take token ids,
 and chat messages.
@@ -17,28 +17,28 @@ from winnow.engines.server_client import NotThereError, ReplicaError, ServerClie
 from winnow.errors import EngineError
 from winnow.model_recipe import ModelRecipe
 
-_LARGEST = 2**53  # of the whole numbers that JSON holds exactly everywhere
+_LARGEST = 2**53  # the largest whole number that all JSON readers hold exactly
 
 
 class Replica:
     """One server.
 
     Args:
-        client: Sends the requests; holds the deadline and the API key.
+        client: Sends the requests; it has the deadline and the API key.
         url: The server's address without a final slash.
         model: The model as the user named it.
         recipe: How the model scores.
-        served_name: Name under which the server should serve it; None to look for `model`.
+        served_name: The model's name on the server; None to look for `model`.
         max_length: Most tokens of a prompt that may be sent.
-        probe: A short prompt, to see that the server scores.
-        has_activation: Whether the model's scores differ from its raw logits for sure.
+        probe: A short prompt, to check that the server scores.
+        has_activation: Whether the model's scores always differ from its raw logits.
 
     Attributes:
         up: Whether prompts may be sent. The pool sets it.
-        why_down: What it did wrong when it was last asked.
-        failures: Faults since the last answer.
-        cooldown: Seconds that it is left alone after the next time it goes down.
-        retry_at: Time (of `time.monotonic`) until which it is left alone.
+        why_down: The error of the last failed check.
+        failures: Failed requests since the last answer.
+        cooldown: Seconds that its circuit was last open; the next time it is open for twice as long.
+        retry_at: Time (of `time.monotonic`) until which it gets no requests.
         asked_at: Time when it was last found to be down.
         checking: A running check of a server that is down.
         requests: Requests in flight.
@@ -77,17 +77,17 @@ class Replica:
         self._path = "/pooling"
 
     async def check(self) -> None:
-        """See that the server is there, serves the model with enough length, and gives raw logits for token ids.
+        """Check that the server answers, serves the model with enough length, and returns raw logits for token ids.
 
         Raises:
-            ReplicaError: It is not there, or not well.
-            EngineError: It is there, and is not what the user wants. The message says what to set.
+            ReplicaError: It does not answer, or fails.
+            EngineError: It does not serve the model as the user wants. The message says what to set.
         """
         self._name = await self._client.ask("GET", f"{self.url}/v1/models", self._served_as)
         self._path = "/pooling"
         try:
             [raw] = await self._logits(self._probe, raw=True)
-        except NotThereError:  # a gateway may let only some paths through
+        except NotThereError:  # a gateway may pass only some paths
             self._path = "/classify"
             [raw] = await self._logits(self._probe, raw=True)
         if self._has_activation and [raw] == await self._logits(self._probe, raw=False):
@@ -100,14 +100,14 @@ class Replica:
         """Raw logits of a request's prompts, in order.
 
         Raises:
-            ReplicaError: The server failed, was too busy or too slow, or gave an answer that is none.
+            ReplicaError: The server failed, was too busy or too slow, or gave an invalid answer.
             RefusedError: It refused the request.
-            EngineError: It read other prompts than were meant.
+            EngineError: It read other prompts than were sent.
         """
         return await self._logits(request, raw=True)
 
     def _served_as(self, answer: Any) -> str:
-        """The name under which the server, which answered with a list of models, serves ours."""
+        """Our model's name in the server's list of models."""
         cards = {_checked_text(card["id"]): (card.get("root"), card.get("max_model_len")) for card in answer["data"]}
         wanted = {self._served_name} if self._served_name else {self._model, str(Path(self._model).absolute())}
         # A model is known by its served name, or by what vLLM loaded it from (`root`).
@@ -151,7 +151,7 @@ class Replica:
         return await self._client.ask("POST", where, read, body=body, request_id=request_id, prompts=request.prompts)
 
     def _check_tokens(self, request: ScoreRequest, tokens: int) -> None:
-        """See that the server read the prompts that were sent, by the number of their tokens."""
+        """Check by the number of tokens that the server read the prompts that were sent."""
         if tokens == request.tokens:
             return
         if request.with_images:
@@ -185,7 +185,7 @@ def _checked_text(value: Any) -> str:
 
 
 def _whole(value: Any) -> int:
-    """A count or a position. `True`, which Python takes for 1, is none."""
+    """A count or a position. `True`, which Python counts as 1, is refused."""
     if type(value) is not int or not 0 <= value <= _LARGEST:
         raise ValueError("a whole number was expected that is not negative")
     return value

@@ -1,11 +1,11 @@
-"""Several vLLM servers as one: which gets the next prompts, who waits, and who is left alone for a while.
+"""Several vLLM servers as one: routing, a queue of requests, and a circuit breaker for each server.
 
-* A query's prompts prefer one server, whose prefix cache then holds the query's prefix. The choice is a hash
-  (rendezvous hashing), so that all processes with the same servers make the same one. A server that is well ahead of
-  the least loaded one is passed over: computing a prefix twice costs less than waiting.
-* When all servers are busy, queries take turns: a small one does not wait behind all of a big one.
-* A server that fails several times in a row is left alone (its circuit opens). When its time is over it is checked,
-  beside the work, and takes part again if it is well; otherwise it is left alone for twice as long.
+* The prompts of a query go to one server, if possible, because its prefix cache then holds the query's prefix. A hash
+  chooses the server (rendezvous hashing), so all processes with the same servers choose the same one. If that server
+  has many more prompts than the least loaded one, another is taken: computing a prefix twice costs less than waiting.
+* When all servers are busy, queries take turns: a small query does not wait behind all of a large one.
+* If a server fails several times in a row, its circuit opens: it gets no requests for a while. Then it is checked in
+  the background. If the check succeeds, the circuit closes; otherwise it stays open for twice as long.
 """
 
 import asyncio
@@ -23,15 +23,15 @@ from winnow.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
-_START_SECONDS = 10.0  # that a server has for its first check, once another one is up
-_FAILURES = 3  # in a row that open a circuit
-_COOLDOWN = 1.0, 30.0  # seconds that it stays open, at first and at most
+_START_SECONDS = 10.0  # time for each server's first check, if another server is up
+_FAILURES = 3  # in a row, which open a circuit
+_COOLDOWN = 1.0, 30.0  # seconds that a circuit stays open, at first and at most
 _BREAK = 0.5  # seconds between checks of a server while none is up
-_PATIENCE = 60.0  # a server that wants to be left alone (Retry-After) for longer counts as down
+_PATIENCE = 60.0  # a server whose Retry-After is longer counts as down
 
 
 class ReplicaPool:
-    """Lends servers to requests.
+    """Assigns servers to requests.
 
     Args:
         replicas: The servers.
@@ -47,10 +47,10 @@ class ReplicaPool:
         self._alarm: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
-        """Check all servers; those that are not there yet, or slow, may come later.
+        """Check all servers. Those that do not answer in time are checked again later.
 
         Raises:
-            EngineError: A server is there and is not what the user wants, or none is there.
+            EngineError: No server answers, or a server answers but does not serve the model as the user wants.
         """
         found = await self._first_checks()
         for outcome in found:
@@ -61,13 +61,13 @@ class ReplicaPool:
             if fault is not None:
                 self._open(replica, str(fault))
         if not any(replica.up for replica in self.replicas):
-            raise self._nobody()
+            raise self._none_up()
         for replica in self.replicas:
             if not replica.up:
                 logger.warning("Starting without a server: %s", replica.why_down)
 
     async def _first_checks(self) -> list[BaseException | None]:
-        """What is wrong with each server; None where nothing is. One that hangs does not hold up the others."""
+        """The error of each server's first check, or None. A server that hangs does not delay the others."""
         checks = [asyncio.create_task(replica.check()) for replica in self.replicas]
         try:
             await asyncio.wait(checks, timeout=_START_SECONDS)
@@ -87,7 +87,7 @@ class ReplicaPool:
         ]
 
     async def aclose(self) -> None:
-        """End the checks."""
+        """Cancel all checks."""
         if self._alarm is not None:
             self._alarm.cancel()
         checks = [replica.checking for replica in self.replicas if replica.checking is not None]
@@ -97,12 +97,12 @@ class ReplicaPool:
 
     @asynccontextmanager
     async def lend(self, key: bytes, prompts: int, avoid: Replica | None = None) -> AsyncIterator[Replica]:
-        """A server for one request; waits while all are busy, and learns from how the request went.
+        """A server for one request. It waits while all are busy, and records whether the request succeeded.
 
         Args:
-            key: What requests with the same prefix share.
+            key: Equal for requests with the same prefix.
             prompts: How many prompts the request has.
-            avoid: A server to pass over if there is another.
+            avoid: A server that is not taken if there is another.
 
         Raises:
             ReplicaError: No server is up.
@@ -125,7 +125,7 @@ class ReplicaPool:
         """Whether a server besides this one takes requests now."""
         return any(other is not replica for other in self._ready())
 
-    # --- who gets what ------------------------------------------------------------------------------------------------
+    # --- routing and queue --------------------------------------------------------------------------------------------
 
     async def _take(self, waiter: "_Waiter") -> Replica:
         self._check_those_due()
@@ -134,25 +134,25 @@ class ReplicaPool:
             if checks:
                 await asyncio.wait(checks, return_when=asyncio.FIRST_COMPLETED)
             if not self._any_up():
-                raise self._nobody()
+                raise self._none_up()
         self._waiting.setdefault(waiter.key, deque()).append(waiter)
         self._serve_waiting()
         try:
             return await waiter.replica
         except asyncio.CancelledError:
             if waiter.replica.done() and not waiter.replica.cancelled() and waiter.replica.exception() is None:
-                replica = waiter.replica.result()  # it was lent in the moment of cancelling
+                replica = waiter.replica.result()  # it was assigned at the moment of cancelling
                 replica.requests -= 1
                 replica.prompts -= waiter.prompts
                 self._serve_waiting()
             raise
 
     def _serve_waiting(self) -> None:
-        """Lend free servers to those who wait, one request a query in turn."""
+        """Assign free servers to waiting requests: one request of each query in turn."""
         if not self._any_up():
             for waiter in chain.from_iterable(self._waiting.values()):
                 if not waiter.replica.done():
-                    waiter.replica.set_exception(self._nobody())
+                    waiter.replica.set_exception(self._none_up())
             self._waiting.clear()
         while self._waiting:
             key, queue = next(iter(self._waiting.items()))
@@ -171,7 +171,7 @@ class ReplicaPool:
                 del self._waiting[key]
 
     def _serve_later(self) -> None:
-        """Those who wait are served when a request ends, and when the pause of a server is over."""
+        """Serve waiting requests when a server's pause is over, as well as at the end of each request."""
         now = time.monotonic()
         pauses = [replica.retry_at - now for replica in self.replicas if replica.up and replica.retry_at > now]
         if pauses and self._alarm is None:
@@ -198,7 +198,7 @@ class ReplicaPool:
         now = time.monotonic()
         return [replica for replica in self.replicas if replica.up and replica.retry_at <= now]
 
-    # --- who is left alone --------------------------------------------------------------------------------------------
+    # --- circuit breaker ----------------------------------------------------------------------------------------------
 
     def _note_fault(self, replica: Replica, fault: ReplicaError) -> None:
         if fault.retry_after is not None and fault.retry_after <= _PATIENCE:
@@ -207,7 +207,7 @@ class ReplicaPool:
         replica.failures += 1
         if replica.up and (replica.failures >= _FAILURES or fault.retry_after is not None):
             self._open(replica, str(fault), fault.retry_after)
-            logger.warning("A server is left alone for %.0f s: %s", replica.cooldown, fault)
+            logger.warning("A server gets no prompts for %.0f s: %s", replica.cooldown, fault)
 
     def _open(self, replica: Replica, why: str, seconds: float | None = None) -> None:
         first, most = _COOLDOWN
@@ -218,7 +218,7 @@ class ReplicaPool:
         replica.retry_at = replica.asked_at + replica.cooldown
 
     def _check_those_due(self) -> None:
-        """Start checks of servers whose time is over; with no server up, of all, though not without a break."""
+        """Check servers whose circuit was open long enough; if no server is up, check all, with short pauses."""
         now = time.monotonic()
         for replica in self.replicas:
             due = replica.retry_at if self._any_up() else min(replica.retry_at, replica.asked_at + _BREAK)
@@ -230,7 +230,7 @@ class ReplicaPool:
             await replica.check()
         except EngineError as error:
             self._open(replica, str(error))
-            logger.info("A server is still left alone: %s", error)
+            logger.info("A server still gets no prompts: %s", error)
         else:
             replica.up = True
             replica.failures = 0
@@ -240,13 +240,13 @@ class ReplicaPool:
             replica.checking = None
         self._serve_waiting()
 
-    def _nobody(self) -> ReplicaError:
+    def _none_up(self) -> ReplicaError:
         reasons = "; ".join(replica.why_down for replica in self.replicas)
         return ReplicaError(f"No server is up. {reasons}")
 
 
 class _Waiter:
-    """A request that wants a server."""
+    """A request that waits for a server."""
 
     def __init__(self, key: bytes, prompts: int, avoid: Replica | None):
         self.key = key

@@ -1,4 +1,4 @@
-"""vLLM servers over HTTP: token ids in, raw logits out, from one or several. Needs neither vLLM nor PyTorch here."""
+"""The engine on one or more vLLM servers over HTTP: token ids in, raw logits out. It needs neither vLLM nor PyTorch."""
 
 import asyncio
 import contextlib
@@ -32,28 +32,28 @@ from winnow.weights import check_weights
 
 logger = logging.getLogger(__name__)
 
-# Between tries on one server: a random time up to 0.5, 1, 2, 4 … 10 seconds, so that clients do not come back together.
+# Exponential backoff with jitter: a random time up to 0.5, 1, 2, 4 … 10 seconds, so that clients do not retry together.
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=10, min=0.25)
 _FAILOVER_SECONDS = 0.05
 # Keys of config.json that choose an activation.
 _ACTIVATION_SETTINGS = ("problem_type", "sentence_transformers", "sbert_ce_default_activation_function")
 _DEFAULTS: dict[str, Any] = {"timeout": 120.0, "max_retries": 4, "chunk_size": 32, "concurrency": 16}
-# Requests that a query's own server may be ahead of the least loaded one.
+# How many requests more than the least loaded server a query's preferred server may have.
 _REQUESTS_AHEAD = 4
 
 
 class ServerEngine:
-    """A reranker on vLLM servers that other processes run; `serve_command` is how one is started.
+    """A reranker on vLLM servers in other processes; `serve_command` returns the command that starts one.
 
     Args:
-        checkpoint: The model, whose small files (tokenizer, config) are needed here, too.
+        checkpoint: The model. Its small files (tokenizer, config) are needed here, too.
         url: Address of a server, or of several that serve the same model.
         api_key: The servers' `--api-key`. It is sent in the Authorization header and shown nowhere.
         engine_kwargs: `timeout` (seconds for one request, up to the end of its answer, 120 by default), `max_retries`
-            (tries after the first of a request that failed, 4; not for requests that a server refuses), `chunk_size`
-            (prompts of a request, 32; one with images goes alone), `concurrency` (requests in flight on each server,
-            16), `served_model_name` (the model's name on the servers, if it is another one than here), and what
-            `checkpoint` was opened with.
+            (how often a failed request is retried, 4; requests that a server refuses are not), `chunk_size` (prompts of
+            a request, 32; a prompt with images is sent alone), `concurrency` (requests in flight on each server, 16),
+            `served_model_name` (the model's name on the servers, if it differs), and the settings with which
+            `checkpoint` was opened.
         max_length: Most tokens of a prompt that will be sent; None for the model's limit.
 
     Raises:
@@ -95,12 +95,12 @@ class ServerEngine:
             )
 
     async def start(self) -> None:
-        """Check that the servers serve this model. With several, those that are down now may come later.
+        """Check that the servers serve this model. With several, those that are down are checked again later.
 
         Raises:
             EngineLoadError: No server answers, or one serves something else. The message says what to do.
-            ModelError: The weights beside the tokenizer are not what config.json says, and the server's are the same,
-                or vLLM would score the model's labels otherwise than the model does.
+            ModelError: The local weights do not match config.json (the server's are the same), or vLLM would give the
+                model's labels other logits than the model does.
         """
         check_weights(self.checkpoint, required=False)
         check_labels_on_vllm(self.checkpoint)
@@ -144,12 +144,14 @@ class ServerEngine:
         )
 
     async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:  # noqa: ARG002
-        """Score prompts, several a request; those of one query prefer one server. vLLM does not say what it had cached.
+        """Score prompts, several in one request; those of one query go to one server, if possible.
+
+        `cached_tokens` stays 0: vLLM does not report it over HTTP.
 
         Raises:
             ConfigurationError: The prompts have token types or videos, for which vLLM's HTTP interface has no field.
-            EngineError: A request failed on all tries, or the server refuses whatever it is asked. The message names
-                the server.
+            EngineError: A request failed on all tries, or the server refuses every request. The message names the
+                server.
         """
         if any(prompt.second_type_from is not None for prompt in prompts):
             raise ConfigurationError(
@@ -161,25 +163,26 @@ class ServerEngine:
         if not prompts:
             return []
         key = _key_of_prefix([prompt.ids for prompt in prompts])
-        reading = [at for at, prompt in enumerate(prompts) if not prompt.images]
-        seeing = [at for at, prompt in enumerate(prompts) if prompt.images]
-        chunks = [reading[at : at + self._chunk_size] for at in range(0, len(reading), self._chunk_size)]
+        without_images = [at for at, prompt in enumerate(prompts) if not prompt.images]
+        with_images = [at for at, prompt in enumerate(prompts) if prompt.images]
+        size = self._chunk_size
+        chunks = [without_images[at : at + size] for at in range(0, len(without_images), size)]
         requests = [ids_request([prompts[at].ids for at in chunk]) for chunk in chunks]
-        requests += await chat_requests(self.checkpoint, [prompts[at] for at in seeing])
+        requests += await chat_requests(self.checkpoint, [prompts[at] for at in with_images])
         tasks = [asyncio.ensure_future(self._scored(request, key)) for request in requests]
         try:
             answers = await asyncio.gather(*tasks)
-        finally:  # one failed, or the caller went: closing their connections makes vLLM drop the others' prompts
+        finally:  # one failed, or the call was cancelled: closing the other connections makes vLLM drop their prompts
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        scores = dict(zip([*reading, *seeing], itertools.chain.from_iterable(answers), strict=True))
+        scores = dict(zip([*without_images, *with_images], itertools.chain.from_iterable(answers), strict=True))
         if all(score.error is not None for score in scores.values()):
-            await self._send(self._probe, key)  # raises where it is the server, and not the prompts
+            await self._send(self._probe, key)  # raises if the fault is the server's, not the prompts'
         return [scores[at] for at in range(len(prompts))]
 
     async def _scored(self, request: ScoreRequest, key: bytes) -> list[EngineScore]:
-        """Scores of a request's prompts. One that is refused is asked again in halves, to find the prompt at fault."""
+        """Scores of a request's prompts. A refused request is sent again in halves, to find the prompt at fault."""
         try:
             logits = await self._send(request, key)
         except RefusedError as error:
@@ -231,12 +234,12 @@ class ServerEngine:
     def abandon(self) -> None:
         """Make a `start` that waits for a server fail now."""
         if (starting := self._starting) is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is gone, and the start with it
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so the start has ended
                 starting.get_loop().call_soon_threadsafe(starting.cancel)
 
 
 def serve_command(checkpoint: Checkpoint, max_length: int | None = None) -> str:
-    """The shell command that starts a vLLM server of a model, such that `ServerEngine` can use it.
+    """The shell command that starts a vLLM server of a model for `ServerEngine`.
 
     Args:
         checkpoint: The model.
@@ -254,7 +257,7 @@ def serve_command(checkpoint: Checkpoint, max_length: int | None = None) -> str:
 
 
 def _key_of_prefix(prompts: Sequence[list[int]]) -> bytes:
-    """A hash of what all prompts begin with: template, instruction and query, where they are of one query."""
+    """A hash of the beginning that all prompts share: for one query its template, instruction and query."""
     pairs = zip(min(prompts), max(prompts), strict=False)
     shared = array("q", (first for first, last in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
     return hashlib.blake2b(shared.tobytes(), digest_size=16).digest()

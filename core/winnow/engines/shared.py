@@ -1,8 +1,8 @@
 """One engine per process: rerankers with the same model and settings share it.
 
-Each engine has an event loop in a thread of its own. Callers from any thread or loop submit work to it. The last one to
-release the engine closes it; where the last reranker was dropped without `close`, the engine closes a little later; and
-whatever is left at the interpreter's exit is closed then.
+Each engine has an event loop in a thread of its own. Callers from any thread or loop submit work to it. References are
+counted: the last reranker that releases the engine closes it. If the last one is garbage-collected without `close`, the
+engine closes a little later. Engines that still run at the interpreter's exit are closed then.
 """
 
 import asyncio
@@ -27,18 +27,18 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-# How long an engine stays when its last reranker was dropped without `close`. A notebook cell that is run again drops
-# the old reranker and makes the same one anew: it finds the engine running.
+# How long an engine stays when its last reranker was garbage-collected without `close`. A notebook cell that is run
+# again drops the old reranker and makes an equal one, which then finds the engine running.
 _GRACE_SECONDS = 10.0
 
-# For all engines together at the interpreter's exit.
+# Time for closing all engines at the interpreter's exit.
 _EXIT_SECONDS = 8.0
 
 # Between two tries to take the lock where waiting for it is not allowed.
 _LOCK_SECONDS = 0.1
 
-# Guards who holds which engine. It is one lock for all engines: the garbage collector may run a user's `__del__`, which
-# may close a reranker, at any point within it.
+# Guards the references to engines. All engines share one lock, because at any point within it the garbage collector may
+# run a user's `__del__`, which may close another reranker.
 _lock = ForkSafeLock()
 
 
@@ -47,11 +47,11 @@ class SharedEngine:
 
     Args:
         factory: Makes the engine. Called in a thread of its own when the first work arrives.
-        after: An engine with the same key that is still closing. It must be gone first: a GPU may not hold two.
+        after: An engine with the same key that is still closing. This one waits for it: a GPU may not hold both.
 
     Attributes:
-        closing: It takes no work any more. Whoever sets this calls `end`.
-        closed: Set when it is gone.
+        closing: True when it takes no more work. The code that sets this calls `end`.
+        closed: Set when it is closed.
     """
 
     def __init__(self, factory: Callable[[], Engine], after: "SharedEngine | None" = None):
@@ -77,29 +77,29 @@ class SharedEngine:
             self._after = None
         return self._factory()
 
-    # --- who holds it -------------------------------------------------------------------------------------------------
+    # --- references ---------------------------------------------------------------------------------------------------
 
     def hold(self, lease: "Lease") -> None:
-        """Keep the engine for as long as `lease` exists, or until it lets go."""
+        """Add a reference: the engine stays until `let_go`, or until the lease is garbage-collected."""
         self._holders = {holder for holder in self._holders if holder() is not None}
         self._holders.add(weakref.ref(lease, self._on_drop))
 
     def let_go(self, lease: "Lease") -> None:
-        """Undo `hold`."""
+        """Remove the reference of `hold`."""
         self._holders.discard(weakref.ref(lease))
 
     @property
     def is_held(self) -> bool:
-        """Whether a reranker that exists holds it."""
+        """Whether a reranker still refers to it."""
         return any(holder() is not None for holder in self._holders)
 
     def forget_holders(self) -> None:
-        """Nobody holds it, and nobody who is dropped from now on tells."""
+        """Remove all references. Leases that are garbage-collected from now on are not noticed."""
         self._holders = set()
 
     def _on_drop(self, _: object) -> None:
-        """Called by the garbage collector: in any thread, at any point of our own code. So it takes no lock."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the engine is gone already
+        """Called by the garbage collector, in any thread and at any point of our code, so it takes no lock."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and so is the engine
             self._loop.call_soon_threadsafe(self._start_grace)
 
     def _start_grace(self) -> None:
@@ -108,7 +108,7 @@ class SharedEngine:
         self._grace = self._loop.call_later(_GRACE_SECONDS, self._close_unless_held)
 
     def _close_unless_held(self) -> None:
-        if not _lock.acquire(blocking=False):  # who has it may be waiting for this loop
+        if not _lock.acquire(blocking=False):  # the thread that has it may be waiting for this loop
             self._grace = self._loop.call_later(_LOCK_SECONDS, self._close_unless_held)
             return
         try:
@@ -117,15 +117,15 @@ class SharedEngine:
             self.closing = True
         finally:
             _lock.release()
-        threading.Thread(target=self._end_unseen, name="winnow-close", daemon=True).start()
+        threading.Thread(target=self._end_or_log, name="winnow-close", daemon=True).start()
 
-    def _end_unseen(self) -> None:
+    def _end_or_log(self) -> None:
         try:
             self.end()
-        except Exception as error:  # noqa: BLE001 - nobody is there to be told but the log
+        except Exception as error:  # noqa: BLE001 - no caller waits, so it is logged
             logger.warning("An engine whose rerankers are gone could not be closed: %s", error)
 
-    # --- what it does -------------------------------------------------------------------------------------------------
+    # --- work ---------------------------------------------------------------------------------------------------------
 
     def submit(self, work: Work[T], max_restarts: int) -> Future[T] | None:
         """Run `work` on the engine's loop. None if the engine is being closed."""
@@ -134,10 +134,10 @@ class SharedEngine:
         return asyncio.run_coroutine_threadsafe(self.life.do(work, max_restarts), self._loop)
 
     def end(self, timeout: float | None = None) -> None:
-        """Wait for work in flight, then close the engine, its loop and its thread. Takes no lock while it waits.
+        """Wait for work in flight, then close the engine, its loop and its thread. It holds no lock while it waits.
 
         Args:
-            timeout: Seconds to wait for all of it; None to wait as long as it takes.
+            timeout: Seconds to wait for all of this; None to wait as long as it takes.
         """
         last = None if timeout is None else time.monotonic() + timeout
         try:
@@ -157,16 +157,16 @@ _exiting = False
 
 
 class Lease:
-    """One reranker's hold on a shared engine: taken with the first work, given back with `close`, then taken anew.
+    """One reranker's reference to a shared engine. It is taken with the first work, and released with `close`.
 
-    A lease that is garbage holds nothing.
+    After `close` the next work takes it again. A lease that is garbage-collected releases it, too.
 
     Args:
-        key: What makes two engines the same.
-        factory: Makes the engine; see `SharedEngine`. It must not refer to the lease or to who has it: the engine
-            keeps it.
-        max_restarts: How often in a row this reranker's calls start an engine that died. All who share the engine share
-            the count; each has its own limit.
+        key: Engines with equal keys are shared.
+        factory: Makes the engine; see `SharedEngine`. The engine keeps it, so it must not refer to the lease or to the
+            reranker.
+        max_restarts: How often in a row this reranker's calls restart an engine that died. Rerankers that share an
+            engine share the count, but each has its own limit.
     """
 
     def __init__(self, key: Hashable, factory: Callable[[], Engine], max_restarts: int):
@@ -176,7 +176,7 @@ class Lease:
         self._shared: SharedEngine | None = None
 
     def submit(self, work: Work[T]) -> Future[T]:
-        """Run `work` on the engine's loop. Returns at once.
+        """Run `work` on the engine's loop. It returns at once.
 
         Raises:
             EngineError: The interpreter is ending, and its engines are closed.
@@ -187,7 +187,7 @@ class Lease:
                 future = shared.submit(work, self._max_restarts)
                 if future is not None:
                     return future
-                self._shared = None  # closed at a fork or at the exit: take another
+                self._shared = None  # it was closed at a fork or at the exit: take another one
 
     def _acquire(self) -> SharedEngine:
         if _exiting:
@@ -199,35 +199,35 @@ class Lease:
         shared.hold(self)
         return shared
 
-    def tell(self, what: Callable[[EngineLife, Started], Coroutine[Any, Any, None]]) -> Future[None] | None:
-        """Let the engine `sleep` or `wake`. None if this reranker has none."""
+    def request(self, what: Callable[[EngineLife, Started], Coroutine[Any, Any, None]]) -> Future[None] | None:
+        """Make the engine `sleep` or `wake`. None if this reranker has no engine now."""
         with _lock:
             shared = self._shared
             return None if shared is None else shared.submit(partial(what, shared.life), self._max_restarts)
 
     def interrupt(self) -> None:
-        """Make a start that is under way fail."""
+        """Make a running start fail."""
         if (shared := self._shared) is not None:
             shared.life.interrupt()
 
     def close(self) -> None:
-        """Give the engine back. The last holder waits for work in flight and until the engine is closed."""
+        """Release the engine. The last reranker waits for work in flight and until the engine is closed."""
         with _lock:
             shared, self._shared = self._shared, None
             if shared is None or shared.closing:
                 return
             shared.let_go(self)
             if shared.is_held:
-                shared.life.forgive()
+                shared.life.reset_restarts()
                 return
             shared.closing = True
         shared.end()
 
 
 def _close_before_others() -> None:
-    """Exit handlers run last in, first out: ours must come before those of libraries that an engine brought.
+    """Register our exit handler again, so that it runs before those of libraries that an engine has imported.
 
-    They would kill its processes under it.
+    Exit handlers run in reverse order, and those libraries' handlers would kill the engine's processes first.
     """
     atexit.unregister(_close_all)
     atexit.register(_close_all)
@@ -245,7 +245,7 @@ def _close_all() -> None:
     last = time.monotonic() + _EXIT_SECONDS
     for shared, is_closing in engines:
         left = max(0.0, last - time.monotonic())
-        with contextlib.suppress(Exception):  # nobody is left to tell
+        with contextlib.suppress(Exception):  # Python is ending: nothing can be done about it
             if is_closing:
                 shared.closed.wait(left)
             else:
@@ -253,7 +253,7 @@ def _close_all() -> None:
 
 
 def _forget_all() -> None:
-    """In a forked child the threads of the parent do not exist: every engine counts as closed."""
+    """A forked child does not have its parent's threads, so every engine counts as closed there."""
     global _exiting
     _exiting = False
     for shared in _registry.values():

@@ -1,6 +1,6 @@
 """vLLM in this process: token ids in, raw logits out, through vLLM's continuous batching.
 
-`AsyncLLM` and not `LLM`: two threads that call one `LLM` get each other's scores, or hang.
+It uses `AsyncLLM`, because two threads that call one `LLM` get each other's scores, or hang.
 """
 
 import asyncio
@@ -37,12 +37,11 @@ logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 
-# How long vLLM's processes may take to end when Python ends; then vLLM kills them. Its own choice, 5 seconds, is what
-# they take on a busy machine, and Python itself then takes about as long.
+# How long vLLM's processes may take to end when Python ends; then vLLM kills them. Its own default, 5 seconds, is what
+# they need on a busy machine, and would double the time that Python takes to end.
 _LAST_SECONDS = 2.0
 
-# How long it may score nothing. What compiles with the first prompts takes minutes, and so does one long prompt on a
-# CPU.
+# How long it may score nothing. Compiling with the first prompts takes minutes, and so does one long prompt on a CPU.
 _STALL_SECONDS = 600.0
 
 
@@ -96,8 +95,8 @@ class VllmEngine:
     async def start(self) -> None:
         """Load the model, which takes seconds to minutes, in a thread of its own."""
         await in_daemon_thread(self._load)
-        # vLLM's own tasks begin with the first question, on the loop that it comes from. This is the one that a first
-        # request would ask, to wait for ever if vLLM's process died before it answered (v1/engine/async_llm.py).
+        # vLLM starts its own tasks with the first call, on the loop of that call. This is the call that a first request
+        # would make; if vLLM's process died before the answer, it would wait for ever (v1/engine/async_llm.py).
         try:
             await self._ordered(self._llm.get_supported_tasks(), "start")
             self._check_weights()  # again: it may have downloaded them
@@ -109,7 +108,7 @@ class VllmEngine:
             raise
 
     def _check_weights(self) -> None:
-        if self._engine_args.load_format != "dummy":  # random weights, for benchmarks: there is no file
+        if self._engine_args.load_format != "dummy":  # random weights for benchmarks, without files
             check_weights(self.checkpoint)
             check_labels_on_vllm(self.checkpoint)
 
@@ -125,7 +124,7 @@ class VllmEngine:
         self._log = VllmLog(record=not LOGGING_IS_SET_UP, cache_is_set=bool(self._engine_args.kv_cache_memory_bytes))
         try:
             with starting(), self._processes.starting(self._log.folder), self._log.recording():
-                # LLM_CLASS: the batch sizes of offline use, several times those of a server (vllm/engine/arg_utils.py).
+                # LLM_CLASS: batch sizes for offline use, several times those of a server (vllm/engine/arg_utils.py).
                 self._llm = AsyncLLM.from_engine_args(self._engine_args, usage_context=UsageContext.LLM_CLASS)
         except Exception as error:  # vLLM fails to load with errors of every kind
             reason = why_not(self.checkpoint)
@@ -138,7 +137,7 @@ class VllmEngine:
                 self._processes.close()
 
     async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
-        """Score prompts; all of them enter vLLM's queue side by side, so that a shared prefix is computed once."""
+        """Score prompts. All of them enter vLLM's queue at once, so that a shared prefix is computed once."""
         return list(await asyncio.gather(*(self._answer(prompt, priority) for prompt in prompts)))
 
     async def _answer(self, prompt: Prompt, priority: int) -> EngineScore:
@@ -163,7 +162,7 @@ class VllmEngine:
         try:
             async for output in self._llm.encode(inputs, params, request, priority=priority):
                 if output.finished:
-                    if output.prompt_token_ids != prompt.ids:  # vLLM puts in the tokens of images and videos itself
+                    if output.prompt_token_ids != prompt.ids:  # vLLM inserts the tokens of images and videos itself
                         return EngineScore(math.nan, error="vLLM changed its prompt: the score would be wrong.")
                     recipe = self.checkpoint.recipe
                     logit = recipe.calibrated_by_vllm(recipe.of_outputs(output.outputs.data.float().tolist()))
@@ -189,11 +188,11 @@ class VllmEngine:
         await self._ordered(self._llm.wake_up(), "wake up")
 
     async def _ordered(self, order: Coroutine[Any, Any, Any], what: str) -> None:
-        """Wait until vLLM has done something other than scoring; if it dies meanwhile it never tells by itself."""
+        """Wait for a call of vLLM other than scoring, and check meanwhile that it lives: its death would not end it."""
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
 
         task = asyncio.ensure_future(order)
-        looks = 0  # as in `Watchdog`, and not by the clock
+        looks = 0  # time is counted in looks, as in `Watchdog`
         while not (await asyncio.wait([task], timeout=_LOOK_SECONDS))[0]:
             looks += 1
             if looks * _LOOK_SECONDS >= self.stall_timeout:
@@ -209,19 +208,18 @@ class VllmEngine:
             raise EngineError(f"vLLM of {self.checkpoint.model} could not {what}: {error}") from error
 
     async def ping(self) -> None:
-        """Ask vLLM's process something that it answers between two steps."""
+        """Ask vLLM's process a question that it answers between two steps."""
         await self._llm.is_sleeping()
 
     def hang(self) -> str:
-        """Let `aclose` kill the processes at once; say which of them do not run."""
+        """Make `aclose` kill the processes at once. Returns which of them are stopped."""
         self._patience = 0.0
         return (
-            self._processes.stopped()
-            or "Where one prompt takes longer than that, raise stall_timeout in engine_kwargs."
+            self._processes.stopped() or "If one prompt takes longer than that, raise stall_timeout in engine_kwargs."
         )
 
     def _dead(self) -> EngineDeadError:
-        self._death = self._death or self._log.reason()  # asked once, though all who wait are told
+        self._death = self._death or self._log.reason()  # read once, for all calls that wait
         return EngineDeadError(f"The vLLM engine of {self.checkpoint.model} died.{self._death}")
 
     async def aclose(self) -> None:
@@ -233,9 +231,9 @@ class VllmEngine:
             self._processes.close()
 
     def abandon(self) -> None:
-        """Kill the processes of a `start` that is under way in another thread; it then fails.
+        """Kill the processes of a `start` that runs in another thread; it then fails.
 
-        Those of an engine that runs have a little time to end by themselves when it closes.
+        The processes of a running engine get a short time to end by themselves when it closes.
         """
         if self._is_loading:
             self._processes.abandon()
@@ -262,7 +260,7 @@ def why_not(checkpoint: Checkpoint) -> str | None:
     try:
         from vllm import ModelRegistry
         from vllm.platforms import current_platform
-    except Exception as error:  # noqa: BLE001 - a broken build fails with whatever its libraries raise
+    except Exception as error:  # noqa: BLE001 - a broken build may raise anything
         return f"vLLM does not import ({type(error).__name__}: {error})"
     if current_platform.is_unspecified():
         return "vLLM finds no device that it can use"
@@ -270,7 +268,7 @@ def why_not(checkpoint: Checkpoint) -> str | None:
         return "vLLM does not run the modules of sentence-transformers that are its score head"
     recipe = checkpoint.recipe
     wanted = recipe.vllm_overrides.get("architectures", checkpoint.config.get("architectures") or [])
-    # vLLM turns any causal model of its registry into a classifier, so the stem counts (vLLM, models/registry.py).
+    # vLLM makes a classifier of any causal model in its registry, so stems are compared (vLLM, models/registry.py).
     if not set(map(_stem, wanted)) & set(map(_stem, ModelRegistry.get_supported_archs())):
         return f"vLLM does not have the architecture {', '.join(wanted)}"
     if checkpoint.vision is not None and importlib.util.find_spec("torchvision") is None:
