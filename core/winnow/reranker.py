@@ -13,6 +13,7 @@ from winnow.engines.choose import create_engine
 from winnow.engines.life import EngineLife, Work
 from winnow.engines.settings import resolve
 from winnow.engines.shared import Lease
+from winnow.engines.threads import OwnThread
 from winnow.fallback import Fallback, settings_of_fallback
 from winnow.hints import hinting, hinting_call
 from winnow.judging import Call, Documents, Query, RankRequest
@@ -252,7 +253,11 @@ class Reranker(RerankerConfig):
 
     async def aclose(self) -> None:
         """`close` for event loops."""
-        await asyncio.to_thread(self.close)
+        thread = OwnThread("winnow-close")  # which the end of the event loop does not wait for
+        try:
+            await thread.do(self.close)
+        finally:
+            thread.end()
 
     def __enter__(self) -> Self:
         return self

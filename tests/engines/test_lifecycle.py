@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from slow_engine import SlowEngine
 
-from gated_engine import loop_goes_on_until, wait_until
+from gated_engine import PATIENCE, loop_goes_on_until, wait_until
 from winnow import EngineLoadError, Reranker
 from winnow.engines import shared
 
@@ -96,6 +96,53 @@ def test_a_sync_call_works_inside_a_running_loop() -> None:
             return reranker.score("a", ["a"])
 
     assert len(asyncio.run(main())) == 1
+
+
+def test_the_methods_for_event_loops_work_on_uvloop() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def main() -> None:
+        engine = SlowEngine(0)
+        async with Reranker("fake", engine=engine) as reranker:
+            assert isinstance(asyncio.get_running_loop(), uvloop.Loop)
+            assert len(await reranker.arank("a", ["a", "b"])) == 2
+            assert len(reranker.rank("a", ["a", "b"])) == 2
+            assert len(await reranker.arank_many(("a", [f"a {number}"]) for number in range(3))) == 3
+            assert isinstance(reranker._lease._shared and reranker._lease._shared._loop, uvloop.Loop)
+            engine.gate.clear()
+            call = asyncio.ensure_future(reranker.arank("a", ["a"]))
+            await loop_goes_on_until(lambda: engine.waiting == 1)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+
+    policy = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())  # also for the engine's own loop
+    try:
+        asyncio.run(main())
+    finally:
+        asyncio.set_event_loop_policy(policy)
+
+
+def test_an_event_loop_ends_while_an_engine_is_still_closing() -> None:
+    engine = SlowEngine(0)
+    reranker = Reranker("fake", engine=engine).start()
+    engine.may_close.clear()
+
+    async def main() -> None:
+        closing = asyncio.ensure_future(reranker.aclose())
+        await loop_goes_on_until(lambda: engine.closing)
+        closing.cancel()
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    try:
+        assert not thread.is_alive()
+        assert engine.closing
+    finally:
+        engine.may_close.set()
+    wait_until(lambda: engine.closed == 1)
 
 
 def test_all_who_wait_get_the_error_of_a_failed_start_and_the_next_call_tries_again() -> None:
