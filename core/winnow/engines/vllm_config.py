@@ -1,4 +1,4 @@
-"""vLLM reads config.json of checkpoints that bring code of their own, without running it."""
+"""Make vLLM read config.json of checkpoints that have code of their own, without running that code."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ CONFIG_FORMAT = "winnow"
 
 @register_config_parser(CONFIG_FORMAT)
 class LocalConfigParser(ConfigParserBase):
-    """What takes the place of vLLM's `HFConfigParser`, which asks transformers and so for `trust_remote_code`."""
+    """Used instead of vLLM's `HFConfigParser`, which calls transformers and so needs `trust_remote_code`."""
 
     def parse(
         self,

@@ -1,4 +1,4 @@
-"""What Winnow chooses of vLLM's settings where the user does not."""
+"""Winnow's defaults for vLLM's settings."""
 
 import logging
 from collections.abc import Mapping
@@ -10,27 +10,27 @@ logger = logging.getLogger(__name__)
 
 
 def platform_defaults(checkpoint: Checkpoint, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Winnow's choice of `AsyncEngineArgs`; on a machine without a GPU, settings under which vLLM's CPU build runs."""
+    """Winnow's values of `AsyncEngineArgs`; on a machine without a GPU, those with which vLLM's CPU build runs."""
     from vllm.platforms import current_platform
 
     chosen: dict[str, Any] = {
         "runner": "pooling",
-        "scheduling_policy": "priority",  # what gives each caller a turn, see engines/requests.py
+        "scheduling_policy": "priority",  # so that callers take turns, see engines/requests.py
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
     if current_platform.is_cpu():
-        # Here gpu_memory_utilization is the share of main memory that must be free at the start.
-        # Blocks of 32 tokens, the least that vLLM's CPU attention takes, instead of 128: whole blocks only are shared
-        # between prompts, and the shared beginning of a reranker's prompts is short.
-        # The cache takes 1 GiB, unless the user's VLLM_CPU_KVCACHE_SPACE says otherwise, which vLLM puts first.
+        # On a CPU, gpu_memory_utilization is the share of main memory that must be free at the start.
+        # Blocks of 32 tokens, the least that vLLM's CPU attention takes, instead of 128: prompts share only whole
+        # blocks, and the shared beginning of a reranker's prompts is short.
+        # The cache takes 1 GiB. The user's VLLM_CPU_KVCACHE_SPACE takes precedence in vLLM.
         chosen |= {
             "enforce_eager": True,
             "gpu_memory_utilization": 0.3,
             "block_size": 32,
             "kv_cache_memory_bytes": 1 << 30,
         }
-        if not checkpoint.quantized and not engine_kwargs.get("quantization"):  # its kernels say what they compute in
+        if not checkpoint.quantized and not engine_kwargs.get("quantization"):  # quantised kernels have their own type
             chosen["dtype"] = "float32"
     elif current_platform.is_cuda():
         chosen |= attention_for(current_platform.get_device_capability(), engine_kwargs)
@@ -38,7 +38,7 @@ def platform_defaults(checkpoint: Checkpoint, engine_kwargs: Mapping[str, Any]) 
 
 
 def config_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """For checkpoints that bring code of their own: Winnow reads their config.json."""
+    """Settings for checkpoints that have code of their own: Winnow reads their config.json."""
     if not checkpoint.recipe.local_code:
         return {}
     from winnow.engines.vllm_config import CONFIG_FORMAT
@@ -51,7 +51,7 @@ def attention_for(capability: tuple[int, int] | None, engine_kwargs: Mapping[str
 
     Args:
         capability: The GPU's compute capability, (major, minor).
-        engine_kwargs: What the user gave; a choice of theirs stands.
+        engine_kwargs: The user's settings; a backend in them is not changed.
     """
     if capability is None or capability >= (8, 0) or {"attention_backend", "attention_config"} & engine_kwargs.keys():
         return {}

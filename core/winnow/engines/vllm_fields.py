@@ -1,4 +1,4 @@
-"""What vLLM's `AsyncEngineArgs` takes, checked before vLLM starts: its own errors come late, and from deep inside."""
+"""Check the fields of vLLM's `AsyncEngineArgs` before vLLM starts, because its own errors come late and are unclear."""
 
 import ast
 import dataclasses
@@ -21,7 +21,7 @@ def field_names() -> tuple[str, ...]:
     """Names of the fields of `AsyncEngineArgs`, read from vLLM's source: importing it takes seconds.
 
     Returns:
-        The names; none if vLLM is not installed, or is laid out otherwise.
+        The names; none if vLLM is not installed, or if its source has another layout.
     """
     package = importlib.util.find_spec("vllm")
     for folder in (package and package.submodule_search_locations) or ():
@@ -38,7 +38,7 @@ def field_names() -> tuple[str, ...]:
 
 
 def as_fields(engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings under vLLM's names.
+    """The settings under vLLM's names.
 
     Raises:
         ConfigurationError: vLLM does not run on the `device`, or `cache_dir` and `download_dir` differ.
@@ -64,7 +64,7 @@ def as_fields(engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def other_platform(device: str | int | None) -> str | None:
-    """Why vLLM does not run on a device: it was built for another kind. None if it does."""
+    """Why vLLM does not run on a device, if it was built for another kind. None if it runs there."""
     from vllm.platforms import current_platform
 
     own, (kind, _) = current_platform.device_type, _parts_of(device)
@@ -72,7 +72,7 @@ def other_platform(device: str | int | None) -> str | None:
 
 
 def _parts_of(device: str | int | None) -> tuple[str, str]:
-    """Kind and number, as texts; PyTorch takes a number alone for a GPU's."""
+    """Kind and number of a device, as texts. As in PyTorch, a number alone is that of a GPU."""
     if isinstance(device, int):
         return "cuda", str(device)
     kind, _, number = (device or "").partition(":")
@@ -80,15 +80,15 @@ def _parts_of(device: str | int | None) -> tuple[str, str]:
 
 
 def check_fields(engine_kwargs: Mapping[str, Any]) -> None:
-    """Refuse what vLLM would refuse, or not understand.
+    """Refuse fields and values that vLLM would refuse.
 
-    Types that are more than numbers, texts and choices among them are left to vLLM.
+    Fields of other types than numbers, texts and choices are checked by vLLM.
 
     Args:
         engine_kwargs: Fields of `AsyncEngineArgs`.
 
     Raises:
-        ConfigurationError: A field is unknown, or its value of the wrong type. The message names the nearest.
+        ConfigurationError: A field is unknown, or its value has the wrong type. The message suggests the most similar.
     """
     from pydantic import TypeAdapter, ValidationError
     from vllm.engine.arg_utils import AsyncEngineArgs

@@ -1,4 +1,4 @@
-"""Why vLLM failed, from its own log: its processes keep the cause to themselves and raise "see above"."""
+"""Why vLLM failed, from its own log: its error says only "see above", and the log has the cause."""
 
 import json
 import multiprocessing
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What vLLM says when a setting is to blame, and which one. Messages of vLLM 0.32: v1/worker/utils.py,
+# vLLM's messages if a setting is the cause, and what to change. They are those of vLLM 0.32: v1/worker/utils.py,
 # v1/core/kv_cache_utils.py, config/model.py, and PyTorch's allocator.
 _CURES = {
     r"less than desired .*memory utilization": (
@@ -33,11 +33,11 @@ class VllmLog:
     """The errors that the processes of one engine log, in a file of its own.
 
     Args:
-        record: False where the user has set up vLLM's logging, which is then left alone.
-        cache_is_set: Whether kv_cache_memory_bytes sets the size of the cache, and not gpu_memory_utilization.
+        record: False if the user has configured vLLM's logging, which is then not changed.
+        cache_is_set: Whether kv_cache_memory_bytes sets the size of the cache, instead of gpu_memory_utilization.
 
     Attributes:
-        folder: Where the file is. If this process is killed, the engine's watcher deletes it.
+        folder: The folder of the file. If this process is killed, the engine's watcher deletes it.
     """
 
     def __init__(self, *, record: bool, cache_is_set: bool) -> None:
@@ -50,7 +50,7 @@ class VllmLog:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Processes that are started meanwhile write here."""
+        """Processes that are started in this context write to this log."""
         before = set(multiprocessing.active_children())
         config = self.folder / "logging.json"
         config.write_text(json.dumps(_config(self._file)), encoding="utf-8")
@@ -64,7 +64,7 @@ class VllmLog:
                 del os.environ["VLLM_LOGGING_CONFIG_PATH"]
 
     def reason(self) -> str:
-        """What the log or the processes' ends tell, with what to do about it; "" if nothing."""
+        """The cause, from the log or the processes' exit codes, and what to do; "" if it is not known."""
         text = self._file.read_text(encoding="utf-8", errors="replace") if self._file.is_file() else ""
         errors = re.findall(r"^(?!.*EngineDeadError)(?:\w+\.)*\w*(?:Error|Exception): .+", text, re.MULTILINE)
         lines = list(dict.fromkeys(errors))[:3]

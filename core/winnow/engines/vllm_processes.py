@@ -1,4 +1,4 @@
-"""The processes of one vLLM engine: known from their start on, so that none of them outlives who started it."""
+"""The processes of one vLLM engine. They are recorded when they start, so that none is left running."""
 
 import contextlib
 import logging
@@ -22,10 +22,10 @@ _STOPPED = {"stopped": "stopped (state T)", "tracing-stop": "stopped by a debugg
 
 
 class EngineProcesses:
-    """The processes that vLLM starts for one engine, and a process that watches over them.
+    """The processes that vLLM starts for one engine, and the watcher process that ends them.
 
-    vLLM's processes do not notice when the one that started them is killed, and keep the GPU's memory for ever
-    (vllm-project/vllm#55510). The watcher notices; see `winnow.engines.watcher`.
+    vLLM's processes do not notice when the process that started them is killed, and keep the GPU's memory for ever
+    (vllm-project/vllm#55510). The watcher notices it and kills them; see `winnow.engines.watcher`.
     """
 
     def __init__(self) -> None:
@@ -35,10 +35,10 @@ class EngineProcesses:
 
     @contextlib.contextmanager
     def starting(self, folder: Path) -> Iterator[None]:
-        """Processes that this thread starts within this are the engine's. Within it `abandon` ends them.
+        """Record the processes that this thread starts in this context, so that `abandon` can kill them.
 
         Args:
-            folder: A temporary folder, which must not outlive them either.
+            folder: A temporary folder, which the watcher deletes when it has killed them.
         """
         self._watcher = _start_watcher(folder)
         thread = threading.get_ident()
@@ -54,7 +54,7 @@ class EngineProcesses:
 
             return start_and_note
 
-        # vLLM starts its processes with the first, and others that inspect the model or the machine with the second.
+        # vLLM starts its own processes with the first, and others, which inspect model or machine, with the second.
         with (
             _replaced(multiprocessing.process.BaseProcess, "start", noted),
             _replaced(subprocess.Popen, "__init__", noted),
@@ -65,31 +65,31 @@ class EngineProcesses:
         self._ids.append(process)
         if self._abandoned:
             self.kill()
-        self._tell(str(process))
+        self._send(str(process))
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         if self._watcher is None or self._watcher.stdin is None:
             return
         try:
             self._watcher.stdin.write(f"{line}\n".encode())
         except OSError:
             logger.warning(
-                "Winnow's watcher is gone. If this process is killed, vLLM's processes may go on without it."
+                "Winnow's watcher has ended. If this process is killed, vLLM's processes may be left running."
             )
 
     def abandon(self) -> None:
-        """Kill the processes, and let no other start. From any thread."""
+        """Kill the processes, and let no new one start. From any thread."""
         self._abandoned = True
         self.kill()
 
     def kill(self) -> None:
-        """Kill those that run."""
+        """Kill the processes that run."""
         from winnow.engines.watcher import kill_trees
 
         kill_trees(self._roots())
 
     def stopped(self) -> str:
-        """Which of them, and of those below them, are stopped, as sentences; "" if none is."""
+        """Which of the processes and their descendants are stopped, as sentences; "" if none is."""
         import psutil
 
         from winnow.engines.watcher import tree
@@ -108,8 +108,8 @@ class EngineProcesses:
         return [children[process] for process in list(self._ids) if process in children]
 
     def close(self) -> None:
-        """End the watcher, and with it whatever the engine left behind."""
-        self._tell("end")
+        """End the watcher, which first kills all processes that are left running."""
+        self._send("end")
         watcher, self._watcher = self._watcher, None
         if watcher is None or watcher.stdin is None:
             return
@@ -123,9 +123,9 @@ class EngineProcesses:
 
 
 def _start_watcher(folder: Path) -> "subprocess.Popen[bytes] | None":
-    """Start the watcher: in a session of its own, where no Ctrl-C reaches it, and without our output.
+    """Start the watcher, in a session of its own, so that no Ctrl-C reaches it, and without our output streams.
 
-    Who reads that to its end must not wait for it.
+    A program that reads our output to its end must not wait for the watcher.
     """
     from winnow.engines import watcher
 
@@ -140,9 +140,7 @@ def _start_watcher(folder: Path) -> "subprocess.Popen[bytes] | None":
             start_new_session=True,
         )
     except OSError as error:
-        logger.warning(
-            "If this process is killed, vLLM's processes may go on without it: no watcher starts (%s)", error
-        )
+        logger.warning("If this process is killed, vLLM's processes may be left running: no watcher starts (%s)", error)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Around a start of vLLM: one at a time, without the user's script in its processes, and without its chatter."""
+"""Start vLLM: one engine at a time, without the user's script in its processes, and without its log messages."""
 
 import logging
 import os
@@ -14,29 +14,29 @@ from typing import Any
 from winnow.locks import ForkSafeLock
 
 LOGGING_IS_SET_UP = not os.environ.keys().isdisjoint(("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH"))
-"""By the user, before this module was imported."""
+"""Whether the user had configured vLLM's logging before this module was imported."""
 
-# What is set for a start is set for the whole process; and a start measures how much memory is free.
+# One start at a time: it sets things for the whole process, and measures how much memory is free.
 _one_at_a_time = ForkSafeLock()
 
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Start vLLM within this, in one thread. Another start waits until it is left."""
+    """A context in which to start vLLM, in one thread. Other starts wait for its end."""
     with _one_at_a_time, _without_main_module(), _quiet_start(), _without_interrupts():
         yield
 
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Let no Ctrl-C reach the processes that this thread starts; they inherit which signals wait.
+    """Block Ctrl-C in the processes that this thread starts; they inherit the thread's signal mask.
 
-    A terminal sends it to all of them. Those that still import would print tracebacks; this process ends them.
+    A terminal sends Ctrl-C to all of them, and those that still import would print tracebacks. This process ends them.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows, where there is no vLLM either
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which vLLM does not support
         yield
         return
-    resource_tracker.ensure_running()  # which lets SIGINT through again when it is started later
+    resource_tracker.ensure_running()  # starting it later would unblock SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -45,7 +45,7 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def quieten() -> None:
-    """Turn off vLLM's chatter in this process and in those it starts, unless the user asked for it."""
+    """Turn off vLLM's log messages in this process and in those it starts, unless the user configured them."""
     if not LOGGING_IS_SET_UP:
         os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
         logging.getLogger("vllm").setLevel(logging.ERROR)
@@ -53,7 +53,7 @@ def quieten() -> None:
 
 @contextmanager
 def _quiet_start() -> Iterator[None]:
-    """Keep warnings of the libraries that vLLM loads off the user's screen, but for what the user set up."""
+    """Turn off warnings of the libraries that vLLM loads, unless the user configured warnings."""
     chosen = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     added = [name for name in chosen if os.environ.setdefault(name, chosen[name]) is chosen[name]]
     try:
@@ -70,9 +70,9 @@ def _quiet_start() -> Iterator[None]:
 def _without_main_module() -> Iterator[None]:
     """Let vLLM spawn its processes without running the user's script again in each.
 
-    `multiprocessing`'s spawn imports `__main__` in the child, so that a script without an `if __name__ == "__main__"`
-    guard would
-    start itself, and fail with an error that names neither vLLM nor the cure. vLLM's processes need nothing from it.
+    `multiprocessing`'s spawn imports `__main__` in the child. A script without an `if __name__ == "__main__"` guard
+    would start itself again, and fail with an error that does not name vLLM. vLLM's processes need nothing from the
+    script.
     """
     thread = threading.get_ident()
     original = spawn.get_preparation_data

@@ -1,4 +1,4 @@
-"""How vLLM in this process takes images and videos."""
+"""Inputs and settings for images and videos on vLLM in this process."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,12 @@ from winnow.vision import PromptVideo, Vision
 
 
 def vision_inputs(vision: Vision, prompt: Prompt, *, query_first: bool = False) -> dict[str, Any]:
-    """A prompt with images or videos. vLLM puts in their tokens, for which it gets one token each.
+    """The input for a prompt with images or videos. It has one token for each; vLLM inserts the others.
 
-    For a video that is its bare token (`_get_prompt_updates` in vLLM's `model_executor/models/qwen3_vl.py`).
+    For a video that token has no marks (`_get_prompt_updates` in vLLM's `model_executor/models/qwen3_vl.py`).
 
     Args:
-        vision: How the model sees.
+        vision: How the model takes images and videos.
         prompt: The prompt.
         query_first: `ModelRecipe.vllm_query_first`.
     """
@@ -26,15 +26,15 @@ def vision_inputs(vision: Vision, prompt: Prompt, *, query_first: bool = False) 
 
 
 def _timed(video: PromptVideo) -> tuple[Any, dict[str, Any]]:
-    """A video whose frames are chosen already; the time of a frame is its index over `fps`."""
+    """The input for a video whose frames are chosen already. vLLM takes index / `fps` as the time of a frame."""
     return video.frames, {"fps": 1.0, "frames_indices": list(video.times), "total_num_frames": len(video.times)}
 
 
 def vision_settings(vision: Vision | None, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """For models that see: room for an image or a video of the query and one of the document, and their sizes.
+    """Settings for multimodal models: how many images and videos a prompt may have, and their sizes.
 
-    The size of a video is that of all its frames. vLLM before 0.32 does not tell it from that of an image, and gets no
-    videos.
+    Both query and document may have one. The size of a video is that of all its frames. vLLM before 0.32 has only one
+    size for images and videos, and so takes no videos here.
     """
     from vllm import __version_tuple__
 

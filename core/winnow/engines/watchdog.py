@@ -1,4 +1,4 @@
-"""Notices that an engine hangs: it scores nothing though prompts wait, and never says that it died."""
+"""The watchdog notices that an engine hangs: prompts wait, it scores nothing, and there is no error."""
 
 import asyncio
 import contextlib
@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 from winnow.engines.base import WatchedEngine
 
-# The longest time between two looks, and how many it takes at least to find an engine out.
+# The longest time between two looks, and the least number of looks until an engine counts as hanging.
 _LOOK_SECONDS = 1.0
 _LOOKS = 10
 
 
 class Watchdog:
-    """Watches one running engine while prompts wait. It lives on the engine's event loop.
+    """Watches one running engine while prompts wait. It runs on the engine's event loop.
 
-    It counts looks, not the clock: however long it takes from one look to the next, that counts as one interval. So no
-    time counts in which this process was stopped, the host slept, or the event loop was held up.
+    It counts looks, not time: the time between two looks always counts as one interval. So time does not count in which
+    this process was stopped, the host slept, or the event loop was blocked.
 
     Args:
         engine: The running engine.
@@ -30,12 +30,12 @@ class Watchdog:
         self._task: asyncio.Task[None] | None = None
 
     def watch(self) -> None:
-        """Begin, unless it watches already. It ends when nothing waits and the engine has shown that it lives."""
+        """Start to watch, unless it does already. It stops when no prompt waits and the engine gave a sign of life."""
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._watch())
 
     def end(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         if self._task is not None:
             self._task.cancel()
 
@@ -52,7 +52,7 @@ class Watchdog:
                     if not self._is_waited_for():
                         return
                 elif question is None and not self._is_waited_for():
-                    # All who waited gave up, as calls with deadlines do. An engine that hangs must be found out though.
+                    # All waiting calls gave up, as calls with deadlines do. The engine may hang all the same.
                     question = asyncio.ensure_future(self._ask())
         finally:
             if question is not None:
@@ -60,5 +60,5 @@ class Watchdog:
         self._on_hang()
 
     async def _ask(self) -> None:
-        with contextlib.suppress(Exception):  # an answer all the same; the next call meets what is wrong
+        with contextlib.suppress(Exception):  # an error is a sign of life, too; the next call will get it
             await self._engine.ping()

@@ -1,8 +1,8 @@
-"""A process that ends others with its parent, however the parent ends: killed, crashed, or out of memory.
+"""The watcher: a process that kills others when its parent ends, also if the parent was killed or crashed.
 
 `winnow.engines.vllm_processes` runs this file as a script, with the parent's id and a temporary folder of the parent's.
-It reads the ids of processes from standard input, one a line. When the parent has ended, or says "end", it kills those
-that still run, with all below them, deletes the folder, and ends itself.
+It reads ids of processes from standard input, one on each line. When the parent has ended, or sends "end", it kills
+those processes that still run and their descendants, deletes the folder, and exits.
 """
 
 import contextlib
@@ -15,13 +15,12 @@ from collections.abc import Iterable, Iterator
 
 import psutil
 
-# How often it looks for its parent. Input ends with the parent, but not while a child that the parent forked keeps it
-# open.
+# How often it checks its parent. Standard input ends with the parent, but not while a forked child keeps it open.
 _LOOK_SECONDS = 1.0
 
 
 def kill_trees(roots: Iterable[psutil.Process]) -> None:
-    """Kill processes and all below them. They are stopped first, so that none starts another meanwhile."""
+    """Kill processes and their descendants. They are stopped first, so that none starts another process meanwhile."""
     roots = list(roots)
     found: set[psutil.Process] = set()
     while new := {process for root in roots for process in tree(root)} - found:
@@ -35,21 +34,21 @@ def kill_trees(roots: Iterable[psutil.Process]) -> None:
 
 
 def tree(root: psutil.Process) -> list[psutil.Process]:
-    """A process and all below it, but for Python's resource tracker; none if it is gone."""
+    """A process and its descendants, without Python's resource tracker; none if the process has ended."""
     with contextlib.suppress(psutil.Error):
         return [one for one in (root, *root.children(recursive=True)) if not _is_resource_tracker(one)]
     return []
 
 
 def _is_resource_tracker(process: psutil.Process) -> bool:
-    """Of Python's multiprocessing: it frees shared memory when all who use it are gone, and then ends."""
+    """Whether this is multiprocessing's resource tracker, which frees shared memory after its last user, and exits."""
     with contextlib.suppress(psutil.Error):
         return any("resource_tracker" in part for part in process.cmdline())
     return False
 
 
 def _lines(parent: int) -> Iterator[bytes]:
-    """The lines of standard input while the parent lives."""
+    """The lines of standard input, while the parent runs."""
     rest = b""
     while True:
         if select.select([0], [], [], _LOOK_SECONDS)[0]:
@@ -62,8 +61,8 @@ def _lines(parent: int) -> Iterator[bytes]:
 
 
 def main() -> None:
-    """Watch."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to a whole group; the parent decides what to do
+    """Watch the parent."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to a whole group; the parent reacts to them
         signal.signal(name, signal.SIG_IGN)
     parent, folder = sys.argv[1:]
     watched: list[psutil.Process] = []
@@ -73,7 +72,7 @@ def main() -> None:
         with contextlib.suppress(psutil.Error):
             watched.append(psutil.Process(int(line)))
     kill_trees(watched)
-    shutil.rmtree(folder, ignore_errors=True)  # the parent's own try came first; it follows no links
+    shutil.rmtree(folder, ignore_errors=True)  # the parent may have deleted it already; links are not followed
 
 
 if __name__ == "__main__":
