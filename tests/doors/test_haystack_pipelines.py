@@ -308,7 +308,7 @@ def test_a_chat_does_not_wait_for_a_stalled_server(
     silence: str, tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither in the ranking nor in the warm-up before it. Without the deadline this would take ten hours."""
-    monkeypatch.setattr("winnow.engines.replica._LOOKUP_SECONDS", 36000.0)
+    monkeypatch.setattr("winnow.engines.server_client._LOOKUP_SECONDS", 36000.0)
     ranker = WinnowRanker(
         tiny_model,
         engine="server",
