@@ -83,7 +83,7 @@ def rank(
     deadline: Annotated[float | None, typer.Option(help="Seconds after which to give up, loading included.")] = None,
     raw_scores: Annotated[bool, typer.Option("--raw-scores", help="Print logits instead of scores in 0…1.")] = False,
     template: Annotated[str | None, typer.Option(help="A score template: a built-in's name, or a Jinja file.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="The model's family, where its name does not tell.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="The model's family, if its name does not identify it.")] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Most tokens of a prompt; the model's limit by default.")
     ] = None,
@@ -91,7 +91,7 @@ def rank(
         OverflowPolicy, typer.Option(help="What to do with longer documents.")
     ] = OverflowPolicy.TRUNCATE,
     engine: Annotated[
-        EngineName, typer.Option(help="auto takes vLLM where it runs, and servers where --url names them.")
+        EngineName, typer.Option(help="auto takes vLLM if it runs here, and servers if there is a --url.")
     ] = EngineName.AUTO,
     url: Annotated[
         list[str] | None, typer.Option(help="Address of a vLLM server; once for each that serves the model.")
@@ -162,7 +162,7 @@ def doctor(
     document: Annotated[str | None, typer.Option("--document", "-d", help="Its document.")] = None,
     instruction: Annotated[str | None, typer.Option(help="What counts as relevant, for models that take it.")] = None,
     template: Annotated[str | None, typer.Option(help="A score template: a built-in's name, or a Jinja file.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="The model's family, where its name does not tell.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="The model's family, if its name does not identify it.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show how a model is prompted and what is wrong with it; exit code 1 if it cannot be used. Loads no weights.
@@ -195,7 +195,7 @@ def convert(
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist, or be empty.")],
     method: Annotated[ConvertMethod | None, typer.Option(help="By default what the labels say.")] = None,
     labels: Annotated[str | None, typer.Option(help='"no,yes" or "yes"; by default those of the family.')] = None,
-    recipe: Annotated[str | None, typer.Option(help="The model's family, where its name does not tell.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="The model's family, if its name does not identify it.")] = None,
     template: Annotated[str | None, typer.Option(help="A score template: a built-in's name, or a Jinja file.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Score pairs with both, and fail if they differ.")] = False,

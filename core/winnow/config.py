@@ -1,4 +1,4 @@
-"""What a reranker is, in one value: comparable, and the same for every integration."""
+"""The settings of a reranker in one value, which can be compared, and is the same for every integration."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -16,9 +16,9 @@ from winnow.recipes import ModelRecipe
 from winnow.server_addresses import server_addresses
 from winnow.templates import TemplateLike
 
-# What stays as it was given: objects, and a path that as a text could be the name of a template.
+# Settings that are not made plain: objects, and a path, which as a text could be the name of a template.
 _NOT_PLAIN = ("engine", "template", "fallback")
-# Types of what is kept as plain data, and what messages call them. None is as good as left out, but for the model.
+# Types of settings that are plain data, and their names in messages. None means the default, except for the model.
 _TYPES: Mapping[str, tuple[Any, str]] = {
     "model": (str, "a folder, or a name on the Hugging Face Hub"),
     "url": (str | list, "a text, or a list of texts"),
@@ -46,11 +46,11 @@ class RerankerConfig:
 
     Args:
         model: A folder, or a name on the Hugging Face Hub.
-        engine: "auto" (vLLM where it runs, else transformers; the log says which and why), "vllm" (in this process),
+        engine: "auto" (vLLM if it runs here, else transformers; the log says which and why), "vllm" (in this process),
             "server" (vLLM servers at `url`), "transformers", "fake" (no model, for tests), or an `Engine`.
         url: Address of a vLLM server, or several that serve the same model, for `engine="server"`.
         api_key: Key of these servers.
-        recipe: The model's family, or a `ModelRecipe`, where the model's name does not tell.
+        recipe: The model's family, or a `ModelRecipe`, if the model's name does not identify it.
         instruction: What counts as relevant, for models that take an instruction; None or "" for the template's
             default.
         template: A score template for all calls instead of the model's own: a built-in's name, a path, Jinja source, or
@@ -81,14 +81,14 @@ class RerankerConfig:
             its own; None to wait.
         score_cache: Keep scores from one call to the next: how many pairs in memory (those used last), or a folder to
             keep them in; None to keep none.
-        fallback: What ranks where the engine fails (an `EngineError`): the name of another engine for the same model,
+        fallback: What ranks if the engine fails (an `EngineError`): the name of another engine for the same model,
             another `Reranker`, or "retrieval order", which leaves the documents as they came, also when a deadline
             passes, and for a blank query, whatever the fallback. Such a ranking is `degraded`. None to raise.
         max_restarts: How often in a row this reranker's calls start an engine again that died, until one scores. Those
             who share an engine share the count, but each has its own limit.
 
     Raises:
-        ConfigurationError: A value is out of range. What only the model can tell is raised when it loads.
+        ConfigurationError: A value is out of range. Errors that depend on the model are raised when it loads.
     """
 
     model: str = field(kw_only=False)
@@ -201,5 +201,5 @@ class RerankerConfig:
 
     @property
     def engine_key(self) -> Hashable:
-        """What makes two configurations share an engine, the environment included."""
+        """Equal for two configurations that share an engine, with the environment's settings."""
         return (self.model, self.recipe, resolve(self).key)

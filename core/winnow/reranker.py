@@ -78,7 +78,7 @@ class Reranker(RerankerConfig):
         """Order documents by relevance to the query, best first; ties keep the input's order.
 
         Args:
-            query: What is searched for: a text, or a `Document` with an image or a video, for models that see.
+            query: What is searched for: a text, or for multimodal models a `Document` with an image or a video.
             documents: Texts, or `Document`s with images or videos. None and blank ones are not scored and rank last.
                 Where a deadline is set, an iterator is read in a thread of its own, which need not be waited for.
             top_k: How many to return; None for all.

@@ -1,7 +1,7 @@
-"""Scores kept from one call to the next, in memory or in a folder, by everything that determines them.
+"""The score cache, in memory or in a folder. Its keys cover everything that determines a score.
 
-A pair is known by the token ids (and images) of its prompt, in which template, instruction, query, document and lengths
-are already; together with the fingerprint of what scores it they make the key. Texts are never stored.
+A key is a hash of the prompt's token ids (and images), which depend on template, instruction, query, document and
+lengths, and of the engine's fingerprint. Texts are never stored.
 """
 
 import asyncio
@@ -28,8 +28,8 @@ from winnow.prompts import Prompt
 
 logger = logging.getLogger(__name__)
 
-# Engine keywords that change how fast or where, but not what is computed. Any other makes other keys: a cache that
-# misses too often is slow, one that hits too often is wrong.
+# Engine settings that change the speed or the place of a computation, but not its result. All others change the keys: a
+# cache that misses too often is slow, but one that hits too often is wrong.
 _NOT_IN_SCORES = frozenset(
     {
         *("gpu_memory_utilization", "kv_cache_memory_bytes", "enable_sleep_mode", "max_num_seqs"),
@@ -38,7 +38,7 @@ _NOT_IN_SCORES = frozenset(
         *("batch_tokens", "timeout", "stall_timeout", "max_retries", "chunk_size", "concurrency"),
     }
 )
-# Files of a model's folder that the prompt's ids and the configuration do not speak for: weights, and how images enter.
+# Files of a model's folder that neither the prompt's ids nor the configuration cover: weights, and image processors.
 _FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*processor_config.json")
 # What else of an engine's numbers its packages' versions decide.
 _PACKAGES = {"vllm": ("vllm", "torch"), "transformers": ("transformers", "torch")}
@@ -76,7 +76,7 @@ class MemoryScores:
             return found
 
     def put(self, logits: Mapping[bytes, float]) -> None:
-        """Keep logits; those not used for longest make room."""
+        """Keep logits, and drop those that were not used for the longest time."""
         with self._lock:
             for key, logit in logits.items():
                 self._logits[key] = logit
@@ -93,7 +93,7 @@ class Scored:
         scores: One a prompt.
         prompt_tokens: Tokens of the prompts that were not in the cache.
         cached_tokens: Of these, tokens in the engine's prefix cache.
-        reused: Prompts that another caller had under way.
+        reused: Prompts for which another call waited already.
         cache_hits: Prompts whose scores were in the cache.
     """
 
@@ -105,7 +105,7 @@ class Scored:
 
 
 async def score(requests: Requests, prompts: Sequence[Prompt], turn: Turn, cache: "ScoreCache | None") -> Scored:
-    """Score prompts, those that the cache knows without the engine.
+    """Score prompts; those in the cache do not go to the engine.
 
     Raises:
         EngineError: The engine failed. The cache never makes a call fail.
@@ -161,14 +161,14 @@ class ScoreCache:
         self._known = None
 
     def _look_up(self, requests: Requests, prompts: Sequence[Prompt]) -> tuple[list[bytes], list[float | None]]:
-        """Keys and logits of prompts; no keys if the cache is out of order."""
+        """Keys and logits of prompts; no keys if the cache cannot be used."""
         if "read" in self._failed:
             return [], []
         try:
             of_engine = self._fingerprint(requests)
             keys = [hashlib.blake2b(prompt.key, digest_size=KEY_BYTES, key=of_engine).digest() for prompt in prompts]
             return keys, self._store.get(keys)
-        except Exception as error:  # noqa: BLE001 - a cache that fails costs time, never a ranking
+        except Exception as error:  # noqa: BLE001 - the cache must not make a ranking fail
             self._fail("read", error)
             return [], []
 
@@ -181,7 +181,7 @@ class ScoreCache:
             self._fail("written", error)
 
     def _fail(self, what: str, error: Exception) -> None:
-        if what in self._failed:  # a call beside this one was first
+        if what in self._failed:  # another call has logged it
             return
         self._failed.add(what)
         logger.warning(
@@ -195,7 +195,7 @@ class ScoreCache:
         )
 
     def _fingerprint(self, requests: Requests) -> bytes:
-        """One a running engine: a reranker that is closed and started again may find other weights."""
+        """One for each running engine: a reranker that is closed and started again may find other weights."""
         if self._known is None or self._known[0] is not requests:
             # The environment may have changed since the engine was chosen, or since it was made: then it is neither.
             self._known = (requests, fingerprint(requests.engine, self._settings, resolve(self._config)))
@@ -203,7 +203,7 @@ class ScoreCache:
 
 
 def fingerprint(engine: Engine, *settings: EngineSettings) -> bytes:
-    """What determines an engine's scores beside the prompt, in 32 bytes.
+    """A hash of 32 bytes of everything except the prompt that determines an engine's scores.
 
     Name or path of the model, its commit on the Hub or the sizes and times of its weight files, its configuration and
     recipe, all engine settings but those that only concern speed (dtype and quantization are among them), the engine,
@@ -211,7 +211,7 @@ def fingerprint(engine: Engine, *settings: EngineSettings) -> bytes:
 
     Args:
         engine: The engine, started or not.
-        settings: What it was made from.
+        settings: The settings that it was made from.
     """
     checkpoint = engine.checkpoint
     kwargs = _kwargs(settings[0]) if settings else {}
@@ -241,12 +241,12 @@ def _urls(settings: EngineSettings) -> list[str]:
 
 
 def _version(package: str) -> str | None:
-    """Of the module that the engine has loaded: builds of vLLM go by several names of distributions."""
+    """The version of the loaded module, because builds of vLLM have several names of distributions."""
     return getattr(sys.modules.get(package), "__version__", None)
 
 
 def _files(model: str, revision: str | None, cache_dir: str | None) -> list[Any]:
-    """What tells one state of a model's files from another: its commit, or their sizes and times."""
+    """The state of a model's files: its commit, or their sizes and times."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return [revision, _commit(model, revision, cache_dir)]
@@ -269,7 +269,7 @@ def _commit(model: str, revision: str | None, cache_dir: str | None) -> str | No
 
 
 def _device(engine: str, chosen: Any) -> str | None:
-    """What the engine runs on: the default dtype, and the last bits of a score, depend on it."""
+    """The device of the engine, on which the default dtype and the last bits of a score depend."""
     if engine == "vllm":
         from vllm.platforms import current_platform
 

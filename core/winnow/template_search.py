@@ -1,4 +1,4 @@
-"""Find the score template that a model brings along."""
+"""Find the score template that comes with a model."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -27,9 +27,9 @@ def find_template(
     special_tokens: Mapping[str, str] | None = None,
     cross_encoder: CrossEncoderFiles | None = None,
 ) -> ScoreTemplate | None:
-    """The score template that a model brings along, or None.
+    """The score template that comes with a model, or None.
 
-    Looked for in this order: `score_template` in `hf_overrides`, then in config.json, then in tokenizer_config.json;
+    Searched in this order: `score_template` in `hf_overrides`, then in config.json, then in tokenizer_config.json;
     `score_template.jinja`; the chat template (`chat_template.jinja`, then tokenizer_config.json) if
     sentence-transformers saved the folder as a cross-encoder that reads messages, or if the template was written for
     query and document.
@@ -43,7 +43,7 @@ def find_template(
 
     Raises:
         TemplateError: A `score_template` is given that cannot be read.
-        TemplateLimitError: A chat template goes over a limit: whether it is a score template cannot be said.
+        TemplateLimitError: A chat template exceeds a limit, so that it cannot be checked for being a score template.
         ModelError: A file is damaged.
     """
     if (hf_overrides or {}).get("score_template"):
@@ -68,8 +68,8 @@ def find_template(
 def is_score_template(source: str, origin: str, special_tokens: Mapping[str, str] | None = None) -> bool:
     """Whether a chat template found in a model folder was written for query and document.
 
-    A chat template inherited from a base model is not: it drops the roles `query` and `document`, or it writes whatever
-    role it meets into the prompt, so that ordinary chat roles change what it renders.
+    A chat template of a base model was not: it ignores the roles `query` and `document`, or it writes every role into
+    the prompt, so that ordinary chat roles change the result.
     """
     segments = _segments_of(ScoreTemplate(source, origin), special_tokens)
     if segments is None:
@@ -86,7 +86,7 @@ def is_score_template(source: str, origin: str, special_tokens: Mapping[str, str
 
 
 def _segments_of(template: ScoreTemplate, special_tokens: Mapping[str, str] | None) -> tuple[Segment, ...] | None:
-    """What the template renders, or None if it does not place query and document, once each."""
+    """The template's segments, or None if it does not place query and document, once each."""
     try:
         segments = template.segments(with_instruction=False, special_tokens=special_tokens)
     except TemplateLimitError:
@@ -97,7 +97,7 @@ def _segments_of(template: ScoreTemplate, special_tokens: Mapping[str, str] | No
 
 
 def _from_config(value: Any, name: str, folder: Path) -> ScoreTemplate:
-    """`score_template` of a config. A path in it is one inside the folder: a download names no files of ours."""
+    """`score_template` of a config. A path in it must be in the folder: a download may not name the user's files."""
     what = f"score_template of {name}"
     if not isinstance(value, str | Mapping):
         raise TemplateError(

@@ -30,7 +30,7 @@ _LARGEST_REQUEST = 4_000_000  # bytes
 _LARGEST_ANSWER = 8 * LARGEST_TEXT  # bytes: JSON may write a character in six
 _LARGEST_FAILURE = 20_000  # bytes of an answer that is not a text
 
-# Workers that are kept when nobody needs them.
+# Idle workers that are kept.
 _IDLE_WORKERS = 2
 
 _PROGRAM = "import sys; sys.path += sys.argv[1:]; import jinja_sandbox; jinja_sandbox.serve()"

@@ -1,8 +1,8 @@
-"""Score templates: what users and models give, read and checked.
+"""Score templates of users and models: read and check them.
 
-A template is rendered once per binding with markers in place of the contents and split at the markers into segments:
-literal text, which may hold control tokens, and contents, which may not. `winnow.prompts` turns segments into token
-ids. Jinja itself stays inside `winnow.jinja_templates`; `winnow.template_search` looks into model folders.
+A template is rendered once for each model, with markers in place of the contents, and split at the markers into
+segments: literal text, which may hold control tokens, and contents, which may not. `winnow.prompts` turns segments into
+token ids. Only `winnow.jinja_templates` uses Jinja; `winnow.template_search` searches model folders.
 """
 
 import re
@@ -33,8 +33,8 @@ class ScoreTemplate:
         origin: Where it was found, for messages to the user.
         instruction: The model's own default for an instruction that the caller does not give; part of the template.
         variables: The model's own defaults for `template_kwargs`.
-        system_first: Whether the instruction's message stands before those of query and document.
-        trusted: Whether it is the user's own, or Winnow's. All others are rendered in a process with limits.
+        system_first: Whether the instruction's message comes before those of query and document.
+        trusted: Whether it is the user's, or Winnow's. All others are rendered in a process with limits.
     """
 
     source: str | Mapping[str, str] = field(hash=False)
@@ -58,11 +58,11 @@ class ScoreTemplate:
             with_instruction: Whether the caller gives an instruction.
             template_kwargs: More variables for the template.
             special_tokens: The tokenizer's named special tokens, such as `bos_token`.
-            control_tokens: Texts that stay text in `template_kwargs`, as they do in contents.
+            control_tokens: Texts that stay text in `template_kwargs`, as in contents.
 
         Raises:
-            TemplateError: The template is broken, reaches for what the sandbox forbids, runs too long, changes the
-                contents, or does not place the query and the document (the latter exactly once).
+            TemplateError: The template is broken, uses what the sandbox forbids, runs too long, changes the contents,
+                or does not place the query, and the document exactly once.
         """
         origin = Origin(self.origin, self.trusted)
         refuse_size(self.source, origin)
@@ -106,9 +106,9 @@ class ScoreTemplate:
 
     @property
     def drops_final_newline(self) -> bool:
-        """True if the source ends with a newline, which Jinja does not render, and nothing says that this is meant.
+        """True if the source ends with a newline, which Jinja does not render, perhaps against the author's intention.
 
-        Built-in templates mean it so, and so does a template that writes its last newlines as an expression.
+        Built-in templates are right without it, and so are templates that end with an expression of newlines.
         """
         if not isinstance(self.source, str) or self.origin.startswith(_BUILT_IN):
             return False
@@ -179,7 +179,7 @@ def from_user(template: TemplateLike, what: str = "template=") -> ScoreTemplate:
 
 
 def read_template(template: TemplateLike, what: str, *, trusted: bool = False) -> ScoreTemplate | None:
-    """`from_user` for all but paths: these give None.
+    """`from_user` without paths: for a path it returns None.
 
     Args:
         template: As for `from_user`.
@@ -187,7 +187,7 @@ def read_template(template: TemplateLike, what: str, *, trusted: bool = False) -
         trusted: Whether the user gave it.
 
     Raises:
-        TemplateError: A mapping has unknown parts, or parts that are no texts, or is too long to come with a model.
+        TemplateError: A mapping has unknown parts, or parts that are not texts, or a model's template is too long.
     """
     if isinstance(template, ScoreTemplate):
         return template
@@ -216,7 +216,7 @@ def read_template(template: TemplateLike, what: str, *, trusted: bool = False) -
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; not if nothing could have that name, which may be any text."""
+    """Whether there is such a file. The name may be any text, also one that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -235,7 +235,7 @@ def from_file(path: Path, *, trusted: bool = False) -> ScoreTemplate:
     """
     try:
         with path.open(encoding="utf-8") as file:
-            # No more than what is too long already.
+            # One character over the limit is enough to refuse it.
             source = file.read(-1 if trusted else LARGEST_SOURCE + 1)
         return ScoreTemplate(source, f"the file {path}", trusted=trusted)
     except (OSError, UnicodeDecodeError) as error:
@@ -259,7 +259,7 @@ def _hint(source: str | Mapping[str, str]) -> str:
 class _Shield:
     """Keeps control tokens in `template_kwargs` from becoming control tokens in the prompt.
 
-    Each stands as one private-use character while the template is rendered.
+    While the template is rendered, a private-use character replaces each of them.
     """
 
     _FIRST = 0xF0000  # Supplementary Private Use Area-A
@@ -271,7 +271,7 @@ class _Shield:
         self._stand_ins = {token: chr(self._FIRST + at) for at, token in enumerate(self._tokens)}
 
     def cover(self, value: T) -> T:
-        """`value` with all tokens in it, however deep, replaced."""
+        """`value` with all control tokens replaced, at any depth."""
         covered: Any = value
         if isinstance(value, str):
             covered = self._pattern.sub(lambda match: self._stand_ins[match[0]], value)
@@ -282,7 +282,7 @@ class _Shield:
         return covered  # type: ignore[no-any-return]
 
     def uncover(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-        """`segments` with the tokens back in place, as plain text."""
+        """`segments` with the control tokens restored, as plain text."""
         return tuple(piece for part in segments for piece in (self._split(part) if isinstance(part, str) else [part]))
 
     def _split(self, text: str) -> list[Segment]:

@@ -1,4 +1,4 @@
-"""The tokenizer of a model's folder: tokenizer.json itself where there is one, else what transformers reads."""
+"""The tokenizer of a model's folder: tokenizer.json itself if there is one, else what transformers reads."""
 
 import logging
 from dataclasses import dataclass
@@ -157,7 +157,7 @@ def _normalizer_in_file(loaded: Any) -> Any:
 
 
 def _strays(loaded: Tokenizer, own: Tokenizer) -> list[str]:
-    """The texts that two tokenizers do not turn into the same ids."""
+    """The texts to which two tokenizers give different ids."""
     if loaded is own:
         return []
     added = sorted(token.content for token in own.get_added_tokens_decoder().values())
@@ -173,7 +173,7 @@ def _missing(folder: Path, model: str) -> ModelError:
 
 
 def _needed(folder: Path) -> str:
-    """What to install, where the tokenizer is a SentencePiece file that cannot be read without."""
+    """What to install, if the tokenizer is a SentencePiece file that needs more packages to be read."""
     from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
     there = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}

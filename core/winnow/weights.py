@@ -97,7 +97,7 @@ def read_index(folder: Path, model: str, name: str = INDEX) -> dict[str, str]:
 
 
 def faults_of(checkpoint: Checkpoint, ids: Iterable[int] = ()) -> list[str]:
-    """Where config.json, recipe and tokenizer disagree with the weights; empty where there are no weights to ask.
+    """How config.json, recipe and tokenizer disagree with the weights; empty if there are no local weights.
 
     Args:
         checkpoint: The model.
@@ -193,7 +193,7 @@ def _faults_of_rows(checkpoint: Checkpoint, embeddings: Shapes, largest: int) ->
 
 
 def ties_embeddings(config: Mapping[str, Any]) -> bool | None:
-    """Whether input and output embedding are one; None where nobody says.
+    """Whether input and output embedding are tied; None if that is not known.
 
     Args:
         config: The contents of config.json.

@@ -41,7 +41,7 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
     """What stands between these metadata and the text."""
 
     fallback: str | None = Field(default=None, frozen=True)
-    """What ranks where the engine fails: the name of another engine, or "retrieval order", which leaves the documents
+    """What ranks if the engine fails: the name of another engine, or "retrieval order", which leaves the documents
     as they came and says why in `metadata["rerank_error"]`. None to raise."""
 
     image_key: str | None = "image"
@@ -202,7 +202,7 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
 
 
 def _reported(ranking: winnow.Ranking) -> dict[str, Any]:
-    """What a trace tells of a ranking; failures are logged, too."""
+    """What a trace says about a ranking; failures are logged, too."""
     if ranking.stats.failed:
         logger.warning("%d of %d documents could not be reranked.", ranking.stats.failed, ranking.stats.documents)
     return ranking.as_dict()

@@ -1,4 +1,4 @@
-"""The LangChain cross encoder: pairs in, scores out, for whatever asks for a `BaseCrossEncoder`."""
+"""The LangChain cross encoder: pairs in, scores out, for code that needs a `BaseCrossEncoder`."""
 
 import logging
 

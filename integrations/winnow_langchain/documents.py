@@ -1,4 +1,4 @@
-"""What the model reads of a LangChain document, and how a document says what came of it."""
+"""What the model reads of a LangChain document, and the copies that hold the scores."""
 
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -35,9 +35,9 @@ class Reading:
 
 
 def _medium(value: Any) -> Any:
-    """An image or a video as the core takes it; None for what is none: a number, a flag, what is empty, a record.
+    """An image or a video as the core takes it; None for other values: a number, a flag, an empty value, an object.
 
-    Whether it can be used is for the core to say, which knows whether the model takes any.
+    The core checks whether it can be used, because the core knows whether the model takes images.
     """
     if isinstance(value, Mapping):
         return _of_block(value)

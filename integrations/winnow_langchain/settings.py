@@ -35,7 +35,7 @@ class WinnowSettings(BaseModel):
     one engine in the process, also with Winnow's other integrations.
 
     Raises:
-        ValueError: An argument is unknown or wrong. What only the model can tell is raised by the first call.
+        ValueError: An argument is unknown or wrong. Errors that depend on the model are raised by the first call.
     """
 
     model_config = ConfigDict(
@@ -59,7 +59,7 @@ class WinnowSettings(BaseModel):
     """Return logits as scores instead of sigmoid(logit)."""
 
     recipe: str | ModelRecipe | None = Field(default=None, frozen=True)
-    """The model's family, where the model's name does not tell."""
+    """The model's family, if the model's name does not identify it."""
 
     max_length: StrictInt | None = Field(default=None, ge=1, frozen=True)
     """Most tokens of a prompt; None for the model's limit."""
@@ -111,7 +111,7 @@ class WinnowSettings(BaseModel):
     """Whether images may be fetched from http(s) addresses (never from private networks)."""
 
     text_only: StrictBool = Field(default=False, frozen=True)
-    """Leave images and videos alone even where the model takes them. A model that only reads does so in any case."""
+    """Leave images and videos alone even where the model takes them. Text models always do."""
 
     deadline: StrictFloat | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds after which a call gives up, loading the model included; None to wait."""

@@ -16,7 +16,7 @@ from langchain_core.runnables import ensure_config
 def traced(
     name: str, inputs: dict[str, Any], metadata: dict[str, Any], callbacks: Callbacks | None
 ) -> Iterator[dict[str, Any]]:
-    """Trace what happens inside as a chain run; an error ends the run and goes on.
+    """Trace the code in this context as a chain run; an error ends the run and is raised.
 
     Args:
         name: The run's name.
@@ -25,7 +25,7 @@ def traced(
         callbacks: The caller's; None for those of the run that this is called in.
 
     Yields:
-        An empty dict: what is put into it becomes the run's outputs.
+        An empty dict; its contents at the end become the run's outputs.
     """
     manager = CallbackManager.configure(_callbacks(callbacks), local_metadata=metadata)
     run = manager.on_chain_start(None, inputs, name=name)

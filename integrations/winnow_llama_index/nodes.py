@@ -1,4 +1,4 @@
-"""What a node gives the reranker to judge, and how it says more about itself without telling a model."""
+"""What the reranker reads of a node, and metadata of a node that no model reads."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def document_of(node: BaseNode, mode: MetadataMode) -> str | Document:
     image = _image_of(node)
     video = _file_of(node.video_resource) if isinstance(node, Node) else None
     if image is None and video is None:
-        # An ImageNode that lost its image still writes its metadata: a file name is nothing to judge it by.
+        # An ImageNode without its image still has metadata, but a file name alone says nothing about relevance.
         return "" if isinstance(node, ImageNode) and not node.text.strip() else text
     # A Node without a text writes no metadata either, a TextNode or ImageNode does.
     return Document(text=text or node.get_metadata_str(mode) or None, image=image, video=video)

@@ -35,7 +35,7 @@ class WinnowRerank(WinnowSettings):
     failed.
 
     Raises:
-        ValueError: An argument is unknown or wrong. What only the model can tell is raised by the first query, as a
+        ValueError: An argument is unknown or wrong. Errors that depend on the model are raised by the first query, as a
             `winnow.ConfigurationError`.
     """
 
@@ -152,7 +152,7 @@ class WinnowRerank(WinnowSettings):
     def _events(
         self, nodes: list[NodeWithScore], query: QueryBundle, top_n: int | None
     ) -> Iterator[Callable[[Ranking], list[NodeWithScore]]]:
-        """Both kinds of LlamaIndex events around the scoring. Yields what turns the ranking into nodes."""
+        """Send both kinds of LlamaIndex events around the scoring. Yields a function that makes nodes of a ranking."""
         top_n = len(nodes) if top_n is None else min(top_n, len(nodes))
         payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
@@ -175,7 +175,9 @@ class WinnowRerank(WinnowSettings):
             try:
                 yield finish
             except DocumentError as error:
-                if error.index is not None:  # a place in a list that whoever asks a query engine never sees
+                if (
+                    error.index is not None
+                ):  # a position in the retriever's list, which the user of a query engine lacks
                     error.add_note(f"It is the node with the id {nodes[error.index].node.node_id}.")
                 raise
 

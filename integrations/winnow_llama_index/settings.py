@@ -52,7 +52,7 @@ class WinnowSettings(BaseNodePostprocessor):
         default=False, frozen=True, description="Return logits as scores instead of sigmoid(logit)."
     )
     recipe: str | ModelRecipe | None = Field(
-        default=None, frozen=True, description="The model's family, where the model's name does not tell."
+        default=None, frozen=True, description="The model's family, if the model's name does not identify it."
     )
     max_length: StrictInt | None = Field(
         default=None, ge=1, frozen=True, description="Most tokens of a prompt; None for the model's limit."
@@ -125,8 +125,7 @@ class WinnowSettings(BaseNodePostprocessor):
     text_only: StrictBool = Field(
         default=False,
         frozen=True,
-        description="Leave images and videos alone even where the model takes them. A model that only reads does so in "
-        "any case.",
+        description="Leave images and videos alone even where the model takes them. Text models always do.",
     )
     deadline: StrictFloat | None = Field(
         default=None,
@@ -142,7 +141,7 @@ class WinnowSettings(BaseNodePostprocessor):
     fallback: str | None = Field(
         default=None,
         frozen=True,
-        description='What ranks where the engine fails: the name of another engine, or "retrieval order", which leaves '
+        description='What ranks if the engine fails: the name of another engine, or "retrieval order", which leaves '
         "the nodes and their scores as they came and says why in their metadata, as rerank_error. None to raise.",
     )
     max_restarts: StrictInt = Field(

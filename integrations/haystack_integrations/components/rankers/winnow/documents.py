@@ -1,4 +1,4 @@
-"""What a Haystack document is to a reranker: its text with metadata, its image or video, or both."""
+"""What the reranker reads of a Haystack document: its text with metadata, its image or video, or both."""
 
 import mimetypes
 import os
@@ -53,7 +53,7 @@ class DocumentReader:
         return winnow.Document(text=text, **shown) if shown else text
 
     def _shown(self, document: Document, content: str | None) -> dict[str, bytes | str]:
-        """Its image or its video, under that name. Whether the model takes such is for the core to see."""
+        """Its image or its video, under that name. The core checks whether the model takes it."""
         if document.blob is not None and document.blob.data and (kind := _kind(document.blob.mime_type)):
             return {kind: document.blob.data}
         path = document.meta.get("file_path")

@@ -79,8 +79,8 @@ class WinnowRanker:
             blank query all documents then stay as they came.
         deadline: Seconds after which a run gives up, with a `TimeoutError`, or with the `fallback` "retrieval order";
             None to wait.
-        recipe: The model's family, or a `winnow.ModelRecipe`, where the model's name does not tell.
-        engine: "auto" (vLLM where it runs, else transformers), "vllm", "transformers", "server" (vLLM servers at
+        recipe: The model's family, or a `winnow.ModelRecipe`, if the model's name does not identify it.
+        engine: "auto" (vLLM if it runs here, else transformers), "vllm", "transformers", "server" (vLLM servers at
             `url`), "fake" (no model, for tests), or a `winnow.Engine`, which cannot be serialized.
         engine_kwargs: Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of Winnow's
             `TransformersEngine` or `ServerEngine`.
@@ -93,12 +93,12 @@ class WinnowRanker:
         root_path: Folder that images in `meta["file_path"]` are read from; without it they are refused.
         allow_remote_images: Whether `meta["file_path"]` may be an http(s) address.
         score_cache: Keep scores from one run to the next: how many pairs in memory, or a folder to keep them in.
-        fallback: What ranks where the engine fails: the name of another engine, or "retrieval order", which leaves the
+        fallback: What ranks if the engine fails: the name of another engine, or "retrieval order", which leaves the
             documents and their scores as they came. `meta["fallback"]` then says so. None to raise.
         max_restarts: How often in a row an engine that died is started again.
 
     Raises:
-        ValueError: An argument is out of range. What only the model can tell is raised when it loads.
+        ValueError: An argument is out of range. Errors that depend on the model are raised when it loads.
         TypeError: An argument is unknown, or of another type: `top_k` no integer, `meta_fields_to_embed` no list,
             `api_key` or `token` no `Secret`.
     """
@@ -203,7 +203,7 @@ class WinnowRanker:
             await self._ready().astart()
 
     def close(self) -> None:
-        """Wait for runs in flight, then free the engine unless others hold it."""
+        """Wait for runs in flight, then free the engine, unless others use it."""
         if self._reranker is not None:
             self._reranker.close()
 
@@ -213,7 +213,7 @@ class WinnowRanker:
             await self._reranker.aclose()
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the engine: a copy takes hold of it when it is used."""
+        """All attributes except the engine: a copy gets it with its first run."""
         return {**self.__dict__, "_reranker": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -225,7 +225,7 @@ class WinnowRanker:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Name the component in an error, as pipelines do in those of `run`; those of the warm-up they leave bare."""
+        """Name the component in errors of the warm-up; pipelines name it only in errors of `run`."""
         try:
             yield
         except Exception as error:
@@ -235,7 +235,7 @@ class WinnowRanker:
             raise PipelineRuntimeError.from_exception(pipeline.get_component_name(self), type(self), error) from error
 
     def _settings(self) -> dict[str, Any]:
-        """What `Reranker` is made of, but for the key. Scores are scaled here, as each run may want it differently."""
+        """The arguments of `Reranker`, except the key. Scores are scaled here, because each run may choose that."""
         settings = {name: getattr(self, name) for name in _PARAMETERS if name in _SETTINGS}
         return settings | {"device": None if self.device is None else self.device.to_torch_str()}
 
@@ -250,9 +250,9 @@ class WinnowRanker:
             return self._reranker
 
     def _hub_token(self) -> str | None:
-        """`token`, where the model comes from the Hub, whose library would not find the same in HF_TOKEN by itself.
+        """`token`, if the model comes from the Hub and the Hub's library would not find the same token in HF_TOKEN.
 
-        An engine with a token of its own is not shared with those that were given none.
+        An engine with a token of its own is not shared with rankers that have none.
         """
         given = self.engine_kwargs.get("hf_token") is not None
         if self.token is None or given or Path(self.model).expanduser().is_dir():
@@ -383,7 +383,7 @@ class WinnowRanker:
         top_k = checked_top_k(top_k)
         score_threshold = checked_threshold(score_threshold)
         check_documents(documents)
-        # Prefix and suffix would hide that a query is blank, or no text, which the core sees to.
+        # A blank query, or one that is not a text, gets no prefix or suffix, so that the core can refuse it.
         asks = isinstance(query, str) and not (query == "" or query.isspace())
         return Call(
             model=self.model,
