@@ -38,7 +38,7 @@ class HeadModule:
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """How a `Pooling` makes one vector of the tokens' vectors; several ways are joined end to end."""
+        """The modes in which a `Pooling` makes one vector of the tokens' vectors; several results are concatenated."""
         given = self.config.get("pooling_mode") or [
             mode for name, mode in _OLD_POOLING_MODES.items() if self.config.get(name)
         ]
@@ -46,13 +46,13 @@ class HeadModule:
 
     @property
     def scores(self) -> int | None:
-        """How many scores it gives, if it is the module that gives them."""
+        """How many scores the module returns, if it is the one that returns scores."""
         gives = self.kind == "Dense" and self.config.get("module_output_name") == "scores"
         return int(self.config["out_features"]) if gives else None
 
 
 def read_head(folder: Path, model: str) -> tuple[HeadModule, ...]:
-    """The modules after the transformer; none where the transformer has the score head, or its label logits score.
+    """The modules after the transformer; none if the transformer has the score head, or if labels' logits score.
 
     Args:
         folder: The folder of a model that sentence-transformers saved as a `CrossEncoder`.

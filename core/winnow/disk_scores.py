@@ -1,4 +1,4 @@
-"""Scores in one file, read and written by many threads, processes and users at once, who need not trust each other.
+"""Scores in one file, which threads, processes and users may read and write at once without trusting each other.
 
 The file is a table of slots at places that follow from their keys: a key, its logit, a checksum. It holds no name, no
 length and no code, so whatever others write into it, the worst that comes of it is a wrong score. A database promises
@@ -35,9 +35,9 @@ _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class DiskScores:
-    """Scores in a folder, up to 1 GiB, about 33 million; then new ones take the places of others.
+    """Scores in a folder, up to 1 GiB, about 33 million; then new scores replace old ones.
 
-    Nothing stays open between calls: a fork may come at any time, and the folder may go and come back.
+    No file stays open between calls, because the process may fork, and the folder may disappear and come back.
 
     Args:
         folder: Made if it is not there, with the first score.
@@ -118,5 +118,5 @@ def _find(file: int, key: bytes) -> tuple[int, bytes]:
             break
         level_begins += pages
     else:
-        at = key[-1] * _SLOT % _PAGE  # all are full: whatever is there makes room
+        at = key[-1] * _SLOT % _PAGE  # all are full: the key replaces the score that is there
     return begins + at, page[at : at + _SLOT]

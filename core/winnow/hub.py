@@ -1,4 +1,4 @@
-"""Where models come from that are not a folder: the hub that vLLM takes them from, so that all files are of one."""
+"""Download models. The hub is the one that vLLM uses, so that all files come from the same hub."""
 
 import os
 from collections.abc import Sequence
@@ -21,9 +21,10 @@ def download(
     token: str | None = None,
     cache_dir: str | None = None,
 ) -> Path:
-    """Download files of a model, or find them where they were downloaded before.
+    """Download files of a model, or find them in the cache.
 
-    From ModelScope where `VLLM_USE_MODELSCOPE` is set, else from the Hugging Face Hub or its mirror (`HF_ENDPOINT`).
+    They come from ModelScope if `VLLM_USE_MODELSCOPE` is set, else from the Hugging Face Hub or its mirror
+    (`HF_ENDPOINT`).
 
     Args:
         model: Its name there.
@@ -33,7 +34,7 @@ def download(
         cache_dir: Folder that files are kept in.
 
     Returns:
-        The folder that the files are in.
+        The folder with the files.
 
     Raises:
         ModelError: There is no such model or revision, no network, or a package is missing. The message says which.
@@ -87,7 +88,7 @@ def _from_modelscope(model: str, patterns: Sequence[str], revision: str | None, 
                 allow_patterns=list(patterns),
             )
         )
-    except Exception as error:  # its client raises whatever its libraries raise
+    except Exception as error:  # its client raises all errors of its libraries
         raise ModelError(
             f"{model!r} is not a local folder, and ModelScope (VLLM_USE_MODELSCOPE) did not give {_wanted(revision)} "
             f"({type(error).__name__}: {shown(str(error))}). Check the spelling; a private model needs "

@@ -1,4 +1,4 @@
-"""Files below a folder, read so that no symbolic link leads out of it, however fast somebody swaps one in."""
+"""Read files below a folder. No symbolic link can lead out of it, even if one is swapped in meanwhile."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from winnow.remote_images import MAX_BYTES, ImageError
 
 
 def read_below(root: Path, path: str | bytes) -> bytes:
-    """The bytes of a file whose place, after all links, is below a folder.
+    """The bytes of a file that is below a folder after all links are resolved.
 
     Links are resolved first and the result is checked. Then every part of it is opened by itself, inside the one
     before it, and no link is followed any more: a part that became a link in the meantime is refused.
@@ -61,7 +61,7 @@ def _below(start: Path, as_given: Path, path: Path) -> Path | None:
 
 
 def _content(start: Path, parts: tuple[str, ...]) -> bytes | None:
-    """The first bytes of a file, one more than it may have, reached from folder to folder; None if it is no file."""
+    """The first bytes of a file, opened folder by folder, one byte more than the limit; None if it is not a file."""
     folder = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
     at = os.open(start, folder)
     try:
@@ -69,7 +69,7 @@ def _content(start: Path, parts: tuple[str, ...]) -> bytes | None:
             inner = os.open(part, folder, dir_fd=at)
             os.close(at)
             at = inner
-        file = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)  # a pipe holds nobody up
+        file = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)  # a pipe must not block
     finally:
         os.close(at)
     if not stat.S_ISREG(os.fstat(file).st_mode):

@@ -1,11 +1,11 @@
-"""A ranking as an HTML table, which notebooks show in place of its `repr`."""
+"""A ranking as an HTML table, which notebooks show instead of its `repr`."""
 
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-# A notebook keeps what it shows in its file: of a long ranking the top is shown, of a long text the beginning.
+# A notebook stores its output in its file, so only the top of a ranking and the beginning of texts are shown.
 _ROWS = 50
 _CHARACTERS = 200
 
@@ -16,9 +16,9 @@ _STATS = ("documents", "unique", "truncated", "failed", "prompt_tokens", "cached
 
 
 def html_of_ranking(ranking: Mapping[str, Any], texts: Sequence[str | None]) -> str:
-    """The table: rank, score with a bar, index, the text's beginning, and what is to be known of the document.
+    """The table: rank, score with a bar, index, the beginning of the text, and notes about the document.
 
-    Everything that comes from documents, models or servers is escaped.
+    Texts of documents, models and servers are escaped.
 
     Args:
         ranking: What `Ranking.as_dict` gives.
@@ -47,7 +47,7 @@ def _cells(rank: int, hit: Mapping[str, Any], text: str | None) -> str:
 
 
 def _beginning(text: str) -> str:
-    """On one line. The cut comes first: a text may have megabytes."""
+    """The beginning of a text on one line. It is cut first, because a text may have megabytes."""
     short = " ".join(text[: 2 * _CHARACTERS].split())
     return short if len(short) <= _CHARACTERS and len(text) <= 2 * _CHARACTERS else f"{short[:_CHARACTERS]}…"
 

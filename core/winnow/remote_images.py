@@ -49,7 +49,7 @@ async def fetch(
 ) -> bytes:
     """What a web address holds.
 
-    Proxies of the environment are not used, because behind one nobody here knows what is reached.
+    Proxies of the environment are not used, because Winnow could not check which address a proxy connects to.
 
     Args:
         url: An http(s) address.

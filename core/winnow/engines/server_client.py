@@ -1,10 +1,10 @@
 """Requests to servers that may be slow, broken or hostile, and their answers: bounded, and never showing the API key.
 
-* One deadline holds for all of a request, so that a server that sends its answer drop by drop holds nobody for longer.
-* An answer has a largest size. It must come unpacked, as it is asked for: a small one cannot become a large one here.
-* Whatever sending, receiving and reading raises is a `ReplicaError`, so that another server, another try or a fallback
-  comes next. Nothing of httpx stays behind it, because errors of httpx hold the request and with it the key.
-* What a server wrote gets into a message through `ServerClient.shown` alone, which masks the key.
+* Each request has one deadline until its last byte, so a server that sends its answer slowly delays no call for longer.
+* Answers have a maximum size, and must not be compressed: a small answer cannot become a large one here.
+* Every error of sending, receiving and reading becomes a `ReplicaError`, so that a retry, another server or a fallback
+  comes next. It has no reference to httpx's error, because that holds the request and with it the key.
+* Text of a server gets into messages only through `ServerClient.shown`, which masks the key.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ _MOST_BYTES = 4 << 20
 _MOST_BYTES_OF_A_PROMPT = 1 << 10
 # Characters of an answer that are read for a message: masking a key in all its spellings takes a while.
 _MOST_OF_A_MESSAGE = 1 << 16
-# Seconds that a server can ask to be left alone for.
+# The longest Retry-After that counts, in seconds.
 _LONGEST_PAUSE = 300.0
 # Worth another try, there or elsewhere; so is all that is neither a success nor the client's fault (1xx, 3xx, 5xx), but
 # for 501, with which vLLM refuses what a model cannot do.
@@ -50,10 +50,10 @@ _LOGGERS = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy",
 
 
 class ReplicaError(EngineError):
-    """A server did not answer as it should. Another one, or the same one later, may.
+    """A server did not answer as it should. A retry there or on another server may succeed.
 
     Attributes:
-        retry_after: Seconds that the server asked to be left alone.
+        retry_after: Seconds that the server asks to wait before the next request.
     """
 
     def __init__(self, message: str, retry_after: float | None = None):
@@ -62,7 +62,7 @@ class ReplicaError(EngineError):
 
 
 class RefusedError(EngineError):
-    """A server found something wrong with what it was asked: one of the prompts, say."""
+    """A server refused a request, for example because of one of its prompts."""
 
 
 class NotThereError(EngineError):
@@ -71,7 +71,7 @@ class NotThereError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What came back, and on what connection. `body` is empty where `fault` says why it was not read."""
+    """An answer and its connection. `body` is empty if `fault` says why it was not read."""
 
     status: int
     retry_after: float | None
@@ -81,7 +81,7 @@ class _Answer:
 
 
 class ServerClient:
-    """Asks servers. Their API key goes into the Authorization header and is shown nowhere.
+    """Sends requests to servers. Their API key goes into the Authorization header and is shown nowhere.
 
     Args:
         api_key: The key; None for none.
@@ -112,7 +112,7 @@ class ServerClient:
         await self._client.aclose()
 
     def shown(self, text: str) -> str:
-        """What a server wrote, for a message: without the key, on one line, escaped and cut."""
+        """Text of a server for a message: without the key, on one line, escaped and cut."""
         return shown(self._mask(_beginning(text)))
 
     async def ask(
@@ -125,22 +125,22 @@ class ServerClient:
         request_id: str | None = None,
         prompts: int = 0,
     ) -> _Result:
-        """Ask a server, and read its answer.
+        """Send a request to a server, and read its answer.
 
         Args:
-            method: "GET" looks something up, for which a server has less time.
+            method: "POST", or "GET", for which a server has less time.
             url: The whole address.
-            read: Makes what is wanted of an answer's JSON. Whatever it raises means that the answer is none; an
-                `EngineError` stays as it is.
-            body: What is sent, as JSON.
-            request_id: What the server may call the request by.
-            prompts: Of how many prompts the answer tells.
+            read: Makes the result from the answer's JSON. If it raises an `EngineError`, that is raised; any other
+                error means that the answer is invalid.
+            body: The body, as JSON.
+            request_id: An id that the server may use for the request.
+            prompts: How many prompts the answer is about; it may be larger with more.
 
         Raises:
-            ReplicaError: No answer in time, or none that can be read, or one with a status that may pass.
+            ReplicaError: There is no answer in time, the answer is invalid, or its status allows a retry.
             RefusedError: The server refused the request.
             NotThereError: It has no such path.
-            EngineError: It refused the key, or what is no prompt's fault.
+            EngineError: It refused the key, or there is another fault that is not a prompt's.
         """
         request = {
             "method": method,
@@ -153,7 +153,7 @@ class ServerClient:
         try:
             return self._result(url, answer, read)
         except EngineError:
-            # What else comes on it may be wrong, too: h11 would take it for the answer to the next request.
+            # More data on this connection may be wrong, too: h11 would take it for the answer to the next request.
             await answer.connection.aclose()
             raise
 
@@ -182,7 +182,7 @@ class ServerClient:
             problem = _too_slow(what, seconds)
         except httpx.ConnectTimeout:
             problem = _too_slow("no connection", self._connect)
-        except Exception as error:  # noqa: BLE001 - of httpx, h11, TLS, codecs …: all of it is the server's doing
+        except Exception as error:  # noqa: BLE001 - of httpx, h11, TLS, codecs …: the server causes all of them
             problem = f"{type(error).__name__}: {self.shown(str(error))}".rstrip(": ")
         # Raised outside of `except`: the error of httpx would be its context, and holds the request with the key.
         raise ReplicaError(f"{url}: {problem}")
@@ -190,7 +190,7 @@ class ServerClient:
     async def _exchange(self, request: dict[str, Any], connection: "_Connection", most: int) -> _Answer:
         """Send a request and receive its answer.
 
-        A server may close a kept connection just when a request goes out on it. That is no fault: it goes out again.
+        A server may close a kept connection just when a request is sent on it. That is no fault: it is sent again.
         """
         for tries_left in reversed(range(_CLOSED_CONNECTIONS)):
             connection.is_new = False
@@ -215,22 +215,22 @@ class ServerClient:
                 return read(json.loads(answer.body))
             except EngineError:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever reading raises, the answer is none
+            except Exception as error:  # noqa: BLE001 - every error means that the answer is invalid
                 problem = f"{type(error).__name__}: {self.shown(str(error))}"
         # Outside of `except`, because the error may quote what the server wrote.
         raise ReplicaError(f"{url} does not answer as vLLM does ({problem}): {self._said(answer)}")
 
     def _said(self, answer: _Answer) -> str:
-        """What the server says in an answer, for a message."""
+        """The text of a server's answer, for a message."""
         text = answer.body.decode(errors="replace")
         said = answer.fault or _message_in(text)
-        if said is None:  # a gateway's page; the key may hold what looks like a tag, so it goes first
+        if said is None:  # a gateway's page; the key is masked first, because a part of it may look like a tag
             said = re.sub(r"<[^<>]*>", " ", self._mask(_beginning(text)))
         return self.shown(said) or "(nothing)"
 
 
 class _Connection:
-    """Learns from httpx what a request goes out on.
+    """Learns from httpx on which connection a request is sent.
 
     Attributes:
         is_new: Whether the connection was made for this request.
