@@ -112,7 +112,7 @@ class PromptBuilder:
             positions: The documents' positions in the call, for messages; 0, 1, 2, … by default.
             errors: The method adds the errors of documents here, by position; such a document gets no prompts. Without
                 it the first error is raised.
-            is_over: Whether nobody waits for the prompts any more; asked between documents and windows.
+            is_over: Whether no call waits for the prompts any more; checked between documents and windows.
 
         Raises:
             CancelledError: `is_over` was true.

@@ -80,7 +80,7 @@ class Reranker(RerankerConfig):
         Args:
             query: What is searched for: a text, or for multimodal models a `Document` with an image or a video.
             documents: Texts, or `Document`s with images or videos. None and blank ones are not scored and rank last.
-                Where a deadline is set, an iterator is read in a thread of its own, which need not be waited for.
+                With a deadline, an iterator is read in a thread of its own, so that the call can end before it.
             top_k: How many to return; None for all.
             instruction: What counts as relevant, instead of the reranker's; "" for the template's default.
             score_threshold: Least score to return (inclusive), applied before `top_k`.
@@ -95,7 +95,7 @@ class Reranker(RerankerConfig):
         Raises:
             ValueError: The query is blank, and there is neither `on_error="skip"` nor a `fallback`; `top_k` is below 1,
                 or `score_threshold` not finite.
-            TypeError: `top_k` is no integer, `instruction` no text, or `documents` not several.
+            TypeError: `top_k` is not an integer, `instruction` is not a text, or `documents` is not several documents.
             DocumentError: A document cannot be scored, and `on_error` is "raise".
             ConfigurationError: The model or the template cannot be used.
             EngineError: The engine failed, and there is no `fallback`.

@@ -39,16 +39,16 @@ class PromptTokenizer:
     Args:
         tokenizer: The model's own tokenizer. It is copied, not changed.
         special_tokens: Its named special tokens, such as `bos_token`, for templates that write them.
-        token_types: Whether the model tells the two texts of a pair apart by token types.
-        last: Ids that stand after a template's prompt, whatever it ends with.
+        token_types: Whether the model has token types, which mark the two texts of a pair.
+        last: Ids that follow every prompt of a template.
 
     Attributes:
         control_tokens: Ids of the control tokens by their text: every added token that is not made of whitespace alone.
             (Gemma-like tokenizers keep runs of spaces and newlines as added tokens; these are text.)
         begin: Ids that the tokenizer puts before a text, such as BOS.
         end: Ids that it puts after a text.
-        unknown: Id that its model writes for what the vocabulary lacks; None if it knows none.
-        padding: Id that the model passes over at the end of a prompt; None if it judges what stands there.
+        unknown: Id for characters that the vocabulary lacks; None if there is none.
+        padding: Id that the model ignores at the end of a prompt; None if it ignores none.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class PromptTokenizer:
 
     @cached_property
     def largest_id(self) -> int:
-        """The largest id that a prompt has, whatever its texts: control tokens count only where they are always put."""
+        """The largest id that a prompt can have. Of the control tokens, only those in every prompt count."""
         vocabulary = self._original.get_vocab()
         ids = (index for token, index in vocabulary.items() if token not in self.control_tokens)
         return max([*ids, *self.begin, *self.end, *self.last])
@@ -154,7 +154,7 @@ class PromptTokenizer:
         return text
 
     def up_to_judged(self, ids: list[int]) -> list[int]:
-        """A prompt without the padding tokens at its end, which the model would pass over."""
+        """A prompt without the padding tokens at its end, which the model would ignore."""
         end = len(ids)
         while end > 1 and ids[end - 1] == self.padding:
             end -= 1
@@ -174,9 +174,9 @@ class PromptTokenizer:
         )
 
     def text_of(self, ids: Sequence[int]) -> str | None:
-        """The text that the model's own tokenizer turns into `ids`; None if it would turn it into others.
+        """The text that the model's own tokenizer turns into `ids`; None if it turns the text into other ids.
 
-        It would where a content spells a control token.
+        It does if a content spells a control token.
         """
         text = self.decode(ids)
         return text if self._original.encode(text, add_special_tokens=False).ids == list(ids) else None

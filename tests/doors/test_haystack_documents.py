@@ -157,7 +157,7 @@ def test_what_haystacks_converter_makes_of_image_files(handed_over: list[Any], t
     assert handed_over[-1][1] == [winnow.Document(image=str(file))]
 
 
-def test_a_model_that_only_reads_refuses_images_and_says_which() -> None:
+def test_a_text_model_refuses_images_and_says_which() -> None:
     image = Document(id="a-map", content=None, blob=ByteStream(data=PNG, mime_type="image/png"))
     with pytest.raises(DocumentError, match=r"Document 5 has an image.*'a-map'"):
         fake().run(QUERY, [*documents(), image])
@@ -167,7 +167,7 @@ def test_a_model_that_only_reads_refuses_images_and_says_which() -> None:
     assert list(skipped["meta"]["failed"]) == ["a-map"]
 
 
-def test_a_model_that_only_reads_reads_the_text_of_documents_with_images(tmp_path: Path) -> None:
+def test_a_text_model_reads_the_text_of_documents_with_images(tmp_path: Path) -> None:
     blob = ByteStream(data=PNG, mime_type="image/png")
     texts = documents()
     shop = [  # image addresses that nobody asked to be opened

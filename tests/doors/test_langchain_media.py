@@ -71,7 +71,7 @@ def test_values_that_are_no_media_are_left_alone(call: Call, monkeypatch: pytest
 
 
 @every_call
-def test_a_model_that_only_reads_reads_the_text(call: Call) -> None:
+def test_a_text_model_reads_the_text(call: Call) -> None:
     """Product data have an image's address more often than not."""
     bare = call(fake(), make_documents(), QUERY)
     with_image = make_documents()
@@ -86,7 +86,7 @@ def test_a_model_that_only_reads_reads_the_text(call: Call) -> None:
 
 
 @every_call
-def test_an_image_alone_is_an_error_where_the_model_only_reads_text(call: Call) -> None:
+def test_an_image_alone_is_an_error_for_a_text_model(call: Call) -> None:
     """It is not scored as a blank text."""
     documents = [*make_documents(), Document("", metadata={"image": DATA_URI})]
     with pytest.raises(DocumentError, match=r"Document 5 .*image"):

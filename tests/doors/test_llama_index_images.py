@@ -126,7 +126,7 @@ def test_metadata_mode_holds_for_images_too(handed: list[Any]) -> None:
     assert [document.text for document in handed] == ["A map.", None, None]
 
 
-def test_a_model_that_only_reads_reads_the_caption(call: Call) -> None:
+def test_a_text_model_reads_the_caption(call: Call) -> None:
     captions = [
         ImageNode(id_="0", text="Paris.", image=BASE64),
         ImageNode(id_="1", text=QUERY, image_url=URL),
@@ -140,7 +140,7 @@ def test_a_model_that_only_reads_reads_the_caption(call: Call) -> None:
     assert all("rerank_error" not in hit.node.metadata for hit in found)
 
 
-def test_a_model_that_only_reads_says_which_node_it_cannot_see(call: Call) -> None:
+def test_a_text_model_says_which_node_it_cannot_score(call: Call) -> None:
     debug = LlamaDebugHandler(print_trace_on_end=False)
     nodes = scored([text_nodes()[0], ImageNode(id_="1", image=BASE64)])
     with pytest.raises(DocumentError, match=r"(?i)document 1 .*image") as caught:
@@ -149,7 +149,7 @@ def test_a_model_that_only_reads_says_which_node_it_cannot_see(call: Call) -> No
     assert len(debug.get_event_pairs(CBEventType.RERANKING)[0]) == 2
 
 
-def test_skipping_what_the_model_cannot_see(call: Call, events: list[BaseEvent]) -> None:
+def test_skipping_what_a_text_model_cannot_score(call: Call, events: list[BaseEvent]) -> None:
     nodes = scored([ImageNode(id_="9", image=BASE64), *text_nodes()])
     found = call(fake(on_error="skip"), nodes, query_str=QUERY)
     assert ids(found)[-1] == 9

@@ -173,7 +173,7 @@ def test_max_pixels_makes_images_smaller_in_both_engines(model: Path) -> None:
             Reranker(str(model), engine="transformers", engine_kwargs={"mm_processor_kwargs": wrong}).start()
 
 
-def test_vllm_without_room_for_images_reads_and_says_why_it_does_not_see(
+def test_vllm_without_room_for_images_reads_texts_and_says_why_it_takes_no_images(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("vllm")

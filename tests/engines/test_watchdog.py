@@ -1,4 +1,4 @@
-"""An engine that hangs is found out, told to all who wait, closed, and started again; one that is slow is left alone.
+"""An engine that hangs is noticed and restarted, and all waiting calls fail; an engine that is slow is not touched.
 
 With real vLLM: test_vllm_processes.py.
 """
@@ -56,7 +56,7 @@ class HangingEngine(SlowEngine):
         return f"life {self.started} hangs"
 
 
-def test_all_who_wait_are_told_and_the_next_call_starts_it_again() -> None:
+def test_all_waiting_calls_fail_and_the_next_call_starts_it_again() -> None:
     engine = HangingEngine()
     with Reranker("fake", engine=engine) as reranker, ThreadPoolExecutor(4) as threads:
         expected = reranker.score("a", ["a", "b"])
@@ -121,7 +121,7 @@ def test_it_is_left_alone_while_it_answers_one_prompt_after_the_other() -> None:
     assert (engine.hung, engine.started) == (0, 1)
 
 
-def test_time_in_which_nobody_could_look_does_not_count() -> None:
+def test_time_between_two_looks_does_not_count() -> None:
     engine = HangingEngine()
     with Reranker("fake", engine=engine) as reranker, ThreadPoolExecutor(1) as threads:
         assert reranker.score("a", ["a"])
