@@ -31,7 +31,7 @@ _SPECIAL = (
     "::1/128",  # loopback
     "::ffff:0:0/96",  # IPv4 in IPv6
     "64:ff9b::/96",  # NAT64
-    "64:ff9b:1::/48",  # NAT64 of local use, where nobody outside knows which bits hold the IPv4 address
+    "64:ff9b:1::/48",  # NAT64 of local use: which bits hold the IPv4 address is not known outside
     "100::/64",  # discarded
     "100:0:0:1::/64",  # dummies
     "2001::/23",  # protocols; Teredo among them, which hides an IPv4 address

@@ -3,7 +3,7 @@
 The sandbox of Jinja keeps a template from the machine, but nothing in a process bounds what a single call of a function
 may take: `{{ "a".ljust(7 * 10**9) }}`. A worker is started at the first need, used again, ended where a template goes
 over the limits, and ends by itself when this process does. It renders one template at a time: who needs one while all
-are busy starts another, so that nobody waits for another's template.
+are busy starts another, so that no model waits for another's template.
 """
 
 import atexit

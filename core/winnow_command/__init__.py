@@ -21,7 +21,7 @@ def end_at_once(*_: object) -> NoReturn:
 
 def say_interrupted() -> None:
     """Write the one line, past all that buffers: this is called between any two instructions."""
-    with contextlib.suppress(OSError):  # nobody reads it
+    with contextlib.suppress(OSError):  # no process reads it
         os.write(2, b"winnow: interrupted\n")
 
 
