@@ -1,7 +1,7 @@
-"""Render Jinja templates exactly as transformers renders chat templates, within bounds.
+"""Render Jinja templates exactly as transformers renders chat templates, within limits.
 
-The only file that knows Jinja. It imports nothing of Winnow: `winnow.template_worker` runs it as the program of another
-process, too, which is to start fast and to know nothing.
+Only this file uses Jinja. It imports nothing of Winnow, because `winnow.template_worker` also runs it as a program in
+another process, which must start fast and hold no secrets.
 """
 
 import json
@@ -29,9 +29,9 @@ _LARGEST_PRODUCT = 1_000_000  # characters, items or bits that a template may ma
 _DEEPEST_BRACKETS = 100
 _LARGEST_MEMORY = 512 * 1024**2  # bytes of address space of a worker
 
-# What no score template needs, and what templates that are not trusted are rendered without. `lipsum` makes any amount
-# of text in one call, `cycler` and `joiner` bring Python objects with a way to everything, the filters are slow on long
-# texts or different each time.
+# Functions and filters that no score template needs; untrusted templates do not have them. `lipsum` makes any length
+# of text in one call, `cycler` and `joiner` are Python objects that lead to many others, and the filters are slow on
+# long texts or differ each time.
 _NO_GLOBALS = ("lipsum", "cycler", "joiner")
 _NO_FILTERS = ("center", "filesizeformat", "pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
 
@@ -40,10 +40,10 @@ class RenderError(Exception):
     """A template did not render.
 
     Args:
-        what: What it did, after "The template ".
-        detail: What Jinja or Python said to it.
-        line: Where, from 1; None if that is not known.
-        over: Whether it went over a limit, as no template does by mistake that was ever in use.
+        what: What it did, to follow "The template ".
+        detail: The message of Jinja or Python.
+        line: The line, from 1; None if it is not known.
+        over: Whether it exceeded a limit, which no template in use does by mistake.
     """
 
     def __init__(self, what: str, detail: str = "", line: int | None = None, *, over: bool = False):
@@ -113,9 +113,9 @@ class _GenerationTag(jinja2.ext.Extension):
 
 
 class _BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """The sandbox of chat templates, which cannot run for longer than it is allowed to.
+    """The sandbox of chat templates, with a time limit.
 
-    The sandbox alone bounds a single `range`, not loops in loops, macros that call themselves, or products.
+    Jinja's own sandbox limits a single `range`, but not nested loops, recursive macros, or products.
     """
 
     intercepted_binops = frozenset({"*", "**"})
@@ -126,7 +126,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     @contextmanager
     def time_limit(self, seconds: float) -> Iterator[None]:
-        """Bound what this thread renders, in processor time: a busy machine fails no template."""
+        """Limit the processor time of this thread's rendering, so that a busy machine fails no template."""
         self._limits.deadline = time.thread_time() + seconds
         try:
             yield
@@ -166,7 +166,7 @@ def _size_of_product(operator: str, left: Any, right: Any) -> int:
 
 @lru_cache(maxsize=2)
 def _environment(trusted: bool) -> _BoundedEnvironment:
-    """The environment of chat templates in transformers (`utils/chat_template_utils.py`), bounded."""
+    """The environment of chat templates in transformers (`utils/chat_template_utils.py`), with limits."""
     environment = _BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
     )
@@ -206,7 +206,7 @@ def _compile(source: str, trusted: bool) -> jinja2.Template:
 
 
 def _refuse_depth(environment: jinja2.Environment, source: str) -> None:
-    """Refuse brackets in brackets in brackets before Jinja's parser, which calls itself for each, sees them."""
+    """Refuse deeply nested brackets before parsing, because Jinja's parser calls itself for each of them."""
     depth = 0
     for line, kind, value in environment.lex(source):
         if kind != "operator":
@@ -220,16 +220,16 @@ def _refuse_depth(environment: jinja2.Environment, source: str) -> None:
 
 
 def folders_of_program() -> list[str]:
-    """Where a Python without any packages finds this file and what it imports.
+    """The folders in which a Python without packages finds this file and its imports.
 
-    This package's folder comes last: names in it would hide those of the standard library.
+    This package's folder comes last, because names in it would hide those of the standard library.
     """
     jinja, markup, own = (Path(file or "").absolute() for file in (jinja2.__file__, markupsafe.__file__, __file__))
     return [str(jinja.parents[1]), str(markup.parents[1]), str(own.parent)]
 
 
 def serve() -> None:
-    """Render what comes in at stdin, and write what comes of it to stdout, until there is no more to come.
+    """Read requests from stdin and write the renderings to stdout, until stdin ends.
 
     A request is a line of JSON: an object with `source`, `variables` and `seconds`. So is an answer: a string, or an
     object with the arguments of a `RenderError`.
@@ -240,7 +240,7 @@ def serve() -> None:
     for line in sys.stdin.buffer:
         request = json.loads(line.decode("utf-8", "surrogatepass"))
         seconds = request["seconds"]
-        # The system's limit ends what the sandbox's does not: a single call that takes long.
+        # The sandbox cannot end a single call that takes long; the system's limit can.
         _limit("RLIMIT_CPU", math.ceil(time.process_time() + seconds), for_good=False)
         answer: str | dict[str, Any]
         try:
@@ -254,7 +254,7 @@ def serve() -> None:
 
 
 def _limit(kind: str, most: int, *, for_good: bool = True) -> None:
-    """Set a limit of the system, where it has that: Windows has none, macOS none for memory."""
+    """Set a limit of the system, if it has it: Windows has none, macOS none for memory."""
     with suppress(ImportError, AttributeError, ValueError, OSError):
         import resource
 

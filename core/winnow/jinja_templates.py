@@ -1,4 +1,4 @@
-"""Render score templates: those that are trusted here, all others in a process of their own, with limits."""
+"""Render score templates: trusted ones in this process, all others in a process of their own, with limits."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from winnow.errors import TemplateError
 from winnow.jinja_sandbox import RenderError
 from winnow.segments import FIELDS, FieldName
 
-# What a rendering is given besides the caller's `template_kwargs`.
+# Variables of a rendering besides the caller's `template_kwargs`.
 RESERVED_NAMES = frozenset(
     {*FIELDS, "prompt", "messages", "tools", "documents", "add_generation_prompt", "tokenize", "chat_template"}
 )
@@ -20,11 +20,11 @@ _RENDER_SECONDS = 2.0  # of processor time
 
 
 class TemplateLimitError(TemplateError):
-    """A template went over a limit. It is not tried in another way, nor passed over for another template."""
+    """A template exceeded a limit. Winnow neither renders it in another way nor takes another template instead."""
 
 
 class Layout(NamedTuple):
-    """How the messages are written down.
+    """The form of the messages.
 
     Attributes:
         structured: Contents are `[{"type": "text", "text": ...}]`, as templates of multimodal models read them.
@@ -52,7 +52,7 @@ class Origin(NamedTuple):
 def rendered(
     source: str, origin: Origin, values: Mapping[FieldName, str], variables: Mapping[str, Any], layout: Layout
 ) -> str:
-    """Render a score template the way transformers' `apply_chat_template` does.
+    """Render a score template as transformers' `apply_chat_template` does.
 
     Args:
         source: The template.
@@ -63,7 +63,7 @@ def rendered(
 
     Raises:
         TemplateError: The template is broken or did what the sandbox forbids. The message names origin and line.
-        TemplateLimitError: It ran too long, or is or needs too much.
+        TemplateLimitError: It takes too much time or memory, or is too large.
     """
     messages = [_message(role, values[name], layout) for name, role in zip(FIELDS, layout.roles, strict=False)]
     given: dict[str, Any] = {"query": values["query"], "document": values["document"]}
@@ -77,7 +77,7 @@ def rendered(
 def rendered_chat(
     source: str, origin: Origin, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
 ) -> str:
-    """What a template makes of messages; `rendered` says more."""
+    """The rendering of messages; see `rendered`."""
     given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": False, **variables}
     try:
         if origin.trusted:
@@ -96,7 +96,7 @@ def refuse_size(source: str | Mapping[str, Any], origin: Origin) -> None:
     """Refuse a template that is too long to come with a model.
 
     Raises:
-        TemplateLimitError: It is.
+        TemplateLimitError: It is too long.
     """
     length = len(source) if isinstance(source, str) else sum(len(str(part)) for part in source.values())
     if length > LARGEST_SOURCE and not origin.trusted:
@@ -110,7 +110,7 @@ def _message(role: str, text: str, layout: Layout) -> dict[str, Any]:
 
 
 def _advice(origin: Origin) -> str:
-    """What to do about a template that goes over the limits."""
+    """What to do about a template that exceeds a limit."""
     if origin.trusted:
         return ""
     return (
@@ -120,7 +120,7 @@ def _advice(origin: Origin) -> str:
 
 
 def _line(source: str, number: int | None) -> str:
-    """Which line, and what stands there."""
+    """The number of a line and its text."""
     lines = source.splitlines()
     if number is None or not 0 < number <= len(lines):
         return ""
@@ -128,5 +128,5 @@ def _line(source: str, number: int | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """`text` without what a terminal would obey."""
+    """`text` without characters that control a terminal."""
     return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)

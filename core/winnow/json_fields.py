@@ -1,7 +1,7 @@
-"""The fields that Winnow reads of a model's JSON files, and what they may hold.
+"""The fields that Winnow reads of a model's JSON files, and the values that they may have.
 
-Whoever wrote the checkpoint wrote these files. They are checked where they are read, so that all that comes after may
-rely on them: a wrong type is an error that names file and field, not a `TypeError` from deep inside.
+These files come with the checkpoint and are not trusted. They are checked when they are read, so that later code may
+rely on them. A wrong type is an error that names file and field, not a `TypeError` of other code.
 """
 
 import math
@@ -13,7 +13,7 @@ from winnow.outside_text import shown
 
 
 class Kind(NamedTuple):
-    """What a field may hold, beside null.
+    """The values that a field may have besides null.
 
     Attributes:
         words: It in words, after "must be".

@@ -1,4 +1,4 @@
-"""Text that others wrote, made fit to be shown in an error, in the log and on a terminal."""
+"""Make text of others safe to show in an error, in the log and on a terminal."""
 
 import html
 import logging
@@ -42,7 +42,7 @@ class SecretMask:
 
 
 class MaskingFilter(logging.Filter):
-    """Masks a secret in what loggers of other libraries write, of an answer that repeats it, for example."""
+    """Masks a secret in log messages of other libraries, which may quote an answer that repeats it."""
 
     def __init__(self, mask: SecretMask):
         super().__init__()

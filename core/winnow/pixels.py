@@ -1,4 +1,4 @@
-"""An image file, or an image of Pillow, becomes pixels: three channels of eight bits, on white."""
+"""Convert an image file, or an image of Pillow, to pixels: three channels of eight bits, on white."""
 
 import io
 import math
@@ -24,7 +24,7 @@ def in_rgb(image: "bytes | Image") -> "Image":
         image: The bytes of an image file, or an image of Pillow.
 
     Raises:
-        ImageError: It is no image, or damaged, or too large.
+        ImageError: It is not an image, or it is damaged or too large.
     """
     from PIL import Image
 

@@ -1,9 +1,9 @@
 """Images and videos from web addresses: limited in size and time, and never from a private network.
 
-Addresses come from documents, so from strangers: without care they would make this machine ask others that only it can
-reach (server-side request forgery). Names are therefore resolved here, every address that a name has must be public,
-and the connection goes to the very address that was checked, also after each redirect: a name that resolves to
-something else a moment later (DNS rebinding) gains nothing.
+Addresses come from documents, which may come from strangers. Unchecked, they could make this machine send requests to
+machines that only it can reach (server-side request forgery). So Winnow resolves names itself, requires that every
+address of a name is public, and connects to the address that it checked, also after each redirect. A name that resolves
+to another address a moment later (DNS rebinding) has no effect.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class ImageError(Exception):
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a host. A name server that does not answer holds up neither other work nor the process's end.
+    """The addresses of a host. A name server that does not answer delays neither other work nor the process's exit.
 
     Raises:
         OSError: It has none.
@@ -47,14 +47,14 @@ async def fetch(
     max_bytes: int = MAX_BYTES,
     max_seconds: float = MAX_SECONDS,
 ) -> bytes:
-    """What a web address holds.
+    """The bytes at a web address.
 
     Proxies of the environment are not used, because Winnow could not check which address a proxy connects to.
 
     Args:
         url: An http(s) address.
-        resolver: Gives the addresses of a host and port.
-        transport: What the requests go through; by default the network.
+        resolver: Returns the addresses of a host and port.
+        transport: The transport of the requests; by default the network.
         max_bytes: Most bytes that are read.
         max_seconds: Most seconds that all of it takes.
 
@@ -108,7 +108,7 @@ def _parsed(url: str) -> httpx.URL:
 
 
 def _shown(url: httpx.URL) -> str:
-    """The address without what may be secret."""
+    """The address without parts that may be secret."""
     return str(url.copy_with(username=None, password=None, query=None, fragment=None))
 
 

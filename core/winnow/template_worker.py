@@ -1,9 +1,9 @@
 """Render templates that are not trusted in processes of their own, within limits of time and memory.
 
-The sandbox of Jinja keeps a template from the machine, but nothing in a process bounds what a single call of a function
-may take: `{{ "a".ljust(7 * 10**9) }}`. A worker is started at the first need, used again, ended where a template goes
-over the limits, and ends by itself when this process does. It renders one template at a time: who needs one while all
-are busy starts another, so that no model waits for another's template.
+Jinja's sandbox keeps a template away from the machine, but cannot limit the time and memory of one function call, such
+as `{{ "a".ljust(7 * 10**9) }}`. A worker is started when it is first needed, and used again. It is killed if a template
+exceeds a limit, and ends when this process ends. It renders one template at a time. If all workers are busy, another is
+started, so that no model waits for another's template.
 """
 
 import atexit
@@ -23,7 +23,7 @@ from typing import Any, cast
 from winnow.jinja_sandbox import LARGEST_TEXT, RenderError, folders_of_program
 from winnow.locks import ForkSafeLock
 
-# A worker's own limit is one of processor time, which a busy machine does not use up. This one is for one that hangs.
+# A worker's own limit is processor time, so that a busy machine does not matter. This one is for a worker that hangs.
 _WALL_SECONDS = 20.0
 
 _LARGEST_REQUEST = 4_000_000  # bytes
@@ -35,7 +35,7 @@ _IDLE_WORKERS = 2
 
 _PROGRAM = "import sys; sys.path += sys.argv[1:]; import jinja_sandbox; jinja_sandbox.serve()"
 
-# All that a worker inherits of the environment. It needs neither tokens nor keys.
+# The only environment variables that a worker inherits. It needs neither tokens nor keys.
 _VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 
 
@@ -48,7 +48,7 @@ def render(source: str, variables: Mapping[str, Any], seconds: float) -> str:
         seconds: Processor time that it may take.
 
     Raises:
-        RenderError: It is broken, does what the sandbox forbids, or goes over a limit.
+        RenderError: It is broken, does what the sandbox forbids, or exceeds a limit.
     """
     request = _written({"source": source, "variables": variables, "seconds": seconds})
     worker = _take()
@@ -92,7 +92,7 @@ class Worker:
 
     @property
     def lives(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it can render."""
         return self._process.poll() is None
 
     @property
@@ -101,7 +101,7 @@ class Worker:
         return self._process.pid
 
     def answer(self, request: bytes, seconds: float) -> bytes:
-        """Ask for a rendering. On an error the worker is of no use any more.
+        """Render a template. After an error the worker must not be used again.
 
         Raises:
             RenderError: There is no answer in time, none at all, or a too long one.
@@ -147,7 +147,7 @@ class Worker:
         self._close()
 
     def forget(self) -> None:
-        """In a forked child, which must not keep a worker of its parent from seeing that its parent is gone."""
+        """Close the pipes in a forked child, so that the parent's worker notices when the parent ends."""
         self._process.returncode = 0  # it is no child of this process
         self._close()
 

@@ -67,7 +67,7 @@ def write_json(value: Any) -> None:
 
 
 def tell(text: str) -> None:
-    """Write a line to standard error, if anybody can still read it."""
+    """Write a line to standard error, if it is still open."""
     with contextlib.suppress(OSError):
         if sys.stderr is not None:
             _write(sys.stderr, f"winnow: {shown(one_line(text))}\n")
@@ -175,7 +175,7 @@ def _leave(stream: TextIO | None) -> None:
 
 
 def _usage_error(error: Exception) -> int:
-    """Tell what is wrong with the arguments; 0 if the error is none of Typer's.
+    """Print what is wrong with the arguments; 0 if the error is not Typer's.
 
     Up to 0.27 Typer has no public class for them.
     """

@@ -1,7 +1,7 @@
-"""A quick look at weight files before an engine loads them: are they whole, and are they what config.json describes?
+"""Check weight files before an engine loads them: whether they are complete, and match config.json.
 
-Only headers are read: names and shapes, in milliseconds. Engines' own errors do not name the file, and vLLM has none
-for an output embedding that is missing: it scores with whatever its memory held (vLLM, models/adapters.py).
+Only headers are read (names and shapes), in milliseconds. The engines' own errors do not name the file. vLLM has no
+error for a missing output embedding: it scores with uninitialised memory (vLLM, models/adapters.py).
 """
 
 import json
@@ -28,9 +28,9 @@ Shapes = Mapping[str, tuple[int, ...] | None]
 
 
 def check_weights(checkpoint: Checkpoint, *, required: bool = True) -> None:
-    """Check that a model's weight files are whole, and those that config.json describes.
+    """Check that a model's weight files are complete, and match config.json.
 
-    Files of a model on the Hub are looked at where they were downloaded before.
+    Files of a model on the Hub are checked if they were downloaded before.
 
     Args:
         checkpoint: The model.
@@ -101,7 +101,7 @@ def faults_of(checkpoint: Checkpoint, ids: Iterable[int] = ()) -> list[str]:
 
     Args:
         checkpoint: The model.
-        ids: Token ids of a prompt. They are looked at beside the largest that a caller's text can have.
+        ids: Token ids of a prompt, which are checked in addition to the largest id that a caller's text can have.
     """
     shapes = shapes_of(checkpoint.folder, checkpoint.model)
     embeddings = {name: shape for name, shape in shapes.items() if _is_embedding(name)}
@@ -118,7 +118,7 @@ def faults_of(checkpoint: Checkpoint, ids: Iterable[int] = ()) -> list[str]:
 
 
 def untied_without_head(model: str) -> str:
-    """What to say of a model whose config.json asks for an output embedding that its weights lack."""
+    """The error message for a model whose config.json names an output embedding that is not in the weights."""
     return (
         f"config.json of {model} says that the output embedding differs from the input embedding "
         "(tie_word_embeddings is false), but there is no lm_head in the weights: scores would come from random "
