@@ -2,19 +2,20 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer, normalizers
 
 from tokenizer_kinds import KINDS, prompt_tokenizer_of_kind, tokenizer_of_kind
 from winnow.errors import DocumentError, TemplateError
 from winnow.jinja_templates import Layout, Origin, rendered
 from winnow.prompts import Limits, PromptBuilder
-from winnow.segments import FieldName
+from winnow.segments import Content, FieldName
 from winnow.templates import ScoreTemplate, built_in, built_in_names
 from winnow.tokenization import PromptTokenizer
 
@@ -330,6 +331,60 @@ def test_pieces_above_the_added_tokens_keep_their_ids() -> None:
     assert PromptTokenizer(tokenizer).encode(text) == expected
 
 
+ADDED = ("<a>", "<b>", "Zq7", "[X]")
+FLAGS = st.fixed_dictionaries({name: st.booleans() for name in ("single_word", "lstrip", "rstrip", "normalized")})
+LITERALS = st.lists(
+    st.sampled_from([*ADDED, "w", "a", " ", "\n", "-", "Q:", "zq7", "[x]", "<A>", "é"]), max_size=5
+).map("".join)
+CONTENTS = st.lists(st.sampled_from(["word", " ", "-", "1", "é", "\u0307x", "\n", " x ", "日", "'s"]), max_size=4).map(
+    "".join
+)
+
+
+# Not Qwen3's and BERT's: a copy of their vocabularies for each example takes long, and llama3_like is of Qwen3's sort.
+@pytest.mark.parametrize("kind", ["llama3_like", "gemma_like", "llama2_like", "xlm_roberta_like"])
+def test_added_tokens_of_every_sort_are_read_in_a_template_as_in_the_whole_text(kind: str) -> None:
+    """Or the template is refused: whether a single word is a token must not hang on the document beside it."""
+    state = tokenizer_of_kind(kind).to_str()
+
+    flagged = st.lists(FLAGS, min_size=4, max_size=4)
+
+    @settings(max_examples=60)
+    @given(flags=flagged, literals=st.lists(LITERALS, min_size=3, max_size=3), query=CONTENTS, document=CONTENTS)
+    def check(flags: list[dict[str, bool]], literals: list[str], query: str, document: str) -> None:
+        own = Tokenizer.from_str(state)
+        own.add_tokens([AddedToken(text, **flag) for text, flag in zip(ADDED, flags, strict=True)])
+        segments = (literals[0], Content("query"), literals[1], Content("document"), literals[2])
+        kept = tuple(segment for segment in segments if segment)
+        try:
+            builder = PromptBuilder(PromptTokenizer(own), kept, Limits(max_length=10**6))
+        except TemplateError:
+            event("refused")
+            return
+        whole = own.encode(literals[0] + query + literals[1] + document + literals[2]).ids
+        assert builder.prompt(query, document).ids == whole
+
+    check()
+
+
+def test_a_name_of_a_control_token_never_reaches_the_prompt() -> None:
+    """Two single words side by side, and an accent behind a token that is read after the normaliser composed it."""
+    own = Tokenizer.from_str(tokenizer_of_kind("llama3_like").to_str())
+    own.normalizer = normalizers.NFC()
+    own.add_tokens([AddedToken("<a>", single_word=True), AddedToken("<b>", single_word=True)])
+    own.add_tokens([AddedToken("<n>", normalized=True)])
+    tokenizer = PromptTokenizer(own)
+    builder = PromptBuilder(
+        tokenizer, ("<a><b> ", Content("query"), " <n>", Content("document")), Limits(max_length=999)
+    )
+    for accent in map(chr, range(0x300, 0x370)):
+        assert tokenizer.decode(builder.prompt("q", accent).ids) == (
+            "<|begin_of_text|><a><b> q <n>" + unicodedata.normalize("NFC", accent)
+        )
+    with pytest.raises(TemplateError, match="right beside a query, document or instruction"):
+        PromptBuilder(tokenizer, ("<a>", Content("query"), Content("document")), Limits(max_length=999))
+
+
 def test_bos_that_the_template_writes_is_not_doubled() -> None:
     tokenizer = PromptTokenizer(tokenizer_of_kind("llama3_like"), {"bos_token": "<|begin_of_text|>"})
     segments = ScoreTemplate("{{ bos_token }}{{ query }} {{ document }}", "test").segments(
@@ -389,6 +444,44 @@ def test_ten_megabytes_are_no_trouble(policy: str) -> None:
     [built] = builder.build(text, [text])
     assert built.query_truncated
     assert built.truncated == (policy == "truncate")
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama3_like", "gemma_like", "llama2_like", "xlm_roberta_like"])
+def test_megabytes_that_make_few_tokens_are_cut_unread(kind: str) -> None:
+    """WordPiece makes one token of a word without end, and none of blanks: such a text is not read to its end."""
+    segments = ScoreTemplate("Q: {{ query }} D: {{ document }}", "test").segments(with_instruction=False)
+    read: list[int] = []
+
+    class Counting(PromptTokenizer):
+        """Counts the characters that it tokenises."""
+
+        def encode(self, text: str) -> list[int]:
+            read.append(len(text))
+            return super().encode(text)
+
+        def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+            read.extend(map(len, texts))
+            return super().encode_batch(texts)
+
+        def encode_with_offsets(self, texts: Sequence[str]) -> list[Encoding]:
+            read.extend(map(len, texts))
+            return super().encode_with_offsets(texts)
+
+    counting = Counting(tokenizer_of_kind(kind))
+    builders = [PromptBuilder(counting, bound, Limits(max_length=512)) for bound in (segments, None)]
+    for text in (character * 10_000_000 for character in ("a", " ", "\n", "🙂", "\u0301", "\u200b")):
+        read.clear()
+        for builder in builders:
+            [built] = builder.build("q", [text])
+            assert built.truncated
+            [built] = builder.build(text, ["d"])
+            assert built.query_truncated
+            assert len(built.prompts[0].ids) <= 512
+        assert sum(read) < 10_000_000
+        for builder in builders:  # as the next slice of the call does
+            read.clear()
+            assert builder.build(text, ["d"])[0] == builder.build(text, ["d"])[0]
+            assert sum(read) < 1_000_000
 
 
 def test_text_that_is_no_text_is_refused_by_position() -> None:

@@ -280,3 +280,18 @@ def test_settings_out_of_range_fail_at_once(options: dict[str, Any], message: st
 def test_the_key_of_a_server_is_not_shown() -> None:
     reranker = Reranker("any", engine="server", url="http://localhost:8000", api_key="sesame")
     assert "sesame" not in repr(reranker)
+
+
+@pytest.mark.parametrize(
+    "template", ["Q: {{ query }} D: {{ document }}", "<d>{{ query }}<q>{{ document }}", "{{ document }}{{ query }}<e>"]
+)
+def test_the_fake_takes_any_template(template: str) -> None:
+    with Reranker("m", engine="fake", template=template) as reranker:
+        [best, other] = reranker.rank("capital of China", ["Rice and noodles.", "The capital of China is Beijing."])
+    assert (best.index, other.index) == (1, 0)
+
+
+def test_the_fakes_own_marks_may_be_typed_in_a_document() -> None:
+    with Reranker("m", engine="fake") as reranker:
+        plain, typed = reranker.score("capital of China", ["x  y capital of China", "<e> capital of China"])
+    assert typed == pytest.approx(plain, abs=1e-4)

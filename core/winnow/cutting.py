@@ -6,6 +6,9 @@ import regex
 
 # A first guess of how many characters a token has, so that a book is not tokenised to keep its first page.
 CHARACTERS_PER_TOKEN = 8
+# Most characters that are read for each token there is room for. A tokenizer may make one token, or none, of any number
+# of blanks or of a word without end (WordPiece, unigram): of megabytes of those the rest is cut off unread.
+MOST_CHARACTERS_PER_TOKEN = 128
 # A text may have fewer tokens than its beginning, by this many: WordPiece makes one unknown token of a word with over
 # 100 characters, but up to 100 tokens of half that word.
 CUT_WORD = 128

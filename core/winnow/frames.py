@@ -1,12 +1,13 @@
 """The part of a prompt that all documents of a query share: tokenised once, with the room that a document has."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
-from winnow.cutting import CHARACTERS_PER_TOKEN, CUT_WORD, cut_before
+from winnow.cutting import CHARACTERS_PER_TOKEN, CUT_WORD, MOST_CHARACTERS_PER_TOKEN, cut_before
 from winnow.errors import DocumentError, TemplateError
 from winnow.limits import Limits
+from winnow.locks import ForkSafeLock
 from winnow.segments import Content, PlainText, Segment
 from winnow.tokenization import PromptTokenizer
 from winnow.vision import PromptVideo, Shown, Vision
@@ -105,10 +106,13 @@ class ScaffoldBuilder:
         self._before: list[str | Content] = []
         self._after: list[str | Content] = []
         self._paired = segments is None
+        self._long: tuple[Hashable, Scaffold] | None = None  # the last long query's
+        self._long_lock = ForkSafeLock()
         side = self._before
-        for segment in segments or ():
+        count = len(segments or ())
+        for at, segment in enumerate(segments or ()):
             if isinstance(segment, str):
-                side.append(tokenizer.literal(segment))
+                side.append(tokenizer.literal(segment, follows=at > 0, precedes=at < count - 1))
             elif isinstance(segment, PlainText):
                 side.append(segment.text)
             elif segment.field == "document":
@@ -126,11 +130,20 @@ class ScaffoldBuilder:
             DocumentError: The query is too long, and `on_overflow` is "error"; or its medium alone is too large.
             TemplateError: Template and instruction leave no room.
         """
+        if len(query) <= CHARACTERS_PER_TOKEN * self._limits.max_length:
+            return self._cut_to_fit(query, instruction, medium)
+        key = (query, instruction, None if medium is None else medium.key)
+        with self._long_lock:  # the slices of a call come with it one after another, and at once
+            if self._long is None or self._long[0] != key:
+                self._long = key, self._cut_to_fit(query, instruction, medium)
+            return self._long[1]
+
+    def _cut_to_fit(self, query: str, instruction: str, medium: Shown | None) -> Scaffold:
         used, cap = self.budget(instruction, medium)
         whole = query
-        reach = CHARACTERS_PER_TOKEN * (cap + CUT_WORD)
-        while reach < len(query) and len(self._tokenizer.encode(query[:reach])) <= cap + CUT_WORD:  # long tokens
-            reach *= 4
+        reach, most = CHARACTERS_PER_TOKEN * (cap + CUT_WORD), MOST_CHARACTERS_PER_TOKEN * (cap + CUT_WORD)
+        while reach < min(len(query), most) and len(self._tokenizer.encode(query[:reach])) <= cap + CUT_WORD:
+            reach *= 4  # long tokens
         query = query[:reach]
         uncut = True
         while True:
@@ -263,11 +276,12 @@ class ScaffoldBuilder:
         words, starts = encoding.word_ids, [start for start, _ in encoding.offsets]
         edges = [at for at in range(1, len(words)) if words[at] != words[at - 1] and starts[at] > after_control]
         if len(edges) > 3:
-            at = edges[-3]
+            at, far = edges[-3], edges[-64] if len(edges) > 64 else 0  # what is further off is not tokenised again
             before = tokenizer.restart + head[starts[at] :]
+            stretch, extra = (tokenizer.restart + head[starts[far] :], 1) if far else (head, 0)
             for document in ("", "word", "\n 1"):
-                whole, rest = (tokenizer.encode(text + document + after) for text in (head, before))
-                if whole != tokenizer.real_ids(encoding.ids[:at]) + rest[1:]:
+                whole, rest = (tokenizer.encode(text + document + after) for text in (stretch, before))
+                if whole[extra:] != tokenizer.real_ids(encoding.ids[far:at]) + rest[1:]:
                     break
             else:
                 return tokenizer.real_ids(encoding.ids[:at]), before, True

@@ -10,7 +10,7 @@ from asyncio import CancelledError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from winnow.cutting import CHARACTERS_PER_TOKEN, CUT_WORD, cut_before
+from winnow.cutting import CHARACTERS_PER_TOKEN, CUT_WORD, MOST_CHARACTERS_PER_TOKEN, cut_before
 from winnow.errors import DocumentError
 from winnow.frames import Scaffold, ScaffoldBuilder
 from winnow.limits import Limits as Limits
@@ -196,12 +196,13 @@ class PromptBuilder:
         A text is first cut by its number of characters, so that a book is not tokenised to keep its first page. What is
         still too long is cut at the last token that fits and tokenised again, until it fits.
         """
-        reach = CHARACTERS_PER_TOKEN * (max(scaffold.room, 1) + CUT_WORD)
+        room = max(scaffold.room, 1) + CUT_WORD
+        reach, most = CHARACTERS_PER_TOKEN * room, MOST_CHARACTERS_PER_TOKEN * room
         ends = [len(text) for text in texts]
         results = scaffold.encode(self._tokenizer, [text[:reach] for text in texts])
         for at, text in enumerate(texts):  # texts of uncommonly long tokens
             within = reach
-            while len(results[at]) <= scaffold.room + CUT_WORD and within < len(text):
+            while len(results[at]) <= scaffold.room + CUT_WORD and within < min(len(text), most):
                 within *= 4
                 results[at] = scaffold.encode(self._tokenizer, [text[:within]])[0]
             ends[at] = min(within, len(text))

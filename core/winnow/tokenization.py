@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Encoding, Tokenizer
 
-from winnow.errors import ModelError
+from winnow.errors import ModelError, TemplateError
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,10 @@ class PromptTokenizer:
         self.unknown: int | None = model.get("unk_id", self.control_tokens.get(model.get("unk_token")))
         # Lower-case letters and digits survive every normaliser; the random part keeps contents from guessing a name.
         nonce = secrets.token_hex(6)
-        self._secret = {text: f"wnw{nonce}x{index}x" for text, index in self.control_tokens.items()}
+        # A name ends in q, with which no accent that begins a content is composed into another letter.
+        self._secret = {text: f"wnw{nonce}x{index}q" for text, index in self.control_tokens.items()}
+        self._normalized = {token["content"] for token in control if token["normalized"]}
+        self._single_word = {token["content"] for token in control if token["single_word"]}
         self._text = {name: text for text, name in self._secret.items()}
         self.restart = f"wnw{nonce}xrestartx"
         self._plain = self._with_secret_names(state, control)
@@ -113,7 +116,7 @@ class PromptTokenizer:
         state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in self._secret]
         state["post_processor"] = None
         plain = Tokenizer.from_str(json.dumps(state))
-        flags = ("single_word", "lstrip", "rstrip", "normalized")
+        flags = ("lstrip", "rstrip", "normalized")  # whether it is a single word `literal` has found out
         plain.add_special_tokens(
             [AddedToken(self._secret[token["content"]], **{flag: token[flag] for flag in flags}) for token in control]
         )
@@ -183,17 +186,50 @@ class PromptTokenizer:
 
     # --- literals of a template ---------------------------------------------------------------------------------------
 
-    def literal(self, text: str) -> str:
-        """Template text with its control tokens under their secret names, ready to be joined with contents."""
+    def literal(self, text: str, *, follows: bool = False, precedes: bool = False) -> str:
+        """Template text with its control tokens under their secret names, ready to be joined with contents.
+
+        Args:
+            text: The text.
+            follows: Whether it follows a content.
+            precedes: Whether it precedes one.
+
+        Raises:
+            TemplateError: It touches the content with a token that is one only beside what is no letter.
+        """
         encoding = self._original.encode(text, add_special_tokens=False)
         pieces: list[str] = []
         at = 0
         for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             token = self._original.id_to_token(index)
-            if token in self._secret and (found := text.find(token, max(start, at), end)) >= 0:
-                pieces += [text[at:found], self._secret[token]]
-                at = found + len(token)
+            if token not in self._secret or (span := self._written(token, text, max(start, at), end)) is None:
+                continue
+            found, stop = span
+            if token in self._single_word and ((follows and found == 0) or (precedes and stop == len(text))):
+                raise TemplateError(
+                    f"The template writes {token!r} right beside a query, document or instruction. This tokenizer "
+                    "takes it for a control token only where no letter or digit is next to it (single_word), so that "
+                    "what the model reads would depend on their texts. Put a space or a line break between."
+                )
+            pieces += [text[at:found], self._secret[token]]
+            at = stop
         return "".join([*pieces, text[at:]])
+
+    def _written(self, token: str, text: str, start: int, end: int) -> tuple[int, int] | None:
+        """Where a control token stands in the stretch of `text` that became it, or None: its id may be that of a piece.
+
+        The stretch may have blanks that the token takes in; a token may be written otherwise before it is normalised.
+        """
+        if (found := text.find(token, start, end)) >= 0:
+            return found, found + len(token)
+        normalizer = self._original.normalizer
+        written = text[start:end].strip()
+        if not written or token not in self._normalized or normalizer is None:
+            return None
+        if normalizer.normalize_str(written) != normalizer.normalize_str(token):
+            return None
+        found = text.index(written, start)
+        return found, found + len(written)
 
     def first_control(self, text: str) -> tuple[int, str]:
         """Position and name of the first control token in text made with `literal`; its length and "" if none."""

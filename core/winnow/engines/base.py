@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,8 @@ class FakeEngine:
     """An engine without a model, for tests of your own pipelines. It is deterministic and fast.
 
     The logit is the share of the query's words that are in the document, scaled to −4…4; of equal documents the shorter
-    one gets a slightly larger logit. Each byte is one token.
+    one gets a slightly larger logit. With a template of your own, in which it cannot tell query and document apart, it
+    is the share of the prompt's words that occur in it twice. Each byte is one token.
 
     Args:
         max_length: Most tokens of a prompt.
@@ -187,11 +189,26 @@ class FakeEngine:
         """Nothing to abandon."""
 
     def _logit(self, prompt: Prompt) -> float:
-        fields = re.split("<[qdie]>", self.checkpoint.tokenizer.decode(prompt.ids))
-        instruction, query, document = (set(re.findall(r"\w+", text.lower())) for text in fields[1:4])
-        wanted = query | instruction
-        share = len(wanted & document) / len(wanted) if wanted else 0.0
+        words = [re.findall(r"\w+", text.lower()) for text in self._parts(prompt)]
+        if len(words) == 5:  # its own template: what stands before, between and after its four marks
+            wanted, found = {*words[1], *words[2]}, set(words[3])
+        else:
+            count = Counter(word for part in words for word in part)
+            wanted, found = set(count), {word for word in count if count[word] > 1}
+        share = len(wanted & found) / len(wanted) if wanted else 0.0
         return 8 * share - 4 - len(prompt.ids) * 1e-6
+
+    def _parts(self, prompt: Prompt) -> list[str]:
+        """The text between the control tokens; one that is typed in a document is text."""
+        tokenizer = self.checkpoint.tokenizer
+        marks = set(tokenizer.control_tokens.values())
+        parts: list[list[int]] = [[]]
+        for index in prompt.ids:
+            if index in marks:
+                parts.append([])
+            else:
+                parts[-1].append(index)
+        return [tokenizer.decode(part) for part in parts]
 
 
 _FAKE_TEMPLATE = "<i>{{ instruction }}<q>{{ query }}<d>{{ document }}<e>"
