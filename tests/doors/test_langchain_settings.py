@@ -140,7 +140,7 @@ def test_what_makes_the_reranker_cannot_be_assigned() -> None:
 
 @pytest.mark.parametrize("name", ["top_n", "top_k", "score_threshold"])
 def test_a_cross_encoder_chooses_nothing(name: str) -> None:
-    with pytest.raises(ValidationError, match=f"has no argument '{name}': it scores"):
+    with pytest.raises(ValidationError, match=f"has no argument '{name}': it returns all scores"):
         WinnowCrossEncoder(model="fake", engine="fake", **{name: 1})
 
 
