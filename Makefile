@@ -8,8 +8,9 @@ STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 LOWEST_STAMP := $(LOWEST)/.installed
 # What leans on a dependency's version, and runs without vLLM; the few tests that need it are skipped.
-LOWEST_TESTS := tests/doors $(wildcard tests/test_templates*.py) $(addprefix tests/test_,convert_errors.py disk_scores.py \
-	doctor.py extras.py lowest_versions.py observability.py reranker.py) \
+LOWEST_TESTS := tests/integrations tests/templates tests/observability $(addprefix tests/,test_extras.py \
+	test_lowest_versions.py cli/test_doctor.py convert/test_convert_errors.py models/test_templates_search.py \
+	ranking/test_disk_scores.py ranking/test_reranker.py) \
 	tests/engines/test_families.py::test_transformers_gives_what_the_model_card_computes
 # Starts a vLLM for each of many models. Most of that is imports: on a CPU three at a time take half as long. A GPU has
 # room for one.
@@ -39,10 +40,11 @@ test-lowest: $(LOWEST_STAMP)  ## run what needs no vLLM on the lowest versions o
 test-newer:  ## run what needs neither vLLM nor PyTorch on each newer Python that this machine has
 	.ci/test-newer
 
-lint: $(STAMP)  ## check style and types
+lint: $(STAMP)  ## check style, types, and which package imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bench: $(STAMP)  ## print the numbers of the README
 	$(BIN)/python benchmarks/concurrency.py

@@ -21,10 +21,9 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from winnow.jinja_templates import Layout, Origin, rendered
 from winnow.prompts import Limits, PromptBuilder
-from winnow.templates import built_in
-from winnow.tokenization import PromptTokenizer
+from winnow.templates import Layout, Origin, built_in, rendered
+from winnow.tokenizer import PromptTokenizer
 
 DOCUMENTS, TOKENS, ROUNDS = 1000, 300, 15
 QUERY = "Do antibodies against interleukin-6 lower the risk of heart failure in old age?"

@@ -47,6 +47,15 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    """`tests/file.py::name`, or `::name` for another test of the file named last."""
+    source = ""
+    for file, name in re.findall(r"`(tests/[\w/]+\.py|)(?:::(\w+))?`", page.read_text(encoding="utf-8")):
+        source = (ROOT / file).read_text(encoding="utf-8") if file else source
+        assert not name or f"def {name}(" in source, f"{page.name} names {name}"
+
+
 def test_the_demo_reranks_through_all_three_integrations() -> None:
     done = subprocess.run([sys.executable, ROOT / "examples" / "demo.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

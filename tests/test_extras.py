@@ -87,9 +87,12 @@ def test_an_engine_without_its_package_names_its_extra(package: str, engine: str
 @pytest.mark.parametrize(
     ("package", "code"),
     [
-        ("PIL", "import asyncio, winnow.images as i; asyncio.run(i.ImageLoader().load(object(), b'', 'The query'))"),
-        ("av", "import winnow.videos; winnow.videos.decoded(b'', max)"),
-        ("prometheus_client", "import winnow.metrics; winnow.metrics.enable()"),
+        (
+            "PIL",
+            "import asyncio, winnow.media.images as i; asyncio.run(i.ImageLoader().load(object(), b'', 'The query'))",
+        ),
+        ("av", "import winnow.media.videos; winnow.media.videos.decoded(b'', max)"),
+        ("prometheus_client", "import winnow.observability.metrics; winnow.observability.metrics.enable()"),
         ("pandas", "import winnow; winnow.Ranking().to_dataframe()"),
     ],
 )

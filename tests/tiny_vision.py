@@ -16,9 +16,9 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
 from tiny_families import qwen_like
 from winnow import Document, Reranker
-from winnow.images import ImageLoader
-from winnow.tokenization import PromptTokenizer
-from winnow.vision import PromptImage, PromptVideo, Vision
+from winnow.media.images import ImageLoader
+from winnow.media.vision import PromptImage, PromptVideo, Vision
+from winnow.tokenizer import PromptTokenizer
 
 # QwenLM/Qwen3-VL-Embedding, src/models/qwen3_vl_reranker.py.
 FACTOR = 32

@@ -20,7 +20,7 @@ from tokenizers import (
 )
 
 from tiny_model import read_passages
-from winnow.tokenization import PromptTokenizer
+from winnow.tokenizer import PromptTokenizer
 
 DATA = Path(os.environ.get("WINNOW_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

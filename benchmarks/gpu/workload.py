@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_model import build_tiny_reranker, read_passages
-from winnow.checkpoint import bind_template, open_checkpoint
+from winnow.models import bind_template, open_checkpoint
 from winnow.prompts import Limits, PromptBuilder
 
 DATA = Path(os.environ.get("WINNOW_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -1,7 +1,6 @@
 """LLM rerankers on vLLM, exact to the last prompt token. `Reranker` is the way in."""
 
-from winnow.config import RerankerConfig
-from winnow.engines.base import Engine, EngineScore, FakeEngine
+from winnow.engines import Engine, EngineScore, FakeEngine
 from winnow.errors import (
     ConfigurationError,
     DocumentError,
@@ -13,9 +12,9 @@ from winnow.errors import (
     TemplateError,
     WinnowError,
 )
+from winnow.models import ModelRecipe
 from winnow.prompts import Prompt
-from winnow.recipes import ModelRecipe
-from winnow.reranker import Reranker
+from winnow.ranking import Reranker, RerankerConfig
 from winnow.types import Document, RankedDocument, Ranking, RankStats
 
 __all__ = [

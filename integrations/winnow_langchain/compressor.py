@@ -9,7 +9,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field, StrictFloat, StrictInt
 
 import winnow
-from winnow.arguments import checked_top_k
+from winnow.ranking import checked_top_k
 from winnow_langchain.documents import Reading, as_results, check_documents, check_list, reranked
 from winnow_langchain.settings import WinnowSettings
 from winnow_langchain.tracing import atraced, traced

@@ -21,8 +21,8 @@ from pydantic import (
 )
 
 from winnow import ModelRecipe, Reranker, RerankerConfig
-from winnow.hints import unknown_argument
 from winnow.plain import plain
+from winnow.ranking import unknown_argument
 
 # Given with each call, so that they may be assigned.
 _PER_CALL = ("instruction", "deadline")

@@ -13,7 +13,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from pydantic import StrictBool
 
 from winnow import Document, DocumentError, RankedDocument, Ranking
-from winnow.arguments import checked_top_k
+from winnow.ranking import checked_top_k
 from winnow.types import RETRIEVAL_ORDER, finite
 from winnow_llama_index.nodes import document_of, with_hidden_metadata
 from winnow_llama_index.settings import WinnowSettings

@@ -21,9 +21,9 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from pydantic import StrictBool
 
 from winnow import ModelRecipe, Reranker, RerankerConfig
-from winnow.hints import unknown_argument
 from winnow.locks import ForkSafeLock
 from winnow.plain import plain
+from winnow.ranking import unknown_argument
 
 # Given with each call, so that they may be assigned between two queries; api_key waits for the first.
 _PER_CALL = {"instruction", "template", "template_kwargs", "deadline"}

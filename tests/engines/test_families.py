@@ -22,9 +22,9 @@ import tiny_families
 import tiny_jina
 from tiny_families import published_tokenizer
 from winnow import ModelRecipe, Ranking, Reranker
-from winnow.checkpoint import open_checkpoint
 from winnow.engines.choose import create_engine
-from winnow.engines.vllm_defaults import attention_for
+from winnow.engines.vllm.defaults import attention_for
+from winnow.models.checkpoint import open_checkpoint
 
 QUERY = "what is the capital of China?"
 DOCUMENTS = [

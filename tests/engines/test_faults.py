@@ -199,7 +199,7 @@ def model_without_numbers(tiny_model: str, tmp_path_factory: pytest.TempPathFact
     """The tiny model, with no number where the word "zebra" is embedded."""
     import safetensors.torch
 
-    from winnow.checkpoint import open_checkpoint
+    from winnow.models.checkpoint import open_checkpoint
 
     folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("nan") / "qwen3-reranker"))
     weights = safetensors.torch.load_file(folder / "model.safetensors")

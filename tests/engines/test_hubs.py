@@ -156,7 +156,9 @@ def test_all_files_come_from_modelscope_where_vllm_uses_it(
 
 
 def test_small_files_alone_come_without_weights(modelscope: dict[str, str], tmp_path: Path) -> None:
-    result = run(f"from winnow.checkpoint import open_checkpoint; open_checkpoint({NAME!r})", tmp_path, **modelscope)
+    result = run(
+        f"from winnow.models.checkpoint import open_checkpoint; open_checkpoint({NAME!r})", tmp_path, **modelscope
+    )
     assert result.returncode == 0, result.stderr
     found = [path.name for path in Path(modelscope["STUB_TARGET"]).iterdir()]
     assert "tokenizer.json" in found
@@ -171,7 +173,7 @@ def test_small_files_alone_come_without_weights(modelscope: dict[str, str], tmp_
     ],
 )
 def test_what_modelscope_lacks_is_named(change: str, message: str, modelscope: dict[str, str], tmp_path: Path) -> None:
-    program = f"from winnow.checkpoint import open_checkpoint; open_checkpoint({NAME!r}, revision='v9')"
+    program = f"from winnow.models.checkpoint import open_checkpoint; open_checkpoint({NAME!r}, revision='v9')"
     if change == "without_package":
         program = f"import sys; sys.modules['modelscope'] = None; {program}"
     result = run(program, tmp_path, **modelscope)

@@ -12,12 +12,12 @@ from tiny_families import patch_config
 from tiny_jina import MAX_PIXELS, MIN_PIXELS, SCORE_TOKEN, build_m0, build_v2, inputs_m0, judge_m0, judge_v2
 from tiny_vision import picture
 from winnow import Document, DocumentError, Reranker
-from winnow.checkpoint import Checkpoint, bind_template, open_checkpoint
-from winnow.doctor import examine
-from winnow.engines.server import serve_command
+from winnow.cli.doctor import examine
+from winnow.engines.server.engine import serve_command
 from winnow.errors import ModelError
-from winnow.images import ImageLoader
-from winnow.prompts import Limits, PromptBuilder
+from winnow.media.images import ImageLoader
+from winnow.models.checkpoint import Checkpoint, bind_template, open_checkpoint
+from winnow.prompts.builder import Limits, PromptBuilder
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None,

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tiny_families
 from winnow import ModelRecipe, Reranker
-from winnow.doctor import examine
+from winnow.cli.doctor import examine
 
 QUERY = "what is the capital of China?"
 DOCUMENTS = ["Beijing is the capital of China.", "x", "The tide falls twice a day. " * 12, "naïve café 日本語 🙂!"]

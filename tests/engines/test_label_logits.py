@@ -8,7 +8,7 @@ import pytest
 
 from tiny_families import judge
 from winnow import ModelRecipe, Reranker
-from winnow.doctor import examine
+from winnow.cli.doctor import examine
 from winnow.engines.choose import create_engine
 from winnow.errors import ModelError
 

@@ -14,10 +14,10 @@ from sentence_transformers import CrossEncoder
 
 import tiny_modular
 from winnow import ModelRecipe, Reranker, RerankerConfig
-from winnow.checkpoint import open_checkpoint
-from winnow.doctor import examine
+from winnow.cli.doctor import examine
 from winnow.engines.choose import create_engine
 from winnow.errors import EngineLoadError, ModelError
+from winnow.models.checkpoint import open_checkpoint
 
 QUERY = "what is the capital of China?"
 DOCUMENTS = ["Beijing is the capital of China.", "Bread rises.", "x", "The tide falls twice a day. " * 12]

@@ -16,7 +16,7 @@ from haystack_integrations.components.rankers.winnow import WinnowRanker
 from tiny_families import build_qwen3_vl
 from tiny_vision import INSTRUCTION, MAX_PIXELS, MIN_PIXELS, by_hand, encoded, logits, model_card_inputs, picture
 from winnow import ConfigurationError, Document, DocumentError, Reranker
-from winnow.checkpoint import open_checkpoint
+from winnow.models.checkpoint import open_checkpoint
 from winnow_langchain import WinnowRerank as LangChainRerank
 from winnow_llama_index import WinnowRerank as LlamaIndexRerank
 

@@ -10,7 +10,7 @@ import transformers
 
 import tiny_families
 from winnow import Document, ModelRecipe, Reranker
-from winnow.checkpoint import open_checkpoint
+from winnow.models.checkpoint import open_checkpoint
 
 HEAD = ModelRecipe(family="head")
 # Architecture, how many of its positions are before the first token, and what its config calls them.

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gated_engine import PATIENCE, GatedEngine, loop_goes_on_until, wait_until
-from winnow import EngineDeadError, EngineScore, FakeEngine, Prompt, Reranker, judging
-from winnow.engines.requests import Requests, Turn
-from winnow.prompts import PromptBuilder
-from winnow.tokenization import PromptTokenizer
+from winnow import EngineDeadError, EngineScore, FakeEngine, Prompt, Reranker
+from winnow.engines.request_queue import Requests, Turn
+from winnow.prompts.builder import PromptBuilder
+from winnow.ranking import judging
+from winnow.tokenizer import PromptTokenizer
 
 QUERY = "capital of China"
 
@@ -321,7 +322,7 @@ def test_128_callers_at_once_of_whom_a_tenth_gives_up(vllm_model: str) -> None:
 
 def completed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Lengths of the prompts that vLLM has scored since, in the order in which it has."""
-    from winnow.engines.vllm import VllmEngine
+    from winnow.engines.vllm.engine import VllmEngine
 
     lengths: list[int] = []
     original = VllmEngine._score_one

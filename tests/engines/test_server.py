@@ -14,8 +14,8 @@ from vllm_servers import API_KEY, FaultyProxy, VllmServer
 
 from gated_engine import wait_until
 from winnow import ConfigurationError, EngineLoadError, Prompt, Reranker
-from winnow.checkpoint import Checkpoint, open_checkpoint
-from winnow.engines.server import ServerEngine
+from winnow.engines.server.engine import ServerEngine
+from winnow.models.checkpoint import Checkpoint, open_checkpoint
 
 QUERY = "what is the capital of China?"
 

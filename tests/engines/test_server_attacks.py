@@ -21,7 +21,9 @@ from vllm_servers import API_KEY, Answer, Fault, FaultyProxy, Raw, VllmServer, f
 
 from gated_engine import PATIENCE
 from winnow import ConfigurationError, EngineError, EngineLoadError, Reranker, RerankerConfig
-from winnow.engines import replica_pool, server, server_client
+from winnow.engines.server import client as server_client
+from winnow.engines.server import engine as server
+from winnow.engines.server import replica_pool
 from winnow.outside_text import SecretMask, shown, shown_address
 
 QUERY = "what is the capital of China?"

@@ -14,8 +14,8 @@ from vllm_servers import API_KEY, Answer, Fault, FaultyProxy, VllmServer, free_p
 
 from gated_engine import PATIENCE, wait_until
 from winnow import DocumentError, EngineError, EngineLoadError, EngineScore, Prompt, Reranker
-from winnow.checkpoint import open_checkpoint
-from winnow.engines.server import ServerEngine
+from winnow.engines.server.engine import ServerEngine
+from winnow.models.checkpoint import open_checkpoint
 
 QUERY = "what is the capital of China?"
 

@@ -13,8 +13,8 @@ from vllm_servers import API_KEY, Answer, FaultyProxy, VllmServer
 from tiny_families import build_qwen3_vl
 from tiny_vision import MAX_PIXELS, MIN_PIXELS, by_hand, picture
 from winnow import Document, DocumentError, EngineError, Reranker
-from winnow.checkpoint import open_checkpoint
-from winnow.engines.server import serve_command
+from winnow.engines.server.engine import serve_command
+from winnow.models.checkpoint import open_checkpoint
 
 pytestmark = [
     pytest.mark.skipif(

@@ -13,8 +13,8 @@ from vllm_servers import FaultyProxy, free_port
 
 from gated_engine import wait_until
 from winnow import ConfigurationError, EngineLoadError, Reranker
-from winnow.checkpoint import open_checkpoint
-from winnow.engines.server import ServerEngine, serve_command
+from winnow.engines.server.engine import ServerEngine, serve_command
+from winnow.models.checkpoint import open_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,6 @@ def test_a_start_that_waits_for_a_server_can_be_interrupted(tiny_model: str) -> 
 
 
 def test_it_imports_neither_torch_nor_vllm_to_be_made() -> None:
-    script = "import sys, winnow.engines.server; print({'torch', 'vllm', 'numpy'} & set(sys.modules))"
+    script = "import sys, winnow.engines.server.engine; print({'torch', 'vllm', 'numpy'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

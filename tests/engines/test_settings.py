@@ -9,8 +9,8 @@ import pytest
 
 from winnow import ConfigurationError, Reranker, RerankerConfig
 from winnow.engines.choose import create_engine
-from winnow.engines.known_settings import RERANKER_SETTINGS, SETTINGS, parse_argument
-from winnow.engines.vllm_fields import field_names
+from winnow.engines.setting_table import RERANKER_SETTINGS, SETTINGS, parse_argument
+from winnow.engines.vllm.fields import field_names
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 

@@ -11,7 +11,7 @@ import pytest
 from winnow import ConfigurationError, FakeEngine, Reranker, RerankerConfig
 from winnow.engines import settings
 from winnow.engines.choose import create_engine
-from winnow.engines.known_settings import SETTINGS
+from winnow.engines.setting_table import SETTINGS
 from winnow.engines.settings import EngineSettings, resolve
 
 

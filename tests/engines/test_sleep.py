@@ -12,8 +12,8 @@ from slow_engine import SlowEngine
 
 from gated_engine import passed, wait_until
 from winnow import ConfigurationError, EngineDeadError, EngineError, EngineLoadError, EngineScore, Prompt, Reranker
-from winnow.checkpoint import open_checkpoint
-from winnow.engines.vllm import VllmEngine
+from winnow.engines.vllm.engine import VllmEngine
+from winnow.models.checkpoint import open_checkpoint
 
 
 class SleepyEngine(SlowEngine):

@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import tiny_families
 from tiny_families import judge
 from winnow import ModelRecipe, Ranking, Reranker
-from winnow.checkpoint import open_checkpoint
-from winnow.convert import convert
-from winnow.engines.transformers import TransformersEngine
-from winnow.prompts import Prompt
+from winnow.convert.conversion import convert
+from winnow.engines.transformers.engine import TransformersEngine
+from winnow.models.checkpoint import open_checkpoint
+from winnow.prompts.builder import Prompt
 
 QUERY = "what is the capital of China?"
 DOCUMENTS = ["Beijing is the capital of China.", "x", "The tide falls twice a day. " * 12, "naïve café 日本語 🙂"]

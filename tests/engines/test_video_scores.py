@@ -13,10 +13,10 @@ from haystack_integrations.components.rankers.winnow import WinnowRanker
 from tiny_families import LENGTH, build_qwen3_vl
 from tiny_vision import INSTRUCTION, by_hand, clip, load_video, logits, model_card_inputs, picture, video_file
 from winnow import ConfigurationError, Document, DocumentError, Reranker
-from winnow.checkpoint import open_checkpoint
-from winnow.engines.server import ServerEngine
-from winnow.images import ImageLoader
-from winnow.prompts import Prompt
+from winnow.engines.server.engine import ServerEngine
+from winnow.media.images import ImageLoader
+from winnow.models.checkpoint import open_checkpoint
+from winnow.prompts.builder import Prompt
 from winnow_llama_index import WinnowRerank as LlamaIndexRerank
 
 pytestmark = pytest.mark.skipif(

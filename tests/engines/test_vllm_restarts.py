@@ -12,9 +12,10 @@ import pytest
 from vllm_children import engine_cores
 
 from gated_engine import wait_until
-from winnow import EngineDeadError, Ranking, Reranker, metrics
-from winnow.checkpoint import open_checkpoint
-from winnow.engines.vllm import VllmEngine
+from winnow import EngineDeadError, Ranking, Reranker
+from winnow.engines.vllm.engine import VllmEngine
+from winnow.models.checkpoint import open_checkpoint
+from winnow.observability import metrics
 
 DOCUMENTS = ["b", "c"]
 AGAIN = r"\nThe next call starts it again\.$"

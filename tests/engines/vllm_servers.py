@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, Literal
 import httpx
 
 from winnow import ModelRecipe
-from winnow.checkpoint import open_checkpoint
-from winnow.engines.server import serve_command
+from winnow.engines.server.engine import serve_command
+from winnow.models.checkpoint import open_checkpoint
 
 API_KEY = "sk-very-secret-of-the-tests"
 

@@ -10,11 +10,10 @@ from typing import Protocol, runtime_checkable
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from winnow.checkpoint import Checkpoint
+from winnow.models import Checkpoint, ModelRecipe
 from winnow.prompts import Prompt
-from winnow.recipes import ModelRecipe
 from winnow.templates import ScoreTemplate
-from winnow.tokenization import PromptTokenizer
+from winnow.tokenizer import PromptTokenizer
 
 _LARGEST_LOGIT = (2 - 2**-23) * 2.0**127  # the largest number of fp32
 

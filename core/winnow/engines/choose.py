@@ -4,11 +4,11 @@ import importlib.util
 import logging
 from dataclasses import replace
 
-from winnow.checkpoint import Checkpoint, open_checkpoint
 from winnow.engines.base import Engine, FakeEngine
 from winnow.engines.settings import EngineConfig, EngineSettings, resolve, url_in_environment, warn_about_variables
 from winnow.errors import MissingExtraError
 from winnow.locks import import_lock
+from winnow.models import Checkpoint, open_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +45,14 @@ def _engine_for(checkpoint: Checkpoint, settings: EngineSettings, wanted: str) -
         logger.warning("WINNOW_URL is not used: engine='auto' takes no server. Set WINNOW_ENGINE=server, too.")
     kwargs = settings.for_engine(name)
     if name == "server":
-        from winnow.engines.server import ServerEngine
+        from winnow.engines.server.engine import ServerEngine
 
         return ServerEngine(checkpoint, settings.url, settings.api_key, kwargs, max_length=checkpoint.max_length)
     if name == "vllm":
-        from winnow.engines.vllm import VllmEngine
+        from winnow.engines.vllm.engine import VllmEngine
 
         return VllmEngine(checkpoint, checkpoint.max_length, kwargs)
-    from winnow.engines.transformers import TransformersEngine
+    from winnow.engines.transformers.engine import TransformersEngine
 
     return TransformersEngine(checkpoint, kwargs)
 
@@ -85,8 +85,8 @@ def _choose(checkpoint: Checkpoint, device: str | int | None) -> str:
     if importlib.util.find_spec("vllm") is None:
         name, why = "transformers", "vLLM is not installed"
     else:
-        from winnow.engines.vllm import why_not
-        from winnow.engines.vllm_fields import other_platform
+        from winnow.engines.vllm.engine import why_not
+        from winnow.engines.vllm.fields import other_platform
 
         reason = why_not(checkpoint) or other_platform(device)
         name, why = ("vllm", "it is installed and runs here") if reason is None else ("transformers", reason)

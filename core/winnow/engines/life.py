@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar, cast
 
 from winnow.engines.base import Engine, SleepingEngine
-from winnow.engines.requests import Requests
-from winnow.engines.threads import end_threads, in_daemon_thread
+from winnow.engines.request_queue import Requests
 from winnow.errors import ConfigurationError, EngineDeadError, EngineError, EngineLoadError, as_engine_error
+from winnow.threads import end_threads, in_daemon_thread
 
 T = TypeVar("T")
 

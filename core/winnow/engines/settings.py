@@ -13,7 +13,7 @@ from os import PathLike
 from typing import Any, Protocol
 
 from winnow.engines.base import Engine
-from winnow.engines.known_settings import (
+from winnow.engines.setting_table import (
     PREFIX,
     RERANKER_SETTINGS,
     SETTINGS,
@@ -22,9 +22,9 @@ from winnow.engines.known_settings import (
     check_values,
     settings_of,
 )
-from winnow.engines.vllm_fields import field_names
+from winnow.engines.vllm.fields import field_names
 from winnow.errors import ConfigurationError
-from winnow.recipes import ModelRecipe
+from winnow.models import ModelRecipe
 
 logger = logging.getLogger(__name__)
 

@@ -27,12 +27,10 @@ from haystack_integrations.components.rankers.winnow.checks import (
 )
 from haystack_integrations.components.rankers.winnow.documents import DocumentReader, without_duplicates
 from winnow import Engine, ModelRecipe, Ranking, Reranker, RerankerConfig
-from winnow.arguments import checked_deadline, checked_threshold, checked_top_k
-from winnow.engines.base import name_of
-from winnow.engines.settings import resolve
-from winnow.hints import hinting
+from winnow.engines import name_of, resolve
 from winnow.locks import ForkSafeLock
 from winnow.plain import plain
+from winnow.ranking import checked_deadline, checked_threshold, checked_top_k, hinting
 
 # Held for the moment it takes to make a Reranker (loading is not part of it). Not one a ranker: locks cannot be copied.
 _making = ForkSafeLock()

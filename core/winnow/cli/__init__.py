@@ -1,0 +1,5 @@
+"""The command line."""
+
+from winnow.cli.main import app
+
+__all__ = ["app"]

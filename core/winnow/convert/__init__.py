@@ -1,0 +1,5 @@
+"""A reranker as a checkpoint that other tools load."""
+
+from winnow.convert.conversion import convert
+
+__all__ = ["convert"]

@@ -1,0 +1,5 @@
+"""Plain PyTorch through transformers."""
+
+from winnow.engines.transformers.engine import TransformersEngine
+
+__all__ = ["TransformersEngine"]

@@ -1,0 +1,200 @@
+"""The engine on plain PyTorch and transformers: for CPUs and laptops, and as the reference for vLLM's scores."""
+
+import itertools
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from winnow.engines.base import EngineScore
+from winnow.engines.setting_table import check_keywords, settings_of
+from winnow.errors import ConfigurationError, EngineLoadError, MissingExtraError
+from winnow.models import Checkpoint, folder_with_weights, uses_modelscope
+from winnow.prompts import Prompt
+from winnow.threads import OwnThread, in_daemon_thread
+
+logger = logging.getLogger(__name__)
+
+_BATCH_TOKENS = 16384
+# Settings for reading the files of a model, and transformers' names for them.
+_HUB = {
+    "revision": "revision",
+    "trust_remote_code": "trust_remote_code",
+    "cache_dir": "cache_dir",
+    "hf_token": "token",
+}
+
+
+class TransformersEngine:
+    """A reranker as a PyTorch model: prompts of similar length in padded batches, one batch at a time.
+
+    Args:
+        checkpoint: The model.
+        engine_kwargs: `device` (default: "cuda" if there is one, else "cpu"), `dtype` (default: the checkpoint's, but
+            float32 on a CPU if the checkpoint is not quantised), `batch_tokens` (most tokens of a padded batch), and
+            `attn_implementation`, `revision`, `trust_remote_code`, `cache_dir` and `hf_overrides` as in vLLM or
+            transformers; `mm_processor_kwargs` (`min_pixels` and `max_pixels`, between which images are resized).
+
+    Raises:
+        ConfigurationError: A setting is unknown, or PyTorch finds no such device here.
+        MissingExtraError: PyTorch is not installed.
+    """
+
+    name = "transformers"
+
+    def __init__(self, checkpoint: Checkpoint, engine_kwargs: Mapping[str, Any]):
+        try:
+            import torch  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("torch", "transformers") from error
+        check_keywords("engine_kwargs", engine_kwargs, settings_of("transformers"))
+        self.checkpoint = checkpoint
+        self._device = _device(engine_kwargs.get("device"))
+        self._batch_tokens = engine_kwargs.get("batch_tokens", _BATCH_TOKENS)
+        self._hub = {
+            theirs: engine_kwargs[ours] for ours, theirs in _HUB.items() if engine_kwargs.get(ours) is not None
+        }
+        self._load_kwargs = {"dtype": engine_kwargs.get("dtype") or self._default_dtype(), **self._hub}
+        if "attn_implementation" in engine_kwargs:
+            self._load_kwargs["attn_implementation"] = engine_kwargs["attn_implementation"]
+        self._forward: Any = None
+        self._thread: OwnThread
+
+    def _default_dtype(self) -> str:
+        """The checkpoint's; on a CPU float32, unless the checkpoint is quantised, because that sets the type itself."""
+        return "float32" if self._device.type == "cpu" and not self.checkpoint.quantized else "auto"
+
+    async def start(self) -> None:
+        """Load the model."""
+        await in_daemon_thread(self._load)  # so that Ctrl-C need not wait for it
+        self._thread = OwnThread("winnow-transformers")
+
+    def _load(self) -> None:
+        from winnow.engines.transformers.forward import TransformersForward
+        from winnow.engines.transformers.load import load_model
+
+        checkpoint = self._with_files()
+        model = load_model(checkpoint, self._load_kwargs)
+        model.to(self._device)
+        try:
+            self._forward = TransformersForward(model, checkpoint, self._hub)
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            raise EngineLoadError(
+                f"{self.checkpoint.model} was loaded, but a first prompt failed: {type(error).__name__}: {error}"
+            ) from error
+        if not self._forward.mixes_lengths:
+            logger.warning(
+                "%s gives a prompt another score when it is padded. So only prompts of the same length are scored "
+                "together, which is slower.",
+                self.checkpoint.model,
+            )
+
+    def _with_files(self) -> Checkpoint:
+        """The checkpoint. Files from ModelScope, which transformers cannot download, are put into a folder first."""
+        if not uses_modelscope():
+            return self.checkpoint
+        where = (self._hub.get(name) for name in ("revision", "token", "cache_dir"))
+        return replace(self.checkpoint, model=str(folder_with_weights(self.checkpoint.model, *where)))
+
+    async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:  # noqa: ARG002
+        """Score prompts, longest batches first, in this engine's thread."""
+        scores = {
+            at: EngineScore(math.nan, error=refusal)
+            for at, prompt in enumerate(prompts)
+            if (refusal := self._forward.refusal(prompt))
+        }
+        order = sorted(set(range(len(prompts))) - scores.keys(), key=lambda at: (-len(prompts[at].ids), at))
+        while order:
+            batch = self._next_batch(order, prompts)
+            # One piece of work for each batch: other calls' batches may come between, and a cancelled call stops.
+            logits = await self._thread.do(partial(self._forward, [prompts[at] for at in batch]))
+            if logits is not None:
+                recipe = self.checkpoint.recipe
+                scores |= {at: EngineScore(recipe.calibrated(logit)) for at, logit in zip(batch, logits, strict=True)}
+            elif len(batch) > 1:
+                self._shrink_batches(len(batch) * len(prompts[batch[0]].ids) // 2)
+                continue
+            else:
+                scores[batch[0]] = EngineScore(math.nan, error=self._no_memory(prompts[batch[0]]))
+            order = order[len(batch) :]
+        return [scores[at] for at in range(len(prompts))]
+
+    def _next_batch(self, order: Sequence[int], prompts: Sequence[Prompt]) -> list[int]:
+        """The first of `order`, as many as fit in a batch as long as the first of them."""
+        length = len(prompts[order[0]].ids)
+        batch = order[: max(1, self._batch_tokens // length)]
+        if self._forward.mixes_lengths:
+            return list(batch)
+        return list(itertools.takewhile(lambda at: len(prompts[at].ids) == length, batch))
+
+    def _no_memory(self, prompt: Prompt) -> str:
+        return (
+            f"{self.checkpoint.model} ran out of memory on this prompt of {len(prompt.ids)} tokens alone: lower "
+            "max_length, or take another dtype or device"
+        )
+
+    def _shrink_batches(self, tokens: int) -> None:
+        if tokens >= self._batch_tokens:
+            return  # another call met the limit first
+        self._batch_tokens = tokens
+        logger.warning(
+            "%s ran out of memory. From now on its batches have %d tokens at most; engine_kwargs={'batch_tokens': %d} "
+            "starts with that.",
+            self.checkpoint.model,
+            tokens,
+            tokens,
+        )
+
+    async def sleep(self) -> None:
+        """Move the weights to main memory; on a CPU they are there."""
+        await self._thread.do(partial(self._move_to, "cpu"))
+
+    async def wake(self) -> None:
+        """Move the weights back."""
+        await self._thread.do(partial(self._move_to, self._device))
+
+    def _move_to(self, device: Any) -> None:
+        self._forward.model.to(device)
+        self._free_unused()
+
+    def _free_unused(self) -> None:
+        if self._device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+    async def aclose(self) -> None:
+        """Free the model and its thread, when the running batch is done."""
+        try:
+            await self._thread.do(self._free)
+        finally:
+            self._thread.end()
+
+    def _free(self) -> None:
+        self._forward = None
+        self._free_unused()
+
+    def abandon(self) -> None:
+        """Nothing to kill: the load ends by itself."""
+
+
+def _device(given: Any) -> Any:
+    """The `torch.device` of a setting. Checking it takes none of its memory."""
+    import torch
+
+    if given is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(given)
+        count = torch.get_device_module(device).device_count()
+    except (RuntimeError, TypeError):
+        raise ConfigurationError(
+            f"device must be one that PyTorch {torch.__version__} can use, such as cpu or cuda:1, but got {given!r}"
+        ) from None
+    if (device.index or 0) >= count:
+        raise ConfigurationError(
+            f"device={str(device)!r} is not there: PyTorch {torch.__version__} finds {count} of type {device.type!r}"
+        )
+    return device

@@ -1,0 +1,42 @@
+"""Which token of a prompt a model takes the score from, if engines differ in it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from winnow.models.families import RECIPES, ModelRecipe
+
+
+def padding_of(config: Mapping[str, Any], recipe: ModelRecipe) -> int | None:
+    """Id of the padding token that a classifier ignores at the end of a prompt; None if it ignores none.
+
+    In transformers, the classifiers of causal models score at the last token that is not the padding token
+    (`GenericForSequenceClassification` in modeling_layers.py), even if the template itself ends with padding tokens.
+    vLLM scores at the last token. The logit of a causal model does not depend on later tokens, so Winnow's prompts for
+    both engines leave these padding tokens out.
+
+    Args:
+        config: The contents of config.json.
+        recipe: The model's recipe.
+    """
+    if not is_causal_classifier(recipe):
+        return None
+    text_config = config.get("text_config") or config
+    if "pad_token_id" in text_config:
+        padding = text_config["pad_token_id"]
+    else:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        kind = str(text_config.get("model_type"))
+        padding = getattr(CONFIG_MAPPING[kind], "pad_token_id", None) if kind in CONFIG_MAPPING else None
+    return None if padding is None else int(padding)
+
+
+def is_causal_classifier(recipe: ModelRecipe) -> bool:
+    """Whether a model is a causal one with a score head on the last token, as transformers and vLLM have them."""
+    encoders = {name for row in RECIPES if row.template is None for name in row.architectures}
+    return (
+        not recipe.labels
+        and not recipe.local_code
+        and any(name.endswith("ForSequenceClassification") for name in recipe.architectures)
+        and encoders.isdisjoint(recipe.architectures)
+    )

@@ -1,0 +1,303 @@
+"""The part of a prompt that all documents of a query share: tokenised once, with the room that a document has."""
+
+import logging
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+from winnow.errors import DocumentError, TemplateError
+from winnow.locks import ForkSafeLock
+from winnow.media import PromptVideo, Shown, Vision
+from winnow.prompts.cutting import CHARACTERS_PER_TOKEN, CUT_WORD, MOST_CHARACTERS_PER_TOKEN, cut_before
+from winnow.prompts.limits import Limits
+from winnow.templates import Content, PlainText, Segment
+from winnow.tokenizer import PromptTokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaffold:
+    """The whole prompt except the document, for one query.
+
+    `before + document + after` is tokenised as one text. Without the control tokens at its two ends, its ids go between
+    `head` and `tail`.
+
+    Each image or video is one token here; `room` and `length` count all of its tokens.
+
+    Attributes:
+        head: Ids before the document that do not depend on it.
+        tail: Ids after the document that do not depend on it.
+        before: Text between `head` and the document; the document's first token may merge with it.
+        after: Text after the document up to the next control token; the document's last token may merge with it.
+        drop_first: Whether `before` begins with a control token that is in `head`, too.
+        drop_last: Whether `after` ends with a control token that is in `tail`, too.
+        empty: Tokens of `before + after`, without the dropped ones.
+        room: Most tokens of `before + document + after`.
+        typed: Whether all tokens after `head` have token type 1.
+        query_truncated: Whether the query was cut.
+        medium: The document's image or video; its placeholder is the end of `before`.
+        smallest: Tokens of `before + after` with this medium.
+        media_before: The query's image or video, once for each time the template places it before the document.
+        media_after: The same, after the document.
+    """
+
+    head: list[int]
+    tail: list[int]
+    before: str = ""
+    after: str = ""
+    drop_first: bool = False
+    drop_last: bool = False
+    empty: int = 0
+    room: int = 0
+    typed: bool = False
+    query_truncated: bool = False
+    medium: Shown | None = None
+    smallest: int = 0
+    media_before: tuple[Shown, ...] = ()
+    media_after: tuple[Shown, ...] = ()
+
+    @property
+    def media(self) -> tuple[Shown, ...]:
+        """All images and videos of the prompt, in order."""
+        own = () if self.medium is None else (self.medium,)
+        return self.media_before + own + self.media_after
+
+    @property
+    def surplus(self) -> int:
+        """Tokens of the document's medium, without its placeholder."""
+        return 0 if self.medium is None else self.medium.tokens - 1
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt with an empty document."""
+        surplus = sum(one.tokens - 1 for one in self.media)
+        return len(self.head) + self.empty + len(self.tail) + surplus
+
+    def encode(self, tokenizer: PromptTokenizer, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of `before + text + after` for each text, without the dropped ones."""
+        encoded = tokenizer.encode_batch([self.before + text + self.after for text in texts])
+        stop = -1 if self.drop_last else None
+        return [tokenizer.real_ids(ids[int(self.drop_first) : stop]) for ids in encoded]
+
+
+class ScaffoldBuilder:
+    """Makes the scaffolds of one template and one model.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        segments: The bound template, or None for the tokenizer's own pair encoding.
+        limits: How long prompts may be.
+        vision: How the model takes images and videos; None for a text model.
+
+    Attributes:
+        strip_document: Whether the template strips whitespace around the document.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PromptTokenizer,
+        segments: Sequence[Segment] | None,
+        limits: Limits,
+        vision: Vision | None = None,
+    ):
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._vision = vision
+        self._before: list[str | Content] = []
+        self._after: list[str | Content] = []
+        self._paired = segments is None
+        self._long: tuple[Hashable, Scaffold] | None = None  # the last long query's
+        self._long_lock = ForkSafeLock()
+        side = self._before
+        count = len(segments or ())
+        for at, segment in enumerate(segments or ()):
+            if isinstance(segment, str):
+                side.append(tokenizer.literal(segment, follows=at > 0, precedes=at < count - 1))
+            elif isinstance(segment, PlainText):
+                side.append(segment.text)
+            elif segment.field == "document":
+                self.strip_document = segment.strip
+                side = self._after
+            else:
+                side.append(segment)
+        if self._paired:
+            self.strip_document = False
+
+    def scaffold(self, query: str, instruction: str, medium: Shown | None = None) -> Scaffold:
+        """The scaffold of a query, whose text is cut if it takes more tokens than it may.
+
+        Raises:
+            DocumentError: The query is too long, and `on_overflow` is "error"; or its medium alone is too large.
+            TemplateError: Template and instruction leave no room.
+        """
+        if len(query) <= CHARACTERS_PER_TOKEN * self._limits.max_length:
+            return self._cut_to_fit(query, instruction, medium)
+        key = (query, instruction, None if medium is None else medium.key)
+        with self._long_lock:  # the slices of a call come with it one after another, and at once
+            if self._long is None or self._long[0] != key:
+                self._long = key, self._cut_to_fit(query, instruction, medium)
+            return self._long[1]
+
+    def _cut_to_fit(self, query: str, instruction: str, medium: Shown | None) -> Scaffold:
+        used, cap = self.budget(instruction, medium)
+        whole = query
+        reach, most = CHARACTERS_PER_TOKEN * (cap + CUT_WORD), MOST_CHARACTERS_PER_TOKEN * (cap + CUT_WORD)
+        while reach < min(len(query), most) and len(self._tokenizer.encode(query[:reach])) <= cap + CUT_WORD:
+            reach *= 4  # long tokens
+        query = query[:reach]
+        uncut = True
+        while True:
+            scaffold = self._whole(query, instruction, medium)
+            # If tokens merge at its edge, a query may take more tokens in the prompt than alone. Then it is cut again.
+            excess = scaffold.length - used - cap
+            if not query or (excess <= 0 and not (uncut and len(query) < len(whole))):
+                break
+            encoding = self._tokenizer.encode_with_offsets([query])[0]
+            keep = min(len(encoding.ids) - 1, cap) if uncut else len(encoding.ids) - excess
+            query = query[: cut_before(query, encoding.offsets, 0, keep)]
+            uncut = False
+        if query != whole:
+            if self._limits.on_overflow == "error":
+                raise DocumentError(
+                    f"The query ({len(whole)} characters) does not fit: it may take {cap} tokens, enough for its first "
+                    f"{len(query)} characters. Shorten it, raise max_query_tokens, or set on_overflow to 'truncate'."
+                )
+            logger.warning(
+                "The query was cut from %d to %d characters: it may take %d tokens.", len(whole), len(query), cap
+            )
+            return replace(scaffold, query_truncated=True)
+        return scaffold
+
+    def with_medium(self, scaffold: Scaffold, medium: Shown) -> Scaffold:
+        """The scaffold for a document with an image or a video, which comes before its text."""
+        with_medium = replace(
+            scaffold,
+            before=scaffold.before + self._placeholder(medium),
+            room=scaffold.room - (medium.tokens - 1),
+            medium=medium,
+        )
+        return replace(with_medium, smallest=len(with_medium.encode(self._tokenizer, [""])[0]))
+
+    def too_large(self, scaffold: Scaffold) -> str:
+        """The error message for an image or a video that does not fit."""
+        assert scaffold.medium is not None  # noqa: S101 - for mypy; the caller checked
+        cure = "raise max_length or max_document_tokens, or leave the query less with max_query_tokens"
+        return _too_large(scaffold.medium, scaffold.medium.tokens + scaffold.room - scaffold.smallest, cure)
+
+    def budget(self, instruction: str, medium: Shown | None = None) -> tuple[int, int]:
+        """Tokens that template, instruction and the query's medium take, and tokens that the query's text may take.
+
+        Raises:
+            DocumentError: The medium leaves no room.
+            TemplateError: Template and instruction leave no room.
+        """
+        used = self._whole("", instruction).length
+        left = self._limits.max_length - used
+        if left < 2:
+            raise TemplateError(
+                f"The template and the instruction take {used} tokens of the model's {self._limits.max_length}, which "
+                "leaves no room for a query and a document. Shorten the instruction or the template, or raise "
+                "max_length."
+            )
+        cap = left * 3 // 4 if self._limits.max_query_tokens is None else min(self._limits.max_query_tokens, left - 1)
+        if medium is None:
+            return used, max(cap, 1)
+        taken = self._whole("", instruction, medium).length - used
+        if taken > cap:
+            cure = "raise max_length or max_query_tokens"
+            raise DocumentError(f"The query has {_too_large(medium, cap - (taken - medium.tokens), cure)}")
+        return used + taken, cap - taken
+
+    def _placeholder(self, medium: Shown | None) -> str:
+        if medium is None or self._vision is None:
+            return ""
+        return self._tokenizer.literal(self._vision.placeholder_of(medium))
+
+    def _whole(self, query: str, instruction: str, medium: Shown | None = None) -> Scaffold:
+        tokenizer = self._tokenizer
+        if self._paired:
+            layout = tokenizer.pair_layout
+            head = [*layout.before, *tokenizer.encode(query), *layout.between]
+            return self._with_room(Scaffold(head=head, tail=layout.after, typed=tokenizer.token_types))
+        texts = {"query": query, "instruction": instruction}
+        placeholders = {"query": self._placeholder(medium), "instruction": ""}
+        sides = (self._before, self._after)
+        head_text, tail_text = (
+            "".join(
+                part if isinstance(part, str) else placeholders[part.field] + part.of(texts[part.field])
+                for part in side
+            )
+            for side in sides
+        )
+        media = [
+            (medium,) * sum(not isinstance(part, str) and part.field == "query" for part in side) if medium else ()
+            for side in sides
+        ]
+        split, terminator = tokenizer.first_control(tail_text)
+        after, tail = tail_text[:split] + terminator, tokenizer.encode(tail_text[split:])
+        # If the template writes BOS itself, BOS is not added again.
+        head_ids = tokenizer.encode(head_text)
+        begin = [] if head_ids[: len(tokenizer.begin)] == tokenizer.begin else tokenizer.begin
+        end = [] if tokenizer.end and tail[-len(tokenizer.end) :] == tokenizer.end else tokenizer.end
+        head, before, drop_first = self._shared_head(head_text, after)
+        return self._with_room(
+            Scaffold(
+                head=[*begin, *head],
+                before=before,
+                after=after,
+                drop_first=drop_first,
+                drop_last=bool(terminator),
+                tail=[*tail, *end, *tokenizer.last],
+                media_before=media[0],
+                media_after=media[1],
+            )
+        )
+
+    def _with_room(self, scaffold: Scaffold) -> Scaffold:
+        empty = len(scaffold.encode(self._tokenizer, [""])[0])
+        room = self._limits.max_length - replace(scaffold, empty=0).length
+        if self._limits.max_document_tokens is not None:
+            room = min(room, empty + self._limits.max_document_tokens)
+        return replace(scaffold, empty=empty, smallest=empty, room=room)
+
+    def _shared_head(self, head: str, after: str) -> tuple[list[int], str, bool]:
+        """Split the text before the document at a place before which the document cannot change the tokens.
+
+        A token depends only on its own word (of the pre-tokeniser) and the next one, so the text can be split three
+        words before its end. If the tokenizer has no words (sentencepiece-like BPE), the text is split at the last
+        control token instead.
+
+        Returns:
+            The ids of the first part, the second part as text, and whether that begins with a control token to drop.
+        """
+        tokenizer = self._tokenizer
+        after_control, control = tokenizer.last_control(head)
+        encoding = tokenizer.encode_with_offsets([head])[0]
+        words, starts = encoding.word_ids, [start for start, _ in encoding.offsets]
+        edges = [at for at in range(1, len(words)) if words[at] != words[at - 1] and starts[at] > after_control]
+        if len(edges) > 3:
+            at, far = edges[-3], edges[-64] if len(edges) > 64 else 0  # what is further off is not tokenised again
+            before = tokenizer.restart + head[starts[at] :]
+            stretch, extra = (tokenizer.restart + head[starts[far] :], 1) if far else (head, 0)
+            for document in ("", "word", "\n 1"):
+                whole, rest = (tokenizer.encode(text + document + after) for text in (stretch, before))
+                if whole[extra:] != tokenizer.real_ids(encoding.ids[far:at]) + rest[1:]:
+                    break
+            else:
+                return tokenizer.real_ids(encoding.ids[:at]), before, True
+        if control:
+            return tokenizer.encode(head[:after_control]), control + head[after_control:], True
+        return [], head, False
+
+
+def _too_large(medium: Shown, room: int, cure: str) -> str:
+    if isinstance(medium, PromptVideo):
+        frames, high, wide, _ = medium.frames.shape
+        kind, size = "a video", f"{frames} frames of {wide} x {high} pixels, as the model takes them"
+    else:
+        kind, size = "an image", "{} x {} pixels, as the model takes it".format(*medium.pixels.size)
+    return (
+        f"{kind} of {medium.tokens} tokens ({size}), and there is room for {max(room, 0)}; {kind.split()[1]}s are "
+        "never cut. Set engine_kwargs={'mm_processor_kwargs': {'max_pixels': ...}}, to which all images and frames are "
+        f"then reduced; {cure}."
+    )

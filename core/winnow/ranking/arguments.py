@@ -1,0 +1,183 @@
+"""Check the arguments of calls. An error says what was given and what is wanted."""
+
+import contextlib
+import math
+import operator
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from numbers import Real
+from typing import Any
+
+from winnow.ranking.config import RerankerConfig
+from winnow.ranking.judging import Call, Documents, Query, RankRequest
+from winnow.templates import TemplateLike
+from winnow.text import readable, shows, text_of
+from winnow.types import Document
+
+
+def checked_top_k(top_k: Any, name: str = "top_k") -> int | None:
+    """A number of documents, of any integer type (NumPy's too), or None for all.
+
+    Args:
+        top_k: The caller's argument.
+        name: The argument's name.
+
+    Raises:
+        TypeError: It is not an integer.
+        ValueError: It is below 1.
+    """
+    if top_k is None:
+        return None
+    if isinstance(top_k, bool) or not hasattr(top_k, "__index__"):
+        raise TypeError(f"{name} must be an integer, but got {top_k!r}")
+    if (number := operator.index(top_k)) < 1:
+        raise ValueError(f"{name} must be > 0, but got {number}")
+    return number
+
+
+def checked_threshold(threshold: Any) -> float | None:
+    """A score that others can be compared with, or None.
+
+    Raises:
+        ValueError: It is not a finite number.
+    """
+    if threshold is None:
+        return None
+    if not _is_number(threshold) or not math.isfinite(threshold):
+        raise ValueError(f"score_threshold must be a finite number, but got {threshold!r}")
+    return float(threshold)
+
+
+def checked_deadline(deadline: Any) -> float | None:
+    """Seconds, or None to wait. 0 or less is allowed: then the deadline has passed already.
+
+    Raises:
+        ValueError: It is not a number.
+    """
+    if deadline is None:
+        return None
+    if not _is_number(deadline) or math.isnan(deadline):
+        raise ValueError(f"deadline must be a number of seconds, but got {deadline!r}")
+    return float(deadline)
+
+
+def checked_call(
+    config: RerankerConfig,
+    query: Query,
+    documents: Documents,
+    top_k: Any,
+    instruction: str | None,
+    score_threshold: Any,
+    template: TemplateLike | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    *,
+    may_fall_back: bool = True,
+    where: str = "",
+) -> Call:
+    """A call of a reranker, with the arguments and the errors of `Reranker.rank`.
+
+    An argument that is None is taken from `config`. `may_fall_back` is False if the caller gets plain scores, which
+    cannot say that a fallback made them. `where` says in messages which of several calls it is.
+    """
+    if isinstance(documents, str | bytes | Document):
+        raise TypeError(f"documents{where} must be several texts, but got a single one: put it into a list")
+    if not isinstance(documents, Iterable) or isinstance(documents, Mapping):  # whose keys would be ranked
+        raise TypeError(f"documents{where} must be several texts, as in a list, but got {documents!r}")
+    for name, value, kind in (("instruction", instruction, str), ("template_kwargs", template_kwargs, Mapping)):
+        if not (value is None or isinstance(value, kind)):
+            raise TypeError(f"{name}{where} must be a {'text' if kind is str else 'mapping'}, but got {value!r}")
+    found = list(documents)
+    if config.text_only:
+        query, found = text_of(query) or "", [text_of(document) for document in found]
+    problem = None
+    if not isinstance(text_of(query), str | None):
+        raise ValueError(f"query{where} must be a text that is not blank, but got {query!r}")
+    if not (readable(query) or shows(query)):
+        problem = f"query{where} must be a text that is not blank, but got {query!r}"
+        if not (may_fall_back and (config.on_error == "skip" or config.fallback is not None)):
+            raise ValueError(problem)
+    return Call(
+        query=query,
+        documents=found,
+        instruction=config.instruction if instruction is None else instruction,
+        top_k=checked_top_k(top_k),
+        score_threshold=checked_threshold(score_threshold),
+        template=config.template if template is None else template,
+        template_kwargs=config.template_kwargs if template_kwargs is None else template_kwargs,
+        may_fall_back=may_fall_back,
+        problem=problem,
+    )
+
+
+def checked_calls(
+    config: RerankerConfig,
+    requests: Iterable[RankRequest],
+    top_k: Any = None,
+    score_threshold: Any = None,
+    template: TemplateLike | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    *,
+    may_fall_back: bool = True,
+    numbered: bool = True,
+) -> Generator[Call | None]:
+    """The calls of `Reranker.rank_many`; arguments and errors as in `checked_call`.
+
+    Documents that are not a `Collection` are read one by one, because they may wait: the generator yields None after
+    each of them. A user's generator is closed if it is not read to its end.
+
+    Args:
+        config: As in `checked_call`.
+        requests: `(query, documents)` or `(query, documents, instruction)`.
+        top_k: As in `checked_call`.
+        score_threshold: As in `checked_call`.
+        template: As in `checked_call`.
+        template_kwargs: As in `checked_call`.
+        may_fall_back: As in `checked_call`.
+        numbered: Whether messages say which request it is.
+    """
+    with _closing(requests):
+        for number, request in enumerate(requests):
+            if not isinstance(request, tuple | list) or len(request) not in (2, 3):
+                raise TypeError(f"request {number} must be (query, documents) or (query, documents, instruction)")
+            query, documents, *rest = request
+            if isinstance(documents, Iterable) and not isinstance(documents, Collection):
+                found = []
+                with _closing(documents):
+                    for document in documents:
+                        found.append(document)
+                        yield None
+                documents = found
+            yield checked_call(
+                config,
+                query,
+                documents,
+                top_k,
+                rest[0] if rest else None,
+                score_threshold,
+                template,
+                template_kwargs,
+                may_fall_back=may_fall_back,
+                where=f" of request {number}" if numbered else "",
+            )
+
+
+def are_in_memory(requests: Iterable[RankRequest]) -> bool:
+    """Whether all requests and documents are in memory, so that reading them does not wait."""
+    return isinstance(requests, Collection) and all(
+        isinstance(documents, Collection) or not isinstance(documents, Iterable)
+        for request in requests
+        if isinstance(request, tuple | list)
+        for documents in request[1:2]
+    )
+
+
+@contextlib.contextmanager
+def _closing(items: Iterable[object]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if isinstance(items, Generator):
+            items.close()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

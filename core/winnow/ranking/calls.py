@@ -1,0 +1,240 @@
+"""The calls of a reranker: how many run at once, their deadline, their template, and their fallback.
+
+`winnow.ranking.arguments` checks the arguments of calls, and `winnow.ranking.judging` runs one call.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Hashable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+from winnow.engines import Started, name_of
+from winnow.errors import DocumentError
+from winnow.locks import ForkSafeLock
+from winnow.media import Shown, as_read
+from winnow.models import Checkpoint, bind_template
+from winnow.observability import DEADLINE_PASSED, observed
+from winnow.progress import Bar, progress_bar
+from winnow.prompts import DocumentPrompts, Limits, PromptBuilder
+from winnow.ranking.config import RerankerConfig
+from winnow.ranking.fallback import Fallback
+from winnow.ranking.judging import Call, Judging, Query, all_or_none
+from winnow.ranking.pulling import pulled
+from winnow.ranking.results import as_they_came
+from winnow.ranking.score_cache import ScoreCache
+from winnow.templates import TemplateLike
+from winnow.text import readable
+from winnow.types import Ranking
+
+logger = logging.getLogger(__name__)
+
+# Bound templates that a reranker keeps.
+_BUILDERS = 32
+_builders_lock = ForkSafeLock()
+
+# Queries of a `rank_many` that run at once.
+_CALLS_AT_ONCE = 64
+
+
+class CallRunner:
+    """Runs the calls of one reranker, on the event loop of its engine.
+
+    Args:
+        config: The reranker's settings.
+        fallback: What ranks if the engine fails.
+
+    Attributes:
+        config: The settings.
+        cache: The score cache, if the reranker has one.
+    """
+
+    def __init__(self, config: RerankerConfig, fallback: Fallback | None = None):
+        self.config = config
+        self._fallback = fallback
+        self._left_out = False  # whether the log says that images or videos are ignored
+        self._builders: dict[Hashable, tuple[Checkpoint, PromptBuilder]] = {}
+        self.cache = None if config.score_cache is None else ScoreCache(config.score_cache, config)
+
+    def retry(self) -> None:
+        """Let the next call try again what failed: an engine that has a fallback, and the file of the score cache."""
+        for failing in (self.cache, self._fallback):
+            if failing is not None:
+                failing.retry()
+
+    async def bind(self, started: Started) -> None:
+        """Load the model, and bind the reranker's own template to it."""
+        if self._fallback is None:
+            await self._bind(started)
+        else:
+            await self._fallback.start(partial(self._bind, started))
+
+    async def _bind(self, started: Started) -> None:
+        requests = await started()
+        config = self.config
+        await asyncio.to_thread(
+            self._builder, requests.engine.checkpoint, config.template, config.template_kwargs, bool(config.instruction)
+        )
+
+    async def run(
+        self, calls: list[Call] | Generator[Call | None], progress: bool, deadline: float | None, started: Started
+    ) -> list[Ranking]:
+        """Rank calls in their order, a limited number of them at once.
+
+        Args:
+            calls: The calls. A generator is read only as fast as calls are ranked; see `pulled`.
+            progress: Whether to show a progress bar.
+            deadline: Seconds for all calls together.
+            started: Starts the engine, if it does not run, and returns its queue.
+
+        Raises:
+            IteratorFailedError: The generator raised.
+        """
+        rankings: dict[int, Ranking] = {}
+        gate = asyncio.Semaphore(_CALLS_AT_ONCE)
+        clock = asyncio.timeout(deadline)
+        engine = name_of(self.config.engine)
+
+        async def keep(number: int, ranked: Awaitable[Ranking]) -> None:
+            begin = time.perf_counter()
+            with observed(str(self.config.model), engine, clock) as report:
+                ranking = await ranked
+                stats = replace(ranking.stats, elapsed_ms=(time.perf_counter() - begin) * 1000)
+                rankings[number] = replace(ranking, stats=stats)
+                report(stats)
+
+        async def rank(number: int, call: Call) -> None:
+            try:
+                await keep(number, self._ranked(call, started, bar, clock))
+            except DocumentError as error:
+                if number:
+                    error.add_note(f"It is a document of request {number}.")
+                raise
+            finally:
+                gate.release()
+
+        with progress_bar(progress) as bar:
+            try:
+                async with clock, all_or_none() as start, aclosing(_each(calls)) as each:
+                    number = 0
+                    async for call in each:
+                        await gate.acquire()
+                        bar.total = (bar.total or 0) + len(call.documents)
+                        start(rank(number, call))
+                        number += 1
+            except TimeoutError as error:
+                if not clock.expired():
+                    raise
+                late = TimeoutError(DEADLINE_PASSED)  # asyncio's has no message
+                # Calls that had begun have a ranking by now. For an iterator the number of the others is not known.
+                fallback = self._fallback
+                if fallback is None or not (fallback.ranks_at_once and isinstance(calls, list)):
+                    raise late from error
+                for number, call in enumerate(calls):
+                    if number not in rankings:
+                        if not call.may_fall_back:
+                            raise late from error
+                        await keep(number, fallback.instead(call, late))
+        return [rankings[number] for number in range(len(rankings))]
+
+    async def _ranked(self, call: Call, started: Started, bar: Bar, clock: asyncio.Timeout) -> Ranking:
+        if call.problem is not None:
+            logger.warning("%d documents stay as they came: %s", len(call.documents), call.problem)
+            return as_they_came(self.config, call.documents, call.top_k, call.problem)
+        fallback = self._fallback if call.may_fall_back else None
+        if fallback is None:
+            return await self._run_one(call, started, bar)
+        try:
+            return await fallback.rank(lambda: self._run_one(call, started, bar), call)
+        except asyncio.CancelledError:
+            if clock.expired() and fallback.ranks_at_once:
+                return await fallback.instead(call, TimeoutError(DEADLINE_PASSED))
+            raise
+
+    async def _run_one(self, call: Call, started: Started, bar: Bar) -> Ranking:
+        return await Judging(self.config, call, self._as_read_by, self._build, self.cache, bar).run(started)
+
+    def _as_read_by(self, checkpoint: Checkpoint, call: Call) -> Call:
+        """The call without the images and videos that the model does not take, if their documents have a text."""
+        query, *documents = (as_read(checkpoint.vision, one) for one in (call.query, *call.documents))
+        left_out = sum(read is not given for read, given in zip(documents, call.documents, strict=True))
+        if (left_out or query is not call.query) and not self._left_out:
+            self._left_out = True
+            logger.warning(
+                "%s does not take the images or videos of %d documents: it reads their texts. Set text_only=True if "
+                "you want this. This is logged once.",
+                checkpoint.model,
+                left_out,
+            )
+        return replace(call, query=cast("Query", query), documents=documents)
+
+    def _build(
+        self,
+        checkpoint: Checkpoint,
+        call: Call,
+        query_medium: Shown | None,
+        positions: Sequence[int],
+        media: Sequence[Shown | None],
+        failed: dict[int, DocumentError],
+        is_over: Callable[[], bool],
+    ) -> list[DocumentPrompts]:
+        instruction = (call.instruction or "").strip() and call.instruction
+        builder = self._builder(checkpoint, call.template, call.template_kwargs, bool(instruction))
+        return builder.build(
+            readable(call.query),
+            [readable(call.documents[at]) for at in positions],
+            instruction,
+            query_medium=query_medium,
+            media=media,
+            positions=positions,
+            errors=failed,
+            is_over=is_over,
+        )
+
+    def _builder(
+        self,
+        checkpoint: Checkpoint,
+        template: TemplateLike | None,
+        template_kwargs: Mapping[str, Any] | None,
+        with_instruction: bool,
+    ) -> PromptBuilder:
+        """The prompt builder of a template; templates are bound to the model once."""
+        key = (id(checkpoint), repr(template), repr(template_kwargs), with_instruction)
+        if (kept := self._builders.get(key)) is not None:
+            return kept[1]
+        bound = bind_template(checkpoint, template, template_kwargs, with_instruction=with_instruction)
+        wanted = self.config.max_length or checkpoint.max_length
+        own = not isinstance(self.config.engine, str) or self.config.engine == "fake"  # others have said so
+        if own and wanted > checkpoint.max_length:
+            logger.warning(
+                "max_length=%d becomes %d, the limit of the engine %s.",
+                wanted,
+                checkpoint.max_length,
+                name_of(self.config.engine),
+            )
+        limits = Limits(
+            max_length=min(wanted, checkpoint.max_length),
+            max_query_tokens=self.config.max_query_tokens,
+            max_document_tokens=self.config.max_document_tokens,
+            on_overflow=self.config.on_overflow,
+            window_overlap=self.config.window_overlap,
+        )
+        builder = PromptBuilder(checkpoint.tokenizer, bound, limits, checkpoint.vision)
+        with _builders_lock:
+            self._builders[key] = (checkpoint, builder)  # the checkpoint is kept, so that no other one gets its id
+            if len(self._builders) > _BUILDERS:  # the oldest is dropped: each call may have a template of its own
+                del self._builders[next(iter(self._builders))]
+        return builder
+
+
+async def _each(calls: list[Call] | Generator[Call | None]) -> AsyncGenerator[Call]:
+    if isinstance(calls, list):
+        for call in calls:
+            yield call
+    else:
+        async with aclosing(pulled(calls)) as each:
+            async for call in each:
+                yield call

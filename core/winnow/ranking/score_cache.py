@@ -1,0 +1,280 @@
+"""The score cache, in memory or in a folder. Its keys cover everything that determines a score.
+
+A key is a hash of the prompt's token ids (and images), which depend on template, instruction, query, document and
+lengths, and of the engine's fingerprint. Texts are never stored.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+from winnow.engines import Engine, EngineScore, EngineSettings, Requests, Turn, is_logit, resolve
+from winnow.locks import ForkSafeLock
+from winnow.models import uses_modelscope
+from winnow.prompts import Prompt
+from winnow.ranking.config import RerankerConfig
+from winnow.ranking.disk_scores import KEY_BYTES, DiskScores
+
+logger = logging.getLogger(__name__)
+
+# Engine settings that change the speed or the place of a computation, but not its result. All others change the keys: a
+# cache that misses too often is slow, but one that hits too often is wrong.
+_NOT_IN_SCORES = frozenset(
+    {
+        *("gpu_memory_utilization", "kv_cache_memory_bytes", "enable_sleep_mode", "max_num_seqs"),
+        *("max_num_batched_tokens", "enable_prefix_caching", "disable_log_stats", "use_tqdm_on_load"),
+        *("download_dir", "cache_dir", "hf_token"),
+        *("batch_tokens", "timeout", "stall_timeout", "max_retries", "chunk_size", "concurrency"),
+    }
+)
+# Files of a model's folder that neither the prompt's ids nor the configuration cover: weights, and image processors.
+_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*processor_config.json")
+# What else of an engine's numbers its packages' versions decide.
+_PACKAGES = {"vllm": ("vllm", "torch"), "transformers": ("transformers", "torch")}
+
+
+class ScoreStore(Protocol):
+    """Where scores are kept. Called from any thread."""
+
+    def get(self, keys: Sequence[bytes]) -> list[float | None]:
+        """The logits, None where there is none."""
+
+    def put(self, logits: Mapping[bytes, float]) -> None:
+        """Keep logits."""
+
+
+class MemoryScores:
+    """The scores that were used last.
+
+    Args:
+        pairs: How many to keep; about 200 bytes each.
+    """
+
+    def __init__(self, pairs: int):
+        self._pairs = pairs
+        self._logits: OrderedDict[bytes, float] = OrderedDict()
+        self._lock = ForkSafeLock()
+
+    def get(self, keys: Sequence[bytes]) -> list[float | None]:
+        """The logits, None where there is none; what is found counts as used."""
+        with self._lock:
+            found = [self._logits.get(key) for key in keys]
+            for key, logit in zip(keys, found, strict=True):
+                if logit is not None:
+                    self._logits.move_to_end(key)
+            return found
+
+    def put(self, logits: Mapping[bytes, float]) -> None:
+        """Keep logits, and drop those that were not used for the longest time."""
+        with self._lock:
+            for key, logit in logits.items():
+                self._logits[key] = logit
+                self._logits.move_to_end(key)
+            while len(self._logits) > self._pairs:
+                self._logits.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """Scores of prompts in order, and what they cost; the names are those of `RankStats`.
+
+    Attributes:
+        scores: One a prompt.
+        prompt_tokens: Tokens of the prompts that were not in the cache.
+        cached_tokens: Of these, tokens in the engine's prefix cache.
+        reused: Prompts for which another call waited already.
+        cache_hits: Prompts whose scores were in the cache.
+    """
+
+    scores: list[EngineScore]
+    prompt_tokens: int
+    cached_tokens: int
+    reused: int
+    cache_hits: int = 0
+
+
+async def score(requests: Requests, prompts: Sequence[Prompt], turn: Turn, cache: "ScoreCache | None") -> Scored:
+    """Score prompts; those in the cache do not go to the engine.
+
+    Raises:
+        EngineError: The engine failed. The cache never makes a call fail.
+    """
+    if cache is not None:
+        return await cache.score(requests, prompts, turn)
+    found = await requests.score(prompts, turn)
+    return Scored(
+        scores=[one.score for one in found],
+        prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
+        cached_tokens=sum(one.score.cached_tokens for one in found),
+        reused=sum(one.shared for one in found),
+    )
+
+
+class ScoreCache:
+    """The score cache of one reranker. Files are read and written in threads, never on an event loop.
+
+    Args:
+        where: How many pairs to keep in memory, or a folder to keep them in. Rerankers and processes may share one.
+        config: The reranker's settings.
+    """
+
+    def __init__(self, where: int | str | PathLike[str], config: RerankerConfig):
+        self._where = where
+        self._config = config
+        self._settings = resolve(config)
+        self._store: ScoreStore = MemoryScores(where) if isinstance(where, int) else DiskScores(where)
+        self._failed: set[str] = set()
+        self._known: tuple[Requests, bytes] | None = None
+
+    async def score(self, requests: Requests, prompts: Sequence[Prompt], turn: Turn) -> Scored:
+        """See the function `score`."""
+        keys, known = await asyncio.to_thread(self._look_up, requests, prompts)
+        if not keys:
+            return await score(requests, prompts, turn, None)
+        missing = [at for at, logit in enumerate(known) if logit is None]
+        fresh = await score(requests, [prompts[at] for at in missing], turn, None)
+        scores = dict(zip(missing, fresh.scores, strict=True))
+        if good := {keys[at]: one.logit for at, one in scores.items() if one.error is None and is_logit(one.logit)}:
+            await asyncio.to_thread(self._keep, good)
+        return Scored(
+            scores=[scores[at] if logit is None else EngineScore(logit) for at, logit in enumerate(known)],
+            prompt_tokens=fresh.prompt_tokens,
+            cached_tokens=fresh.cached_tokens,
+            reused=fresh.reused,
+            cache_hits=len(prompts) - len(missing),
+        )
+
+    def retry(self) -> None:
+        """Use the cache again after a failure."""
+        self._failed.clear()
+        self._known = None
+
+    def _look_up(self, requests: Requests, prompts: Sequence[Prompt]) -> tuple[list[bytes], list[float | None]]:
+        """Keys and logits of prompts; no keys if the cache cannot be used."""
+        if "read" in self._failed:
+            return [], []
+        try:
+            of_engine = self._fingerprint(requests)
+            keys = [hashlib.blake2b(prompt.key, digest_size=KEY_BYTES, key=of_engine).digest() for prompt in prompts]
+            return keys, self._store.get(keys)
+        except Exception as error:  # noqa: BLE001 - the cache must not make a ranking fail
+            self._fail("read", error)
+            return [], []
+
+    def _keep(self, logits: Mapping[bytes, float]) -> None:
+        if "written" in self._failed:
+            return
+        try:
+            self._store.put(logits)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail("written", error)
+
+    def _fail(self, what: str, error: Exception) -> None:
+        if what in self._failed:  # another call has logged it
+            return
+        self._failed.add(what)
+        logger.warning(
+            "The score cache %s cannot be %s (%s: %s). Until the reranker is closed, %s. "
+            "Check the disk's space and the folder's permissions; if the folder is damaged, remove it.",
+            self._where,
+            what,
+            type(error).__name__,
+            error,
+            {"read": "everything is scored anew", "written": "it keeps no new scores"}[what],
+        )
+
+    def _fingerprint(self, requests: Requests) -> bytes:
+        """One for each running engine: a reranker that is closed and started again may find other weights."""
+        if self._known is None or self._known[0] is not requests:
+            # The environment may have changed since the engine was chosen, or since it was made: then it is neither.
+            self._known = (requests, fingerprint(requests.engine, self._settings, resolve(self._config)))
+        return self._known[1]
+
+
+def fingerprint(engine: Engine, *settings: EngineSettings) -> bytes:
+    """A hash of 32 bytes of everything except the prompt that determines an engine's scores.
+
+    Name or path of the model, its commit on the Hub or the sizes and times of its weight files, its configuration and
+    recipe, all engine settings but those that only concern speed (dtype and quantization are among them), the engine,
+    the versions of its packages and its device; for servers their addresses, as nothing else is known of them.
+
+    Args:
+        engine: The engine, started or not.
+        settings: The settings that it was made from.
+    """
+    checkpoint = engine.checkpoint
+    kwargs = _kwargs(settings[0]) if settings else {}
+    cache_dir = settings[0].of_checkpoint()["cache_dir"] if settings else None
+    parts = {
+        "engine": [engine.name, f"{type(engine).__module__}.{type(engine).__qualname__}"],
+        "packages": [[name, _version(name)] for name in _PACKAGES.get(engine.name, ())],
+        "device": _device(engine.name, kwargs.get("device")),
+        "settings": [[_kwargs(one), _urls(one)] for one in settings],
+        "model": str(checkpoint.model),
+        "files": _files(
+            str(checkpoint.folder if uses_modelscope() else checkpoint.model), kwargs.get("revision"), cache_dir
+        ),
+        "config": checkpoint.config,
+        "recipe": repr(checkpoint.recipe),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).digest()
+
+
+def _kwargs(settings: EngineSettings) -> dict[str, Any]:
+    merged = {**settings.found, **settings.given}
+    return {name: value for name, value in merged.items() if name not in _NOT_IN_SCORES}
+
+
+def _urls(settings: EngineSettings) -> list[str]:
+    return [settings.url] if isinstance(settings.url, str) else sorted(settings.url or ())
+
+
+def _version(package: str) -> str | None:
+    """The version of the loaded module, because builds of vLLM have several names of distributions."""
+    return getattr(sys.modules.get(package), "__version__", None)
+
+
+def _files(model: str, revision: str | None, cache_dir: str | None) -> list[Any]:
+    """The state of a model's files: its commit, or their sizes and times."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return [revision, _commit(model, revision, cache_dir)]
+    # In folders below are the modules that sentence-transformers puts after a transformer.
+    found = (path for pattern in _FILES for place in ("", "*/") for path in sorted(folder.glob(place + pattern)))
+    stats = [(str(path.relative_to(folder)), path.stat()) for path in found]
+    return [os.fspath(folder.resolve()), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
+
+
+def _commit(model: str, revision: str | None, cache_dir: str | None) -> str | None:
+    """The commit that was downloaded; asks no server."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        file = try_to_load_from_cache(model, "config.json", cache_dir=cache_dir, revision=revision)
+    except HFValidationError:  # no name on the Hub: an engine of the user's own
+        return None
+    return Path(file).parent.name if isinstance(file, str) else None
+
+
+def _device(engine: str, chosen: Any) -> str | None:
+    """The device of the engine, on which the default dtype and the last bits of a score depend."""
+    if engine == "vllm":
+        from vllm.platforms import current_platform
+
+        return f"{current_platform.device_type} {current_platform.get_device_name()}"
+    if engine == "transformers":
+        import torch
+
+        device = torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return None
