@@ -68,5 +68,5 @@ def test_doctor_shows_which_token_is_judged(tmp_path: Path) -> None:
     found = examine(str(classifier(tmp_path, "<|im_end|>")), recipe=RECIPE, template=TEMPLATE, document="It is 7")
     assert not found.problems
     assert found.judged == "7"
-    assert [warning for warning in found.warnings if "The prompt ends in '<|im_end|>', which is padding" in warning]
+    assert [warning for warning in found.warnings if "The prompt ends with '<|im_end|>', which is padding" in warning]
     assert examine(str(classifier(tmp_path / "other", None)), recipe=RECIPE, template=TEMPLATE).judged == "<|im_end|>"
