@@ -11,7 +11,7 @@ from hypothesis import settings
 from tiny_model import build_tiny_reranker, read_passages
 from winnow import Reranker
 
-os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # tests call nobody
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # tests send nothing
 
 # A job that a shell starts with `&` inherits Ctrl-C as ignored, and so would the scripts that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

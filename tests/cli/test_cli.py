@@ -159,7 +159,7 @@ def test_servers_by_address_and_key_from_the_environment(tiny_model: str) -> Non
     got: list[tuple[str, str | None]] = []
 
     class Server(BaseHTTPRequestHandler):
-        """Serves nobody, and remembers who came."""
+        """Serves no request, and counts the requests."""
 
         def do_GET(self) -> None:
             got.append((self.headers["Host"], self.headers["Authorization"]))

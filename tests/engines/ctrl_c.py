@@ -97,7 +97,7 @@ def press_ctrl_c(model: str, stage: str, after: float, engine: str = "vllm") -> 
             finally:
                 process.kill()
                 for thread in threads:
-                    thread.join(10)  # the first reads until nobody has the output open
+                    thread.join(10)  # the first reads until no process has the output open
             left = psutil.wait_procs(seen, timeout=5)[1]
             return Interrupted(seconds, process.returncode, Path(folder, "errors").read_text(), set(left))
 

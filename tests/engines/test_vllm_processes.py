@@ -1,4 +1,4 @@
-"""vLLM's processes: gone with the engine, with the interpreter, with a load that nobody wants."""
+"""vLLM's processes: gone with the engine, with the interpreter, with a load that no call waits for."""
 
 import gc
 import os

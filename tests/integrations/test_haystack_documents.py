@@ -170,7 +170,7 @@ def test_a_text_model_refuses_images_and_says_which() -> None:
 def test_a_text_model_reads_the_text_of_documents_with_images(tmp_path: Path) -> None:
     blob = ByteStream(data=PNG, mime_type="image/png")
     texts = documents()
-    shop = [  # image addresses that nobody asked to be opened
+    shop = [  # image addresses that are not to be opened
         Document(id="1", content=None, meta={"title": TEXTS[1], "file_path": "https://example.org/1.png"}),
         Document(id="4", content="", meta={"title": TEXTS[4], "file_path": "no/such/4.jpg"}),
     ]

@@ -136,7 +136,7 @@ def run_native(pipeline: Pipeline, inputs: dict[str, Any]) -> dict[str, Any]:
 def test_a_failed_load_names_the_component_too(start: Callable[[Pipeline, Any], Any], tmp_path: Path) -> None:
     """Haystack wraps errors of `run`, but not those of the warm-up, with which each run begins."""
     ranker = WinnowRanker(tmp_path / "no-such-model", engine="transformers")
-    with pytest.raises(ModelError, match="no-such-model"):  # nobody's component
+    with pytest.raises(ModelError, match="no-such-model"):  # no component
         ranker.warm_up()
     pipeline = Pipeline()
     pipeline.add_component("my_ranker", ranker)

@@ -136,7 +136,7 @@ def test_a_deadline_over_many_queries_keeps_what_is_done(expected: Reranker) -> 
     quick, slow = (QUERY, DOCUMENTS), ("Paris, where?", DOCUMENTS)
     with Reranker("fake", engine=SlowInParis(), fallback="retrieval order") as reranker:
         rankings = reranker.rank_many([quick, *[slow] * 100], deadline=3.0)  # more than are under way at once
-        with pytest.raises(TimeoutError):  # nobody knows how long it is
+        with pytest.raises(TimeoutError):  # its length is not known
             reranker.rank_many(iter([quick, slow]), deadline=0.2)
     assert [ranking.degraded for ranking in rankings] == [False, *[True] * 100]
     assert rankings[0].hits == expected.rank(*quick).hits
@@ -172,7 +172,7 @@ def test_another_engine_gives_the_same_models_scores(tiny_model: str) -> None:
     with Reranker(
         tiny_model,
         engine="server",
-        url="http://127.0.0.1:9",  # nobody is there
+        url="http://127.0.0.1:9",  # no server is there
         engine_kwargs={"max_retries": 0, "max_model_len": 256},
         fallback="transformers",
         **options,
