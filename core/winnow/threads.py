@@ -65,10 +65,8 @@ def _do(done: "Future[T]", function: Callable[[], T]) -> None:
     except BaseException as error:  # noqa: BLE001 - the caller gets every error
         done.set_exception(error)
     finally:
-        del (
-            done,
-            function,
-        )  # an error refers to this frame: a reference cycle, which would keep the work's objects alive
+        # An error refers to this frame: a reference cycle, which would keep the work's objects alive.
+        del done, function
 
 
 async def in_daemon_thread(function: Callable[[], T]) -> T:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from vllm_servers import VllmServer
+from vllm_servers import FaultyProxy, VllmServer
 
 from winnow import Reranker
 
@@ -37,6 +37,16 @@ def start_servers(
 def servers(start_servers: Callable[[], list[VllmServer]]) -> list[VllmServer]:
     """Two running servers of the tiny model."""
     return start_servers()
+
+
+@pytest.fixture
+def proxies(servers: list[VllmServer]) -> Iterator[list[FaultyProxy]]:
+    """A proxy in front of each of these servers, which can be told to answer badly."""
+    proxies = [FaultyProxy(server.url) for server in servers]
+    yield proxies
+    for proxy in proxies:
+        proxy.stop()
+        proxy.client.close()
 
 
 @pytest.fixture(scope="module", params=["transformers", "vllm"])

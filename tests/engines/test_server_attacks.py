@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import BinaryIO
@@ -28,15 +28,6 @@ from winnow.outside_text import SecretMask, shown, shown_address
 
 QUERY = "what is the capital of China?"
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-
-
-@pytest.fixture
-def proxies(servers: list[VllmServer]) -> Iterator[list[FaultyProxy]]:
-    proxies = [FaultyProxy(server.url) for server in servers]
-    yield proxies
-    for proxy in proxies:
-        proxy.stop()
-        proxy.client.close()
 
 
 @pytest.fixture

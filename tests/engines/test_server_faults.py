@@ -6,7 +6,6 @@ import logging
 import struct
 import time
 from base64 import b64encode
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,15 +17,6 @@ from winnow.engines.server.engine import ServerEngine
 from winnow.models.checkpoint import open_checkpoint
 
 QUERY = "what is the capital of China?"
-
-
-@pytest.fixture
-def proxies(servers: list[VllmServer]) -> Iterator[list[FaultyProxy]]:
-    proxies = [FaultyProxy(server.url) for server in servers]
-    yield proxies
-    for proxy in proxies:
-        proxy.stop()
-        proxy.client.close()
 
 
 @pytest.fixture

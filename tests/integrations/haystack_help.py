@@ -4,19 +4,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import five_texts
+from five_texts import TEXTS
 from haystack import Document
 
 from haystack_integrations.components.rankers.winnow import WinnowRanker
 
-QUERY = "capital of China"
-TEXTS = [
-    "Rice and noodles.",
-    "Beijing is the capital of China.",
-    "The capital of France.",
-    "Paris.",
-    "Shanghai is in China.",
-]
-BEST_FIRST = ["1", "2", "4", "3", "0"]  # by shared words; then the shorter text
+BEST_FIRST = [str(at) for at in five_texts.BEST_FIRST]  # as the ids of `documents`
 
 Run = Callable[..., dict[str, Any]]
 

@@ -5,20 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from five_texts import TEXTS
 from langchain_core.documents import Document
 
 from winnow import Reranker
 from winnow_langchain import WinnowRerank
-
-QUERY = "capital of China"
-TEXTS = [
-    "Rice and noodles.",
-    "Beijing is the capital of China.",
-    "The capital of France.",
-    "Paris.",
-    "Shanghai is in China.",
-]
-BEST_FIRST = [1, 2, 4, 3, 0]  # by shared words; then the shorter text
 
 Call = Callable[..., list[Document]]
 

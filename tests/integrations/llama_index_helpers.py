@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from five_texts import TEXTS
 from llama_index.core.instrumentation import root_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
@@ -16,16 +17,6 @@ from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.schema import NodeWithScore, TextNode
 
 from winnow_llama_index import WinnowRerank
-
-QUERY = "capital of China"
-TEXTS = [
-    "Rice and noodles.",
-    "Beijing is the capital of China.",
-    "The capital of France.",
-    "Paris.",
-    "Shanghai is in China.",
-]
-BEST_FIRST = [1, 2, 4, 3, 0]  # by shared words; then the shorter text
 
 Call = Callable[..., list[NodeWithScore]]
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from five_texts import QUERY, TEXTS
 from haystack import Document, Pipeline
-from haystack_help import BEST_FIRST, QUERY, TEXTS, Run, documents, fake, ids, run_async, run_sync, run_sync_in_loop
+from haystack_help import BEST_FIRST, Run, documents, fake, ids, run_async, run_sync, run_sync_in_loop
 
 from haystack_integrations.components.rankers.winnow import WinnowRanker
 from winnow import (

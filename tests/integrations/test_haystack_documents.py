@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from five_texts import QUERY, TEXTS
 from haystack import Document, Pipeline
 from haystack.components.converters.image import ImageFileToDocument
 from haystack.dataclasses import ByteStream
-from haystack_help import BEST_FIRST, QUERY, TEXTS, documents, fake, ids
+from haystack_help import BEST_FIRST, documents, fake, ids
 
 import winnow
 from winnow import DocumentError, Ranking, Reranker

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 from engine_threads import engine_threads
+from five_texts import QUERY
 from haystack import Pipeline, tracing
 from haystack.tracing import Span, Tracer
 from haystack.utils import Secret
-from haystack_help import BEST_FIRST, QUERY, documents, fake, ids
+from haystack_help import BEST_FIRST, documents, fake, ids
 
 from haystack_integrations.components.rankers.winnow import WinnowRanker
 from winnow import EngineScore, FakeEngine, Prompt, Reranker

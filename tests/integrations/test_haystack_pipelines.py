@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from five_texts import QUERY, TEXTS
 from haystack import Document, Pipeline, SuperComponent
 from haystack.components.builders import PromptBuilder
 from haystack.components.embedders import MockTextEmbedder
@@ -22,7 +23,7 @@ from haystack.core.errors import PipelineRuntimeError
 from haystack.dataclasses import ByteStream
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.tools import ComponentTool
-from haystack_help import BEST_FIRST, QUERY, TEXTS, Run, documents, fake, ids, run_async, run_sync
+from haystack_help import BEST_FIRST, Run, documents, fake, ids, run_async, run_sync
 
 from haystack_integrations.components.rankers.winnow import WinnowRanker
 from winnow import EngineError, FakeEngine, ModelError, Reranker

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from five_texts import QUERY
 from haystack import Pipeline
 from haystack.core.component.component import _hook_component_init
 from haystack.core.errors import SerializationError
 from haystack.core.serialization import component_from_dict, component_to_dict
 from haystack.utils import ComponentDevice, DeviceMap, Secret
-from haystack_help import BEST_FIRST, QUERY, documents, fake, ids
+from haystack_help import BEST_FIRST, documents, fake, ids
 
 from haystack_integrations.components.rankers.winnow import WinnowRanker
 from winnow import ConfigurationError, FakeEngine, ModelRecipe, RerankerConfig

@@ -9,21 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from five_texts import BEST_FIRST, QUERY, TEXTS
 from langchain_core.documents import Document
 from langchain_core.load import dumps
-from langchain_kit import (
-    BEST_FIRST,
-    QUERY,
-    TEXTS,
-    Call,
-    call_async,
-    every_call,
-    fake,
-    ids,
-    make_documents,
-    record_handed_over,
-    scores,
-)
+from langchain_kit import Call, call_async, every_call, fake, ids, make_documents, record_handed_over, scores
 
 from winnow import DocumentError, EngineError, FakeEngine, Reranker
 from winnow_langchain import WinnowRerank

@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 import pytest
+from five_texts import BEST_FIRST, QUERY, TEXTS
 from langchain_classic.retrievers.document_compressors import CrossEncoderReranker
 from langchain_core.cross_encoders import BaseCrossEncoder
-from langchain_kit import BEST_FIRST, QUERY, TEXTS, ids, make_documents
+from langchain_kit import ids, make_documents
 
 from winnow import DocumentError, EngineError, FakeEngine, Reranker
 from winnow_langchain import WinnowCrossEncoder

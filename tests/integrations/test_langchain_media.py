@@ -9,19 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from five_texts import BEST_FIRST, QUERY
 from langchain_core.documents import Document
-from langchain_kit import (
-    BEST_FIRST,
-    QUERY,
-    Call,
-    call_async,
-    call_sync,
-    every_call,
-    fake,
-    ids,
-    make_documents,
-    record_handed_over,
-)
+from langchain_kit import Call, call_async, call_sync, every_call, fake, ids, make_documents, record_handed_over
 
 import winnow
 from winnow import DocumentError, Reranker

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from five_texts import BEST_FIRST, QUERY, TEXTS
 from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever
 from langchain_classic.retrievers.document_compressors import DocumentCompressorPipeline
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
@@ -17,7 +18,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, R
 from langchain_core.tools import create_retriever_tool
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langchain_core.vectorstores import InMemoryVectorStore
-from langchain_kit import BEST_FIRST, QUERY, TEXTS, Call, every_call, fake, ids, make_documents, scores
+from langchain_kit import Call, every_call, fake, ids, make_documents, scores
 from langchain_tests.integration_tests import RetrieversIntegrationTests
 from langchain_text_splitters import CharacterTextSplitter
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_threads import engine_threads
-from langchain_kit import BEST_FIRST, QUERY, TEXTS, Call, every_call, fake, ids, make_documents, scores
+from five_texts import BEST_FIRST, QUERY, TEXTS
+from langchain_kit import Call, every_call, fake, ids, make_documents, scores
 from pydantic import SecretStr, ValidationError
 from rich_settings import check_plain, rich_settings
 

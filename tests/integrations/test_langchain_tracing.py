@@ -7,11 +7,12 @@ from uuid import UUID
 
 import pytest
 import reported
+from five_texts import BEST_FIRST, QUERY, TEXTS
 from langchain_core.callbacks import AsyncCallbackHandler, AsyncCallbackManager, BaseCallbackHandler, CallbackManager
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
-from langchain_kit import BEST_FIRST, QUERY, TEXTS, Call, every_call, fake, ids, make_documents
+from langchain_kit import Call, every_call, fake, ids, make_documents
 
 from gated_engine import gated_fake, loop_goes_on_until
 from winnow import DocumentError, EngineError, FakeEngine, Reranker

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from five_texts import BEST_FIRST, QUERY, TEXTS
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, LlamaDebugHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.rerank import ReRankStartEvent
@@ -25,7 +26,7 @@ from llama_index.core.schema import (
     QueryBundle,
     TextNode,
 )
-from llama_index_helpers import BEST_FIRST, QUERY, TEXTS, Call, fake, ids, scored, text_nodes
+from llama_index_helpers import Call, fake, ids, scored, text_nodes
 
 from winnow import DocumentError, ModelError, Reranker
 from winnow_llama_index import WinnowRerank

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import reported
+from five_texts import BEST_FIRST, QUERY, TEXTS
 from llama_index.core import MockEmbedding, SummaryIndex, VectorStoreIndex
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, LlamaDebugHandler
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine
@@ -26,7 +27,7 @@ from llama_index.core.schema import (
 )
 from llama_index.core.tools import RetrieverTool
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
-from llama_index_helpers import BEST_FIRST, QUERY, TEXTS, Call, fake, ids, scored, text_nodes
+from llama_index_helpers import Call, fake, ids, scored, text_nodes
 
 from winnow import Reranker
 from winnow_llama_index import WinnowRerank

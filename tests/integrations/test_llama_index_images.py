@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from five_texts import QUERY
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.schema import Document as LlamaDocument
@@ -20,7 +21,7 @@ from llama_index.core.schema import (
     NodeWithScore,
     QueryBundle,
 )
-from llama_index_helpers import QUERY, Call, fake, ids, scored, text_nodes
+from llama_index_helpers import Call, fake, ids, scored, text_nodes
 
 from winnow import Document, DocumentError, RankedDocument, Ranking, Reranker
 from winnow_llama_index import WinnowRerank

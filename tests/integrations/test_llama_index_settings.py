@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_threads import engine_threads
+from five_texts import BEST_FIRST, QUERY, TEXTS
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.rerank import ReRankStartEvent
@@ -24,7 +25,7 @@ from llama_index.core.schema import (
     MetadataMode,
     TextNode,
 )
-from llama_index_helpers import BEST_FIRST, QUERY, TEXTS, Call, fake, ids, scored, text_nodes
+from llama_index_helpers import Call, fake, ids, scored, text_nodes
 from rich_settings import check_plain, rich_settings
 
 from gated_engine import gated_fake, loop_goes_on_until
