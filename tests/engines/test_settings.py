@@ -2,18 +2,14 @@
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from winnow import ConfigurationError, Reranker, RerankerConfig
 from winnow.engines.choose import create_engine
-from winnow.engines.setting_table import RERANKER_SETTINGS, SETTINGS, parse_argument
+from winnow.engines.setting_table import SETTINGS, parse_argument
 from winnow.engines.vllm.fields import field_names
-
-DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
-
 
 # --- values ----------------------------------------------------------------------------------------------------------
 
@@ -204,44 +200,16 @@ def test_a_malformed_argument_is_refused(text: str, message: str) -> None:
         parse_argument(text)
 
 
-# --- the page --------------------------------------------------------------------------------------------------------
+# --- the table --------------------------------------------------------------------------------------------------------
 
 
-def rows_of(heading: str) -> list[list[str]]:
-    """Cells of the table under a heading row, without back-ticks."""
-    lines = iter(DOCS.read_text(encoding="utf-8").splitlines())
-    for line in lines:
-        if line == heading:
-            break
-    next(lines)
-    rows = []
-    for line in lines:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip().strip("`") for cell in line.strip("|").split("|")])
-    return rows
+def test_every_setting_says_in_a_sentence_what_it_does() -> None:
+    assert [name for name, setting in SETTINGS.items() if not re.match(r"\S.*\.$", setting.text)] == []
 
 
-def test_the_page_lists_every_argument_with_its_default_and_variable() -> None:
-    rows = rows_of("| name | variable | default | |")
-    fields = dataclasses.fields(RerankerConfig)
-    assert [row[0] for row in rows] == [field.name for field in fields]
-    settings = {**SETTINGS, **RERANKER_SETTINGS}
-    variables = {name: settings[name].variable for name in (field.name for field in fields) if name in settings}
-    for (name, variable, default, _), field in zip(rows, fields, strict=True):
-        assert variable == variables.get(name, "")
-        expected = "{}" if field.default_factory is dict else repr(field.default).replace("'", '"')
-        assert default == ("" if field.default is dataclasses.MISSING and expected != "{}" else expected), name
-
-
-def test_the_page_lists_every_setting_of_the_engines() -> None:
-    rows = rows_of("| name | variable | engines | values |")
-    assert [row[:3] for row in rows] == [
-        [name, setting.variable, ", ".join(setting.engines)] for name, setting in SETTINGS.items()
-    ]
-    for name, _, _, values in rows:
-        text = SETTINGS[name].values.text
-        assert values.startswith(text) or text == "a text that is not blank", name
+@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.default is not None])
+def test_a_default_is_a_value_that_the_setting_takes(name: str) -> None:
+    SETTINGS[name].check(SETTINGS[name].default, "the default")
 
 
 def test_the_settings_are_those_of_vllm() -> None:

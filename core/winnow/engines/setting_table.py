@@ -5,65 +5,17 @@
 
 import difflib
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from winnow.engines.setting_values import DEVICE, DTYPE, FLAG, MAPPING, TEXT, Values, choice, number, whole
 from winnow.errors import ConfigurationError
 from winnow.types import RETRIEVAL_ORDER
 
 ENGINES = ("auto", "vllm", "server", "transformers", "fake")
 FALLBACKS = (*ENGINES[1:], RETRIEVAL_ORDER)
 PREFIX = "WINNOW_"
-
-
-@dataclass(frozen=True, slots=True)
-class Values:
-    """The values that a setting takes.
-
-    Attributes:
-        text: A description that completes "must be".
-        accepts: Whether a Python value is one of them.
-        parse: Reads a value from the text of an environment variable or the command line; a `ValueError` if it cannot.
-    """
-
-    text: str
-    accepts: Callable[[Any], bool]
-    parse: Callable[[str], Any] = str
-
-
-def _choice(*names: str) -> Values:
-    return Values(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
-
-
-def _whole(least: int) -> Values:
-    return Values(f"a whole number from {least}", lambda value: type(value) is int and value >= least, int)
-
-
-def _number(text: str, within: Callable[[float], bool]) -> Values:
-    def accepts(value: Any) -> bool:
-        return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value) and within(value)
-
-    return Values(text, accepts, float)
-
-
-def _parse_flag(text: str) -> bool:
-    return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}[
-        text.lower()
-    ]
-
-
-_FLAG = Values("true or false", lambda value: type(value) is bool, _parse_flag)
-_TEXT = Values("a text that is not blank", lambda value: isinstance(value, str) and bool(value.strip()))
-_MAPPING = Values("a mapping (as text: a JSON object)", lambda value: isinstance(value, Mapping), json.loads)
-
-
-def _is_device(value: Any) -> bool:
-    return (isinstance(value, str) and bool(value.strip())) or type(value) is int
-
-
-_DTYPE = _choice("auto", "half", "float16", "bfloat16", "float", "float32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +26,16 @@ class Setting:
         name: Its name in `engine_kwargs`.
         engines: The engines that take it.
         values: The values that it takes; None means the engine's default.
+        text: What it does, for the docs, in which docs/generate.py writes it.
+        default: Its default, if that is Winnow's own; None if the engine has one, or finds it.
         secret: True if messages must not show its value.
     """
 
     name: str
     engines: tuple[str, ...]
     values: Values
+    text: str = ""
+    default: Any = None
     secret: bool = False
 
     @property
@@ -129,39 +85,144 @@ SETTINGS: Mapping[str, Setting] = {
     setting.name: setting
     for setting in (
         # The model's files.
-        Setting("revision", _ALL, _TEXT),
-        Setting("trust_remote_code", _ALL, _FLAG),
-        Setting("hf_token", _ALL, _TEXT, secret=True),
-        Setting("cache_dir", _ALL, _TEXT),
-        Setting("hf_overrides", _ALL, _MAPPING),
-        Setting("mm_processor_kwargs", _ALL, _MAPPING),
+        Setting("revision", _ALL, TEXT, "Branch, tag or commit on the Hub."),
+        Setting(
+            "trust_remote_code",
+            _ALL,
+            FLAG,
+            "Whether code from the model's repository may run; by default it may not.",
+        ),
+        Setting(
+            "hf_token",
+            _ALL,
+            TEXT,
+            "Access token of the Hub; `HF_TOKEN` in the environment works, too.",
+            secret=True,
+        ),
+        Setting(
+            "cache_dir",
+            _ALL,
+            TEXT,
+            "Folder that files from the Hub are kept in. For vLLM it is the same as `download_dir`, where weights go; "
+            "vLLM keeps its own copy of the small files in `HF_HOME`.",
+        ),
+        Setting(
+            "hf_overrides",
+            _ALL,
+            MAPPING,
+            "What replaces values of the model's config.json; see docs/settings.md#overrides-of-configjson.",
+        ),
+        Setting(
+            "mm_processor_kwargs",
+            _ALL,
+            MAPPING,
+            "`min_pixels` and `max_pixels`, between which images are resized.",
+        ),
         # Numbers and memory.
-        Setting("dtype", ("vllm", "transformers"), _DTYPE),
-        Setting("quantization", _VLLM, _TEXT),
-        Setting("max_model_len", _ALL, _whole(1)),
-        Setting("gpu_memory_utilization", _VLLM, _number("a number above 0, at most 1", lambda value: 0 < value <= 1)),
-        Setting("kv_cache_memory_bytes", _VLLM, _whole(1)),
-        Setting("tensor_parallel_size", _VLLM, _whole(1)),
-        Setting("max_num_batched_tokens", _VLLM, _whole(1)),
-        Setting("max_num_seqs", _VLLM, _whole(1)),
-        Setting("enable_prefix_caching", _VLLM, _FLAG),
-        Setting("enable_sleep_mode", _VLLM, _FLAG),
-        Setting("enforce_eager", _VLLM, _FLAG),
-        Setting("attention_backend", _VLLM, _TEXT),
-        Setting("stall_timeout", _VLLM, _number("a number of seconds from 1", lambda value: value >= 1)),
+        Setting(
+            "dtype",
+            ("vllm", "transformers"),
+            DTYPE,
+            "By default the checkpoint's, but float32 on a CPU if the checkpoint is not quantised.",
+        ),
+        Setting("quantization", _VLLM, TEXT, "A method of vLLM, such as fp8; by default what the checkpoint says."),
+        Setting("max_model_len", _ALL, whole(1), "vLLM's name for `max_length`; an error if the two differ."),
+        Setting(
+            "gpu_memory_utilization",
+            _VLLM,
+            number("a number above 0, at most 1", lambda value: 0 < value <= 1),
+            "Share of the GPU's memory that vLLM takes; on a CPU, the share of main memory that must be free.",
+        ),
+        Setting(
+            "kv_cache_memory_bytes",
+            _VLLM,
+            whole(1),
+            "Size of vLLM's cache, instead of what `gpu_memory_utilization` leaves; 1 GiB by default on a CPU.",
+        ),
+        Setting("tensor_parallel_size", _VLLM, whole(1), "How many GPUs one model is spread over."),
+        Setting("max_num_batched_tokens", _VLLM, whole(1), "Most tokens of one step."),
+        Setting("max_num_seqs", _VLLM, whole(1), "Most prompts of one step."),
+        Setting(
+            "enable_prefix_caching",
+            _VLLM,
+            FLAG,
+            "Whether vLLM computes only once what prompts share, where the model allows it.",
+        ),
+        Setting(
+            "enable_sleep_mode",
+            _VLLM,
+            FLAG,
+            "Whether `reranker.sleep()` can free the GPU's memory; not on a CPU.",
+        ),
+        Setting("enforce_eager", _VLLM, FLAG, "True starts faster and runs slower; true by default on a CPU."),
+        Setting(
+            "attention_backend",
+            _VLLM,
+            TEXT,
+            '"auto", or a backend of vLLM, such as FLASHINFER; see docs/settings.md#attention-backend.',
+        ),
+        # Compiling with the first prompts takes minutes, and so does one long prompt on a CPU.
+        Setting(
+            "stall_timeout",
+            _VLLM,
+            number("a number of seconds from 1", lambda value: value >= 1),
+            "An engine that scores nothing for so long while prompts wait counts as dead; see "
+            "docs/operations.md#an-engine-that-hangs.",
+            default=600.0,
+        ),
         # vLLM's other values give no scores.
-        Setting("runner", _VLLM, _choice("auto", "pooling")),
-        Setting("convert", _VLLM, _choice("auto", "none", "classify")),
+        Setting("runner", _VLLM, choice("auto", "pooling"), "How vLLM runs the model; pooling by default."),
+        Setting(
+            "convert",
+            _VLLM,
+            choice("auto", "none", "classify"),
+            "How vLLM makes a pooling model of the checkpoint; auto by default.",
+        ),
         # PyTorch.
-        Setting("device", ("vllm", "transformers"), Values("a PyTorch device, such as cuda:1", _is_device)),
-        Setting("batch_tokens", ("transformers",), _whole(1)),
-        Setting("attn_implementation", ("transformers",), _TEXT),
+        Setting(
+            "device",
+            ("vllm", "transformers"),
+            DEVICE,
+            "A GPU by default if there is one. vLLM takes the kind that it was built for; `CUDA_VISIBLE_DEVICES` "
+            "chooses its GPU.",
+        ),
+        Setting(
+            "batch_tokens",
+            ("transformers",),
+            whole(1),
+            "Most tokens of a padded batch; a batch that runs out of memory halves it.",
+            default=16384,
+        ),
+        Setting("attn_implementation", ("transformers",), TEXT, "As in transformers."),
         # HTTP.
-        Setting("timeout", ("server",), _number("a number of seconds from 0.001", lambda value: value >= 0.001)),
-        Setting("max_retries", ("server",), _whole(0)),
-        Setting("chunk_size", ("server",), _whole(1)),
-        Setting("concurrency", ("server",), _whole(1)),
-        Setting("served_model_name", ("vllm", "server"), _TEXT),
+        Setting(
+            "timeout",
+            ("server",),
+            number("a number of seconds from 0.001", lambda value: value >= 0.001),
+            "Most seconds for a request, up to the end of its answer.",
+            default=120.0,
+        ),
+        Setting(
+            "max_retries",
+            ("server",),
+            whole(0),
+            "How often a failed request is sent again; one that a server refuses is not.",
+            default=4,
+        ),
+        Setting(
+            "chunk_size",
+            ("server",),
+            whole(1),
+            "How many prompts a request holds; a prompt with images is sent alone.",
+            default=32,
+        ),
+        Setting("concurrency", ("server",), whole(1), "Most requests in flight on each server.", default=16),
+        Setting(
+            "served_model_name",
+            ("vllm", "server"),
+            TEXT,
+            "The model's name on the servers, if it is another one.",
+        ),
     )
 }
 """The settings that Winnow knows; `engine_kwargs` of vLLM takes any other field of `AsyncEngineArgs`, too."""
@@ -169,10 +230,10 @@ SETTINGS: Mapping[str, Setting] = {
 RERANKER_SETTINGS: Mapping[str, Setting] = {
     setting.name: setting
     for setting in (
-        Setting("engine", _ALL, _choice(*ENGINES)),
-        Setting("url", ("server",), _TEXT),
-        Setting("api_key", ("server",), _TEXT, secret=True),
-        Setting("max_length", _ALL, _whole(1)),
+        Setting("engine", _ALL, choice(*ENGINES)),
+        Setting("url", ("server",), TEXT),
+        Setting("api_key", ("server",), TEXT, secret=True),
+        Setting("max_length", _ALL, whole(1)),
     )
 }
 """Arguments of a reranker that are not in `engine_kwargs`, but have environment variables."""

@@ -45,6 +45,8 @@ _TYPES: Mapping[str, tuple[Any, str]] = {
 class RerankerConfig:
     """Settings of a reranker. `Reranker` takes the same arguments.
 
+    The docs and the integrations have their sentences from here: `make fix` writes them there.
+
     They are kept as plain data (a path as its text, `torch.bfloat16` as "bfloat16", NumPy's numbers as Python's): what
     is written to JSON or pickled is equal when it is read back, a `recipe` too, which may be given as a mapping.
 
@@ -56,44 +58,46 @@ class RerankerConfig:
         model: A folder, or a name on the Hugging Face Hub.
         engine: "auto" (vLLM if it runs here, else transformers; the log says which and why), "vllm" (in this process),
             "server" (vLLM servers at `url`), "transformers", "fake" (no model, for tests), or an `Engine`.
-        url: Address of a vLLM server, or several that serve the same model, for `engine="server"`.
+        url: Address of a vLLM server, or a list of several that serve the same model, for `engine="server"`;
+            `WINNOW_URL` has commas between them. A password does not belong in it: use `api_key`.
         api_key: Key of these servers.
-        recipe: The model's family, or a `ModelRecipe`, if the model's name does not identify it.
+        recipe: The model's family, or a `winnow.ModelRecipe`, if the model's name does not identify it.
         instruction: What counts as relevant, for models that take an instruction; None or "" for the template's
             default.
-        template: A score template for all calls instead of the model's own: a built-in's name, a path, Jinja source, or
-            format strings `{"prefix", "query_template", "document_template", "suffix"}`.
+        template: A score template instead of the model's own: a built-in's name, a path, Jinja source, or format
+            strings `{"prefix", "query_template", "document_template", "suffix"}`.
         template_kwargs: More variables for the template.
         max_length: Most tokens of a prompt; None for the model's limit, or the length at which the reference code of
             its family stops, if that is less. More than the reference code's is taken, more than the model's limit is
             lowered to it; either is a warning in the log.
         max_query_tokens: Most tokens of the query; None for three quarters of what template and instruction leave.
-        max_document_tokens: Most tokens of the document, or of each window; None for all that is left.
+        max_document_tokens: Most tokens of a document, or of each window; None for all that is left.
         on_overflow: What to do with longer documents: "truncate", "error", or "window" (score piece by piece).
-        window_overlap: Share of a window that the next one repeats.
+        window_overlap: Share of a window that the next one repeats, from 0 to below 1.
         window_score: How a document's windows make its logit: "max", "mean" or "first".
-        on_error: "raise", or "skip": a document that cannot be scored ranks last and says why in `error`; with a blank
-            query, all of them do, in the order in which they came.
+        on_error: "raise", or "skip": a document that cannot be scored ranks last, with the reason in `error`; with a
+            blank query all documents do, in the order in which they came.
         raw_scores: Return logits as scores instead of sigmoid(logit).
         engine_kwargs: Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of
-            `TransformersEngine` or `ServerEngine`; docs/settings.md lists the usual ones.
-        device: What PyTorch runs on, such as "cpu" or "cuda:1"; `engine_kwargs={"device": ...}` is the same. vLLM runs
-            on what it was built for: only that is taken, and `CUDA_VISIBLE_DEVICES` chooses the GPU.
+            `TransformersEngine` or `ServerEngine`; see docs/settings.md#settings-of-the-engine.
+        device: What PyTorch runs on, such as "cpu" or "cuda:1"; None to find it. `engine_kwargs={"device": ...}` is the
+            same. vLLM runs on what it was built for: only that is taken, and `CUDA_VISIBLE_DEVICES` chooses the GPU.
         cache_dir: Folder that files from the Hub are kept in; None for that of the environment (`HF_HOME`), where vLLM
             looks for its own copy of a model's small files in any case.
-        root_path: Folder that images and videos with local paths are read from; without it such are refused.
+        root_path: Folder that images and videos with local paths are read from; without it they are refused.
         allow_remote_images: Whether images and videos may be fetched from http(s) addresses (never from private ones).
-        text_only: Leave images and videos alone also where the model takes them: only texts are read. Models that only
-            read take the text of such a document in any case.
-        deadline: Seconds after which each call gives up and withdraws its prompts, unless the call has a deadline of
-            its own; None to wait.
+        text_only: Read texts only, also where the model takes images and videos. A text model always reads only the
+            text.
+        deadline: Seconds after which a call gives up and withdraws its prompts, unless the call has a deadline of its
+            own; loading the model counts. None to wait.
         score_cache: Keep scores from one call to the next: how many pairs in memory (those used last), or a folder to
-            keep them in; None to keep none.
-        fallback: What ranks if the engine fails (an `EngineError`): the name of another engine for the same model,
-            another `Reranker`, or "retrieval order", which leaves the documents as they came, also when a deadline
-            passes, and for a blank query, whatever the fallback. Such a ranking is `degraded`. None to raise.
-        max_restarts: How often in a row this reranker's calls start an engine again that died, until one scores. Those
-            who share an engine share the count, but each has its own limit.
+            keep them in; None to keep none. See docs/operations.md#score-cache.
+        fallback: What ranks if the engine fails: the name of another engine for the same model, another `Reranker`, or
+            "retrieval order", which leaves the documents as they came, also when a deadline passes. With any fallback a
+            blank query leaves them as they came, too. Such a ranking is `degraded`. None to raise. See
+            docs/operations.md#when-the-engine-fails.
+        max_restarts: How often in a row an engine that died is started again, until it scores. Those who share an
+            engine share the count, but each has its own limit. See docs/operations.md#when-the-engine-fails.
 
     Raises:
         ConfigurationError: A value is out of range. Errors that depend on the model are raised when it loads.

@@ -22,7 +22,7 @@ from winnow.engines.server.client import RefusedError, ReplicaError, ServerClien
 from winnow.engines.server.replica import Replica
 from winnow.engines.server.replica_pool import ReplicaPool
 from winnow.engines.server_addresses import server_addresses
-from winnow.engines.setting_table import check_keywords, check_values, settings_of
+from winnow.engines.setting_table import SETTINGS, check_keywords, check_values, settings_of
 from winnow.errors import ConfigurationError, EngineError, EngineLoadError
 from winnow.media import NO_VIDEOS
 from winnow.models import Checkpoint, check_labels_on_vllm, check_weights
@@ -35,7 +35,7 @@ _BACKOFF = wait_random_exponential(multiplier=0.5, max=10, min=0.25)
 _FAILOVER_SECONDS = 0.05
 # Keys of config.json that choose an activation.
 _ACTIVATION_SETTINGS = ("problem_type", "sentence_transformers", "sbert_ce_default_activation_function")
-_DEFAULTS: dict[str, Any] = {"timeout": 120.0, "max_retries": 4, "chunk_size": 32, "concurrency": 16}
+_DEFAULTS = {name: setting.default for name, setting in SETTINGS.items() if "server" in setting.engines}
 # How many requests more than the least loaded server a query's preferred server may have.
 _REQUESTS_AHEAD = 4
 

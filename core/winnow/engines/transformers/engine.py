@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from winnow.engines.base import EngineScore
-from winnow.engines.setting_table import check_keywords, settings_of
+from winnow.engines.setting_table import SETTINGS, check_keywords, settings_of
 from winnow.errors import ConfigurationError, EngineLoadError, MissingExtraError
 from winnow.models import Checkpoint, folder_with_weights, uses_modelscope
 from winnow.prompts import Prompt
@@ -17,7 +17,6 @@ from winnow.threads import OwnThread, in_daemon_thread
 
 logger = logging.getLogger(__name__)
 
-_BATCH_TOKENS = 16384
 # Settings for reading the files of a model, and transformers' names for them.
 _HUB = {
     "revision": "revision",
@@ -52,7 +51,7 @@ class TransformersEngine:
         check_keywords("engine_kwargs", engine_kwargs, settings_of("transformers"))
         self.checkpoint = checkpoint
         self._device = _device(engine_kwargs.get("device"))
-        self._batch_tokens = engine_kwargs.get("batch_tokens", _BATCH_TOKENS)
+        self._batch_tokens = engine_kwargs.get("batch_tokens") or SETTINGS["batch_tokens"].default
         self._hub = {
             theirs: engine_kwargs[ours] for ours, theirs in _HUB.items() if engine_kwargs.get(ours) is not None
         }

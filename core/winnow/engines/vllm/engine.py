@@ -13,6 +13,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from winnow.engines.base import EngineScore
+from winnow.engines.setting_table import SETTINGS
 from winnow.engines.vllm.defaults import config_settings, platform_defaults
 from winnow.engines.vllm.fields import as_fields, check_fields
 from winnow.engines.vllm.log import VllmLog
@@ -38,9 +39,6 @@ _LOOK_SECONDS = 1.0
 # How long vLLM's processes may take to end when Python ends; then vLLM kills them. Its own default, 5 seconds, is what
 # they need on a busy machine, and would double the time that Python takes to end.
 _LAST_SECONDS = 2.0
-
-# How long it may score nothing. Compiling with the first prompts takes minutes, and so does one long prompt on a CPU.
-_STALL_SECONDS = 600.0
 
 
 class VllmEngine:
@@ -68,7 +66,7 @@ class VllmEngine:
             raise MissingExtraError("vllm", "vllm") from error
         checkpoint.check_runs_on_vllm()
         engine_kwargs = as_fields(engine_kwargs)
-        self.stall_timeout = float(engine_kwargs.pop("stall_timeout", None) or _STALL_SECONDS)
+        self.stall_timeout = float(engine_kwargs.pop("stall_timeout", None) or SETTINGS["stall_timeout"].default)
         self.answered = 0
         check_fields(engine_kwargs)
         self._engine_args = AsyncEngineArgs(
