@@ -1,4 +1,4 @@
-"""docs/generate.py writes the settings' sentences into the docs: it finds what is stale, and makes it fresh."""
+"""docs/generate.py writes the settings' sentences into the docs and the integrations: it finds what is stale, and makes it fresh."""
 
 import subprocess
 import sys
@@ -21,10 +21,22 @@ def test_nothing_is_stale() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["docs/settings.md"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "docs/settings.md",
+        "docs/haystack.md",
+        "docs/langchain.md",
+        "docs/llama_index.md",
+        "integrations/haystack_integrations/components/rankers/winnow/ranker.py",
+        "integrations/winnow_langchain/settings.py",
+        "integrations/winnow_llama_index/settings.py",
+    ],
+)
 def test_a_stale_sentence_is_found_and_made_fresh(name: str, tmp_path: Path) -> None:
     fresh = (ROOT / name).read_text(encoding="utf-8")
-    copy = tmp_path / Path(name).name
+    copy = tmp_path / Path(name).parent.name / Path(name).name
+    copy.parent.mkdir()
     copy.write_text(fresh.replace("Most tokens of a prompt", "The longest prompt"), encoding="utf-8")
     assert copy.read_text(encoding="utf-8") != fresh
     assert generate("--check", copy).returncode != 0

@@ -41,8 +41,10 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
     """What stands between these metadata and the text."""
 
     fallback: str | None = Field(default=None, frozen=True)
-    """What ranks if the engine fails: the name of another engine, or "retrieval order", which leaves the documents
-    as they came and says why in `metadata["rerank_error"]`. None to raise."""
+    """What ranks if the engine fails: the name of another engine for the same model, another `Reranker`, or "retrieval
+    order", which leaves the documents as they came, also when a deadline passes. With any fallback a blank query leaves
+    them as they came, too. None to raise. See docs/operations.md#when-the-engine-fails. After "retrieval order",
+    `metadata["rerank_error"]` says why."""
 
     image_key: str | None = "image"
     """Where in the metadata a document's image is, for models that take images: a data URI, an address, or a standard

@@ -46,11 +46,11 @@ class WinnowSettings(BaseModel):
     """A folder, or a name on the Hugging Face Hub."""
 
     instruction: str | None = None
-    """What counts as relevant, for models that take an instruction; None for the template's default."""
+    """What counts as relevant, for models that take an instruction; None or "" for the template's default."""
 
     template: str | dict[str, str] | None = Field(default=None, frozen=True)
-    """A score template instead of the model's own: a built-in's name, a path, Jinja source, or format strings for
-    prefix, query_template, document_template and suffix."""
+    """A score template instead of the model's own: a built-in's name, a path, Jinja source, or format strings
+    `{"prefix", "query_template", "document_template", "suffix"}`."""
 
     template_kwargs: dict[str, Any] | None = Field(default=None, frozen=True)
     """More variables for the template."""
@@ -59,68 +59,77 @@ class WinnowSettings(BaseModel):
     """Return logits as scores instead of sigmoid(logit)."""
 
     recipe: str | ModelRecipe | None = Field(default=None, frozen=True)
-    """The model's family, if the model's name does not identify it."""
+    """The model's family, or a `winnow.ModelRecipe`, if the model's name does not identify it."""
 
     max_length: StrictInt | None = Field(default=None, ge=1, frozen=True)
-    """Most tokens of a prompt; None for the model's limit."""
+    """Most tokens of a prompt; None for the model's limit, or the length at which the reference code of its family
+    stops, if that is less. More than the reference code's is taken, more than the model's limit is lowered to it;
+    either is a warning in the log."""
 
     max_query_tokens: StrictInt | None = Field(default=None, ge=1, frozen=True)
     """Most tokens of the query; None for three quarters of what template and instruction leave."""
 
     max_document_tokens: StrictInt | None = Field(default=None, ge=1, frozen=True)
-    """Most tokens of a document, or of each window; None for what is left."""
+    """Most tokens of a document, or of each window; None for all that is left."""
 
     on_overflow: Literal["truncate", "error", "window"] = Field(default="truncate", frozen=True)
-    """What to do with longer documents; "window" scores them piece by piece."""
+    """What to do with longer documents: "truncate", "error", or "window" (score piece by piece)."""
 
     window_overlap: StrictFloat = Field(default=0.1, ge=0, lt=1, frozen=True)
-    """Share of a window that the next one repeats."""
+    """Share of a window that the next one repeats, from 0 to below 1."""
 
     window_score: Literal["max", "mean", "first"] = Field(default="max", frozen=True)
-    """How a document's windows make its score."""
+    """How a document's windows make its logit: "max", "mean" or "first"."""
 
     on_error: Literal["raise", "skip"] = Field(default="raise", frozen=True)
-    """"skip": a document that cannot be scored ranks last instead of failing the call."""
+    """"raise", or "skip": a document that cannot be scored ranks last, with the reason in `metadata["rerank_error"]`;
+    with a blank query all documents do, in the order in which they came."""
 
     engine: str = Field(default="auto", frozen=True)
-    """"auto", "vllm", "server" (vLLM servers at `url`), "transformers", or "fake" (no model, for tests)."""
+    """"auto" (vLLM if it runs here, else transformers; the log says which and why), "vllm" (in this process), "server"
+    (vLLM servers at `url`), "transformers", or "fake" (no model, for tests)."""
 
     engine_kwargs: dict[str, Any] = Field(default_factory=dict, frozen=True, repr=False)
-    """Settings of the engine: any field of vLLM's AsyncEngineArgs, or the keywords of Winnow's TransformersEngine or
-    ServerEngine. hf_token is never dumped."""
+    """Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of `TransformersEngine` or
+    `ServerEngine`; see docs/settings.md#settings-of-the-engine. `hf_token` is never dumped."""
 
     device: str | None = Field(default=None, frozen=True)
-    """What PyTorch runs on, such as "cpu" or "cuda:1"; None to find it. For vLLM, CUDA_VISIBLE_DEVICES chooses the GPU.
-    """
+    """What PyTorch runs on, such as "cpu" or "cuda:1"; None to find it. `engine_kwargs={"device": ...}` is the same.
+    vLLM runs on what it was built for: only that is taken, and `CUDA_VISIBLE_DEVICES` chooses the GPU."""
 
     cache_dir: str | None = Field(default=None, frozen=True)
-    """Folder that files from the Hub are kept in; None for that of the environment."""
+    """Folder that files from the Hub are kept in; None for that of the environment (`HF_HOME`), where vLLM looks for
+    its own copy of a model's small files in any case."""
 
     url: str | list[str] | None = Field(default=None, frozen=True)
-    """Address of a vLLM server, or several that serve the same model, for `engine="server"`."""
+    """Address of a vLLM server, or a list of several that serve the same model, for `engine="server"`; `WINNOW_URL` has
+    commas between them. A password does not belong in it: use `api_key`."""
 
     api_key: SecretStr | None = Field(
         default_factory=secret_from_env("WINNOW_API_KEY", default=None), frozen=True, exclude=True, repr=False
     )
-    """Key of these servers; by default the environment's WINNOW_API_KEY. Never dumped."""
+    """Key of these servers. By default that in `WINNOW_API_KEY`. It is never dumped."""
 
     root_path: str | None = Field(default=None, frozen=True)
-    """Folder that images with local paths are read from; without it such images are refused."""
+    """Folder that images and videos with local paths are read from; without it they are refused."""
 
     allow_remote_images: StrictBool = Field(default=False, frozen=True)
-    """Whether images may be fetched from http(s) addresses (never from private networks)."""
+    """Whether images and videos may be fetched from http(s) addresses (never from private ones)."""
 
     text_only: StrictBool = Field(default=False, frozen=True)
-    """Leave images and videos alone even where the model takes them. Text models always do."""
+    """Read texts only, also where the model takes images and videos. A text model always reads only the text."""
 
     deadline: StrictFloat | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Seconds after which a call gives up, loading the model included; None to wait."""
+    """Seconds after which a call gives up and withdraws its prompts, unless the call has a deadline of its own; loading
+    the model counts. None to wait."""
 
     score_cache: StrictInt | str | None = Field(default=None, frozen=True)
-    """Keep scores from one call to the next: how many pairs in memory, or a folder to keep them in."""
+    """Keep scores from one call to the next: how many pairs in memory (those used last), or a folder to keep them in;
+    None to keep none. See docs/operations.md#score-cache."""
 
     max_restarts: StrictInt = Field(default=1, ge=0, frozen=True)
-    """How often in a row an engine that died is started again."""
+    """How often in a row an engine that died is started again, until it scores. Those who share an engine share the
+    count, but each has its own limit. See docs/operations.md#when-the-engine-fails."""
 
     _reranker: Reranker = PrivateAttr()
 

@@ -39,17 +39,17 @@ class WinnowRerank(WinnowSettings):
             `winnow.ConfigurationError`.
     """
 
-    top_n: StrictInt | None = Field(default=2, ge=1, description="How many nodes to return; None for all.")
-    metadata_mode: MetadataMode = Field(
-        default=MetadataMode.EMBED, description="Which metadata stand before a node's text when it is scored."
-    )
-    score_threshold: StrictFloat | None = Field(
-        default=None, allow_inf_nan=False, description="Least score to return (inclusive), applied before top_n."
-    )
-    keep_retrieval_score: StrictBool = Field(
-        default=False,
-        description="Keep the score that a node came with in its metadata, as retrieval_score; hidden from the models.",
-    )
+    top_n: StrictInt | None = Field(default=2, ge=1)
+    """How many nodes to return; None for all."""
+
+    metadata_mode: MetadataMode = MetadataMode.EMBED
+    """Which metadata stand before a node's text when it is scored; see docs/llama_index.md#what-is-read."""
+
+    score_threshold: StrictFloat | None = Field(default=None, allow_inf_nan=False)
+    """Least score to return (inclusive), applied before `top_n`."""
+
+    keep_retrieval_score: StrictBool = False
+    """Keep the score that a node came with in its metadata, as `retrieval_score`; hidden from the models."""
 
     @classmethod
     def class_name(cls) -> str:

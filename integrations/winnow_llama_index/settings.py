@@ -35,118 +35,102 @@ _making = ForkSafeLock()
 class WinnowSettings(BaseNodePostprocessor):
     """Settings of a `winnow.Reranker`, as LlamaIndex's components have them, and the reranker made of them."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
-    model: str = Field(description="A folder, or a name on the Hugging Face Hub.", frozen=True)
-    instruction: str | None = Field(
-        default=None,
-        description="What counts as relevant, for models that take an instruction; None for the template's default.",
-    )
-    template: str | dict[str, str] | None = Field(
-        default=None,
-        description="A score template instead of the model's own: a built-in's name, a path, Jinja source, or format "
-        "strings for prefix, query_template, document_template and suffix.",
-    )
-    template_kwargs: dict[str, Any] | None = Field(default=None, description="More variables for the template.")
-    raw_scores: StrictBool = Field(
-        default=False, frozen=True, description="Return logits as scores instead of sigmoid(logit)."
-    )
-    recipe: str | ModelRecipe | None = Field(
-        default=None, frozen=True, description="The model's family, if the model's name does not identify it."
-    )
-    max_length: StrictInt | None = Field(
-        default=None, ge=1, frozen=True, description="Most tokens of a prompt; None for the model's limit."
-    )
-    max_query_tokens: StrictInt | None = Field(
-        default=None,
-        ge=1,
-        frozen=True,
-        description="Most tokens of the query; None for three quarters of what template and instruction leave.",
-    )
-    max_document_tokens: StrictInt | None = Field(
-        default=None, ge=1, frozen=True, description="Most tokens of a node, or of each window; None for what is left."
-    )
-    on_overflow: Literal["truncate", "error", "window"] = Field(
-        default="truncate", frozen=True, description='What to do with longer nodes; "window" scores piece by piece.'
-    )
-    window_overlap: StrictFloat = Field(
-        default=0.1, ge=0, lt=1, frozen=True, description="Share of a window that the next one repeats."
-    )
-    window_score: Literal["max", "mean", "first"] = Field(
-        default="max", frozen=True, description="How a node's windows make its score."
-    )
-    on_error: Literal["raise", "skip"] = Field(
-        default="raise",
-        frozen=True,
-        description='"skip": a node that cannot be scored ranks last and says why in its metadata, as rerank_error.',
-    )
-    engine: str = Field(
-        default="auto",
-        frozen=True,
-        description='"auto", "vllm" (in this process), "server" (vLLM servers at url), "transformers", or "fake" (no '
-        "model, for tests).",
-    )
-    url: str | list[str] | None = Field(
-        default=None, frozen=True, description='Address of a vLLM server, or of several, for engine="server".'
-    )
-    api_key: SecretStr | None = Field(
-        default=None,
-        frozen=True,
-        exclude=True,
-        repr=False,
-        description="Key of these servers; None for the environment variable WINNOW_API_KEY. Never serialized.",
-    )
-    engine_kwargs: dict[str, Any] = Field(
-        default_factory=dict,
-        frozen=True,
-        repr=False,
-        description="Settings of the engine: any field of vLLM's AsyncEngineArgs, or the keywords of Winnow's "
-        "TransformersEngine or ServerEngine. hf_token is never serialized.",
-    )
-    device: str | None = Field(
-        default=None,
-        frozen=True,
-        description='What PyTorch runs on, such as "cpu" or "cuda:1"; None to find it. For vLLM, CUDA_VISIBLE_DEVICES '
-        "chooses the GPU.",
-    )
-    cache_dir: str | None = Field(
-        default=None,
-        frozen=True,
-        description="Folder that files from the Hub are kept in; None for that of the environment.",
-    )
-    root_path: str | None = Field(
-        default=None,
-        frozen=True,
-        description="Folder that images with local paths are read from; without it such images are refused.",
-    )
-    allow_remote_images: StrictBool = Field(
-        default=False, frozen=True, description="Whether images may be fetched from http(s) addresses."
-    )
-    text_only: StrictBool = Field(
-        default=False,
-        frozen=True,
-        description="Leave images and videos alone even where the model takes them. Text models always do.",
-    )
-    deadline: StrictFloat | None = Field(
-        default=None,
-        gt=0,
-        allow_inf_nan=False,
-        description="Seconds after which a query gives up, loading the model included; None to wait.",
-    )
-    score_cache: StrictInt | str | None = Field(
-        default=None,
-        frozen=True,
-        description="Keep scores from one query to the next: how many pairs in memory, or a folder to keep them in.",
-    )
-    fallback: str | None = Field(
-        default=None,
-        frozen=True,
-        description='What ranks if the engine fails: the name of another engine, or "retrieval order", which leaves '
-        "the nodes and their scores as they came and says why in their metadata, as rerank_error. None to raise.",
-    )
-    max_restarts: StrictInt = Field(
-        default=1, ge=0, frozen=True, description="How often in a row an engine that died is started again."
-    )
+    model: str = Field(frozen=True)
+    """A folder, or a name on the Hugging Face Hub."""
+
+    instruction: str | None = None
+    """What counts as relevant, for models that take an instruction; None or "" for the template's default."""
+
+    template: str | dict[str, str] | None = None
+    """A score template instead of the model's own: a built-in's name, a path, Jinja source, or format strings
+    `{"prefix", "query_template", "document_template", "suffix"}`."""
+
+    template_kwargs: dict[str, Any] | None = None
+    """More variables for the template."""
+
+    raw_scores: StrictBool = Field(default=False, frozen=True)
+    """Return logits as scores instead of sigmoid(logit)."""
+
+    recipe: str | ModelRecipe | None = Field(default=None, frozen=True)
+    """The model's family, or a `winnow.ModelRecipe`, if the model's name does not identify it."""
+
+    max_length: StrictInt | None = Field(default=None, ge=1, frozen=True)
+    """Most tokens of a prompt; None for the model's limit, or the length at which the reference code of its family
+    stops, if that is less. More than the reference code's is taken, more than the model's limit is lowered to it;
+    either is a warning in the log."""
+
+    max_query_tokens: StrictInt | None = Field(default=None, ge=1, frozen=True)
+    """Most tokens of the query; None for three quarters of what template and instruction leave."""
+
+    max_document_tokens: StrictInt | None = Field(default=None, ge=1, frozen=True)
+    """Most tokens of a node, or of each window; None for all that is left."""
+
+    on_overflow: Literal["truncate", "error", "window"] = Field(default="truncate", frozen=True)
+    """What to do with longer nodes: "truncate", "error", or "window" (score piece by piece)."""
+
+    window_overlap: StrictFloat = Field(default=0.1, ge=0, lt=1, frozen=True)
+    """Share of a window that the next one repeats, from 0 to below 1."""
+
+    window_score: Literal["max", "mean", "first"] = Field(default="max", frozen=True)
+    """How a node's windows make its logit: "max", "mean" or "first"."""
+
+    on_error: Literal["raise", "skip"] = Field(default="raise", frozen=True)
+    """"raise", or "skip": a node that cannot be scored ranks last, with the reason in its metadata, as `rerank_error`;
+    with a blank query all nodes do, in the order in which they came."""
+
+    engine: str = Field(default="auto", frozen=True)
+    """"auto" (vLLM if it runs here, else transformers; the log says which and why), "vllm" (in this process), "server"
+    (vLLM servers at `url`), "transformers", or "fake" (no model, for tests)."""
+
+    url: str | list[str] | None = Field(default=None, frozen=True)
+    """Address of a vLLM server, or a list of several that serve the same model, for `engine="server"`; `WINNOW_URL` has
+    commas between them. A password does not belong in it: use `api_key`."""
+
+    api_key: SecretStr | None = Field(default=None, frozen=True, exclude=True, repr=False)
+    """Key of these servers. None for that in `WINNOW_API_KEY`, read with the first query. It is never serialized."""
+
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict, frozen=True, repr=False)
+    """Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of `TransformersEngine` or
+    `ServerEngine`; see docs/settings.md#settings-of-the-engine. `hf_token` is never serialized."""
+
+    device: str | None = Field(default=None, frozen=True)
+    """What PyTorch runs on, such as "cpu" or "cuda:1"; None to find it. `engine_kwargs={"device": ...}` is the same.
+    vLLM runs on what it was built for: only that is taken, and `CUDA_VISIBLE_DEVICES` chooses the GPU."""
+
+    cache_dir: str | None = Field(default=None, frozen=True)
+    """Folder that files from the Hub are kept in; None for that of the environment (`HF_HOME`), where vLLM looks for
+    its own copy of a model's small files in any case."""
+
+    root_path: str | None = Field(default=None, frozen=True)
+    """Folder that images and videos with local paths are read from; without it they are refused."""
+
+    allow_remote_images: StrictBool = Field(default=False, frozen=True)
+    """Whether images and videos may be fetched from http(s) addresses (never from private ones)."""
+
+    text_only: StrictBool = Field(default=False, frozen=True)
+    """Read texts only, also where the model takes images and videos. A text model always reads only the text."""
+
+    deadline: StrictFloat | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds after which a call gives up and withdraws its prompts, unless the call has a deadline of its own; loading
+    the model counts. None to wait."""
+
+    score_cache: StrictInt | str | None = Field(default=None, frozen=True)
+    """Keep scores from one call to the next: how many pairs in memory (those used last), or a folder to keep them in;
+    None to keep none. See docs/operations.md#score-cache."""
+
+    fallback: str | None = Field(default=None, frozen=True)
+    """What ranks if the engine fails: the name of another engine for the same model, another `Reranker`, or "retrieval
+    order", which leaves the nodes as they came, also when a deadline passes. With any fallback a blank query leaves
+    them as they came, too. None to raise. See docs/operations.md#when-the-engine-fails. After "retrieval order",
+    `rerank_error` in the metadata says why."""
+
+    max_restarts: StrictInt = Field(default=1, ge=0, frozen=True)
+    """How often in a row an engine that died is started again, until it scores. Those who share an engine share the
+    count, but each has its own limit. See docs/operations.md#when-the-engine-fails."""
 
     _reranker: Reranker | None = PrivateAttr(default=None)
 

@@ -6,7 +6,6 @@ import dataclasses
 import gc
 import json
 import pickle
-import re
 import subprocess
 import sys
 import time
@@ -241,21 +240,6 @@ def test_copies_work_and_updates_take_effect() -> None:
     assert scores(one.model_copy(update={"raw_scores": True}).compress_documents(make_documents(), QUERY))[0] > 1
     with pytest.raises(ValueError, match="topn"):
         one.model_copy(update={"topn": 3})
-
-
-def test_the_docs_list_every_setting_with_its_default() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "langchain.md").read_text(encoding="utf-8")
-    table = page.split("\n## Settings")[1].split("\n## ")[0]
-    rows = {
-        name: shown
-        for names, shown in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.*?) \|", table, re.MULTILINE)
-        for name in re.findall(r"\w+", names)
-    }
-    assert rows.keys() == WinnowRerank.model_fields.keys()
-    assert (rows.pop("model"), rows.pop("api_key")) == ("required", "`WINNOW_API_KEY`")
-    for name, shown in rows.items():
-        default = WinnowRerank.model_fields[name].get_default(call_default_factory=True)
-        assert shown.replace('"', "'") == f"`{default!r}`", name
 
 
 def test_settings_are_not_the_callers_objects() -> None:

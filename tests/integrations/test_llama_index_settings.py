@@ -185,19 +185,6 @@ def test_servers_round_trip() -> None:
         assert one.url == url
 
 
-def test_the_docs_list_every_setting_with_its_default() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "llama_index.md").read_text(encoding="utf-8")
-    table = page.split("\n## Parameters")[1].split("\n## ")[0]
-    rows = dict(re.findall(r"^\| `(\w+)`(?: •)? \| (.*?) \|", table, re.MULTILINE))
-    assert rows.keys() == WinnowRerank.model_fields.keys()
-    assert (rows.pop("model"), rows.pop("callback_manager")) == ("required", "new")
-    assignable = set(re.findall(r"`(\w+)` •", table))
-    assert assignable == {name for name, field in WinnowRerank.model_fields.items() if not field.frozen}
-    for name, shown in rows.items():
-        default = WinnowRerank.model_fields[name].get_default(call_default_factory=True)
-        assert shown.replace('"', "'") == f"`{getattr(default, 'value', default)!r}`", name
-
-
 def test_class_name_is_stable_and_in_the_dump() -> None:
     assert WinnowRerank.class_name() == "WinnowRerank"
     assert fake().to_dict()["class_name"] == "WinnowRerank"

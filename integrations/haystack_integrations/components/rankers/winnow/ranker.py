@@ -58,7 +58,8 @@ class WinnowRanker:
         query_suffix: Put after the query.
         document_prefix: Put before each document, in front of its metadata.
         document_suffix: Put after each document.
-        instruction: What counts as relevant, for models that take an instruction; None for the template's default.
+        instruction: What counts as relevant, for models that take an instruction; None or "" for the template's
+            default.
         template: A score template instead of the model's own: a built-in's name, a path, Jinja source, or format
             strings `{"prefix", "query_template", "document_template", "suffix"}`.
         template_kwargs: More variables for the template.
@@ -67,33 +68,45 @@ class WinnowRanker:
         embedding_separator: What stands between them.
         scale_score: Return sigmoid(logit), between 0 and 1, as scores. False for raw logits.
         score_threshold: Least score to return (inclusive), applied before `top_k`; a logit with `scale_score=False`.
-        max_length: Most tokens of a prompt; None for the model's limit.
+        max_length: Most tokens of a prompt; None for the model's limit, or the length at which the reference code of
+            its family stops, if that is less. More than the reference code's is taken, more than the model's limit is
+            lowered to it; either is a warning in the log.
         max_query_tokens: Most tokens of the query; None for three quarters of what template and instruction leave.
         max_document_tokens: Most tokens of a document, or of each window; None for all that is left.
         on_overflow: What to do with longer documents: "truncate", "error", or "window" (score piece by piece).
-        window_overlap: Share of a window that the next one repeats.
-        window_score: How a document's windows make its score: "max", "mean" or "first".
-        on_error: "raise", or "skip": a document that cannot be scored ranks last, and `meta["failed"]` says why. With a
-            blank query all documents then stay as they came.
-        deadline: Seconds after which a run gives up, with a `TimeoutError`, or with the `fallback` "retrieval order";
-            None to wait.
+        window_overlap: Share of a window that the next one repeats, from 0 to below 1.
+        window_score: How a document's windows make its logit: "max", "mean" or "first".
+        on_error: "raise", or "skip": a document that cannot be scored ranks last, with the reason in `meta["failed"]`;
+            with a blank query all documents do, in the order in which they came.
+        deadline: Seconds after which a call gives up and withdraws its prompts, unless the call has a deadline of its
+            own; loading the model counts. None to wait. See docs/haystack.md#deadlines-and-blank-queries.
         recipe: The model's family, or a `winnow.ModelRecipe`, if the model's name does not identify it.
-        engine: "auto" (vLLM if it runs here, else transformers), "vllm", "transformers", "server" (vLLM servers at
-            `url`), "fake" (no model, for tests), or a `winnow.Engine`, which cannot be serialized.
-        engine_kwargs: Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of Winnow's
-            `TransformersEngine` or `ServerEngine`.
-        device: Where `engine="transformers"` computes: a Haystack `ComponentDevice`, or its text ("cpu", "cuda:1").
-        cache_dir: Folder that files from the Hugging Face Hub are kept in; None for that of the environment.
-        url: Address of a vLLM server, or several that serve the same model, for `engine="server"`.
-        api_key: Key of these servers; read when it is first needed, and for no other engine.
+        engine: "auto" (vLLM if it runs here, else transformers; the log says which and why), "vllm" (in this process),
+            "server" (vLLM servers at `url`), "transformers", "fake" (no model, for tests), or a `winnow.Engine`, which
+            cannot be saved.
+        engine_kwargs: Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of
+            `TransformersEngine` or `ServerEngine`; see docs/settings.md#settings-of-the-engine.
+        device: What PyTorch runs on, such as "cpu" or "cuda:1"; None to find it. `engine_kwargs={"device": ...}` is the
+            same. vLLM runs on what it was built for: only that is taken, and `CUDA_VISIBLE_DEVICES` chooses the GPU. A
+            Haystack `ComponentDevice`, or its text.
+        cache_dir: Folder that files from the Hub are kept in; None for that of the environment (`HF_HOME`), where vLLM
+            looks for its own copy of a model's small files in any case.
+        url: Address of a vLLM server, or a list of several that serve the same model, for `engine="server"`;
+            `WINNOW_URL` has commas between them. A password does not belong in it: use `api_key`.
+        api_key: Key of these servers. A `Secret`, read when it is first needed, and for no other engine.
         token: Access token of the Hugging Face Hub, for private and gated models; read when the model loads.
-        text_only: Leave images and videos alone, also where the model takes them.
-        root_path: Folder that images in `meta["file_path"]` are read from; without it they are refused.
-        allow_remote_images: Whether `meta["file_path"]` may be an http(s) address.
-        score_cache: Keep scores from one run to the next: how many pairs in memory, or a folder to keep them in.
-        fallback: What ranks if the engine fails: the name of another engine, or "retrieval order", which leaves the
-            documents and their scores as they came. `meta["fallback"]` then says so. None to raise.
-        max_restarts: How often in a row an engine that died is started again.
+        text_only: Read texts only, also where the model takes images and videos. A text model always reads only the
+            text.
+        root_path: Folder that images and videos with local paths are read from; without it they are refused.
+        allow_remote_images: Whether images and videos may be fetched from http(s) addresses (never from private ones).
+        score_cache: Keep scores from one call to the next: how many pairs in memory (those used last), or a folder to
+            keep them in; None to keep none. See docs/operations.md#score-cache.
+        fallback: What ranks if the engine fails: the name of another engine for the same model, another `Reranker`, or
+            "retrieval order", which leaves the documents as they came, also when a deadline passes. With any fallback a
+            blank query leaves them as they came, too. `meta["fallback"]` then says so. None to raise. See
+            docs/operations.md#when-the-engine-fails.
+        max_restarts: How often in a row an engine that died is started again, until it scores. Those who share an
+            engine share the count, but each has its own limit. See docs/operations.md#when-the-engine-fails.
 
     Raises:
         ValueError: An argument is out of range. Errors that depend on the model are raised when it loads.
