@@ -97,10 +97,8 @@ def sentence(name: str, page: str) -> str:
     """
     text = SHARED[name]
     for ours, theirs in WORDS[page].items():
-        if ours.isidentifier():  # a word, also in the plural, but not a part of a name
-            text = re.sub(rf"\b{ours}(?=s?\b)", theirs, text)
-        else:
-            text = text.replace(ours, theirs)
+        # A word also in the plural, but not where it is a part of a name.
+        text = re.sub(rf"\b{ours}(?=s?\b)", theirs, text) if ours.isidentifier() else text.replace(ours, theirs)
     return " ".join([text, *filter(None, [ADDED.get(page, {}).get(name)])])
 
 

@@ -1,4 +1,4 @@
-"""docs/generate.py writes the settings' sentences into the docs and the integrations: it finds what is stale, and makes it fresh."""
+"""docs/generate.py writes the settings' sentences into docs and integrations: it finds what is stale, and renews it."""
 
 import subprocess
 import sys
@@ -9,6 +9,15 @@ import pytest
 pytest.importorskip("cogapp")  # `make test` installs it with the tools of `make lint`
 
 ROOT = Path(__file__).parents[1]
+WRITTEN = [
+    "docs/settings.md",
+    "docs/haystack.md",
+    "docs/langchain.md",
+    "docs/llama_index.md",
+    "integrations/haystack_integrations/components/rankers/winnow/ranker.py",
+    "integrations/winnow_langchain/settings.py",
+    "integrations/winnow_llama_index/settings.py",
+]
 
 
 def generate(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -21,24 +30,18 @@ def test_nothing_is_stale() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "docs/settings.md",
-        "docs/haystack.md",
-        "docs/langchain.md",
-        "docs/llama_index.md",
-        "integrations/haystack_integrations/components/rankers/winnow/ranker.py",
-        "integrations/winnow_langchain/settings.py",
-        "integrations/winnow_llama_index/settings.py",
-    ],
-)
-def test_a_stale_sentence_is_found_and_made_fresh(name: str, tmp_path: Path) -> None:
-    fresh = (ROOT / name).read_text(encoding="utf-8")
-    copy = tmp_path / Path(name).parent.name / Path(name).name
-    copy.parent.mkdir()
-    copy.write_text(fresh.replace("Most tokens of a prompt", "The longest prompt"), encoding="utf-8")
-    assert copy.read_text(encoding="utf-8") != fresh
-    assert generate("--check", copy).returncode != 0
-    assert generate(copy).returncode == 0
-    assert copy.read_text(encoding="utf-8") == fresh
+def test_stale_sentences_are_found_and_renewed(tmp_path: Path) -> None:
+    copies = {}
+    for name in WRITTEN:
+        fresh = (ROOT / name).read_text(encoding="utf-8")
+        copy = tmp_path / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(fresh.replace("Most tokens of a prompt", "The longest prompt"), encoding="utf-8")
+        assert copy.read_text(encoding="utf-8") != fresh
+        copies[copy] = fresh
+
+    stale = generate("--check", *copies)
+    assert stale.returncode != 0
+    assert [copy for copy in copies if str(copy) not in stale.stdout + stale.stderr] == []
+    assert generate(*copies).returncode == 0
+    assert [copy for copy, fresh in copies.items() if copy.read_text(encoding="utf-8") != fresh] == []

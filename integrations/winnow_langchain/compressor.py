@@ -41,9 +41,9 @@ class WinnowRerank(WinnowSettings, BaseDocumentCompressor):
     """What stands between these metadata and the text."""
 
     fallback: str | None = Field(default=None, frozen=True)
-    """What ranks if the engine fails: the name of another engine for the same model, another `Reranker`, or "retrieval
-    order", which leaves the documents as they came, also when a deadline passes. With any fallback a blank query leaves
-    them as they came, too. None to raise. See docs/operations.md#when-the-engine-fails. After "retrieval order",
+    """What ranks if the engine fails: the name of another engine for the same model, or "retrieval order", which leaves
+    the documents as they came, also when a deadline passes. With any fallback a blank query leaves them as they came,
+    too. None to raise. See docs/operations.md#when-the-engine-fails. After "retrieval order",
     `metadata["rerank_error"]` says why."""
 
     image_key: str | None = "image"

@@ -123,10 +123,10 @@ class WinnowSettings(BaseNodePostprocessor):
     None to keep none. See docs/operations.md#score-cache."""
 
     fallback: str | None = Field(default=None, frozen=True)
-    """What ranks if the engine fails: the name of another engine for the same model, another `Reranker`, or "retrieval
-    order", which leaves the nodes as they came, also when a deadline passes. With any fallback a blank query leaves
-    them as they came, too. None to raise. See docs/operations.md#when-the-engine-fails. After "retrieval order",
-    `rerank_error` in the metadata says why."""
+    """What ranks if the engine fails: the name of another engine for the same model, or "retrieval order", which leaves
+    the nodes as they came, also when a deadline passes. With any fallback a blank query leaves them as they came, too.
+    None to raise. See docs/operations.md#when-the-engine-fails. After "retrieval order", `rerank_error` in the metadata
+    says why."""
 
     max_restarts: StrictInt = Field(default=1, ge=0, frozen=True)
     """How often in a row an engine that died is started again, until it scores. Those who share an engine share the

@@ -101,9 +101,9 @@ class WinnowRanker:
         allow_remote_images: Whether images and videos may be fetched from http(s) addresses (never from private ones).
         score_cache: Keep scores from one call to the next: how many pairs in memory (those used last), or a folder to
             keep them in; None to keep none. See docs/operations.md#score-cache.
-        fallback: What ranks if the engine fails: the name of another engine for the same model, another `Reranker`, or
-            "retrieval order", which leaves the documents as they came, also when a deadline passes. With any fallback a
-            blank query leaves them as they came, too. `meta["fallback"]` then says so. None to raise. See
+        fallback: What ranks if the engine fails: the name of another engine for the same model, or "retrieval order",
+            which leaves the documents as they came, also when a deadline passes. With any fallback a blank query leaves
+            them as they came, too. `meta["fallback"]` then says so. None to raise. See
             docs/operations.md#when-the-engine-fails.
         max_restarts: How often in a row an engine that died is started again, until it scores. Those who share an
             engine share the count, but each has its own limit. See docs/operations.md#when-the-engine-fails.
