@@ -3,8 +3,6 @@
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-from tqdm.auto import tqdm
-
 
 class Bar(Protocol):
     """A progress bar that counts pairs."""
@@ -32,6 +30,9 @@ class _NoBar:
 
 def progress_bar(show: bool) -> AbstractContextManager[Bar]:
     """A bar on stderr, which appears after a second; or a bar that shows nothing."""
-    bar: AbstractContextManager[Bar]
-    bar = tqdm(total=0, desc="reranking", unit="pair", delay=1) if show else nullcontext(_NoBar())
+    if not show:
+        return nullcontext(_NoBar())
+    from tqdm.auto import tqdm
+
+    bar: AbstractContextManager[Bar] = tqdm(total=0, desc="reranking", unit="pair", delay=1)
     return bar

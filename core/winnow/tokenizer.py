@@ -11,11 +11,12 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-from tokenizers import AddedToken, Encoding, Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from winnow.errors import ModelError, TemplateError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class PromptTokenizer:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: "Tokenizer",
         special_tokens: dict[str, str] | None = None,
         *,
         token_types: bool = False,
@@ -63,7 +64,7 @@ class PromptTokenizer:
         self.token_types = token_types
         self.last = list(last)
         self.padding: int | None = None
-        self._original = Tokenizer.from_str(tokenizer.to_str())
+        self._original = type(tokenizer).from_str(tokenizer.to_str())
         self._original.no_padding()
         self._original.no_truncation()
         state = json.loads(self._original.to_str())
@@ -90,7 +91,7 @@ class PromptTokenizer:
         at = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
         self.begin, self.end = whole[:at], whole[at + len(bare) :]
 
-    def _with_secret_names(self, state: dict[str, Any], control: Sequence[dict[str, Any]]) -> Tokenizer:
+    def _with_secret_names(self, state: dict[str, Any], control: Sequence[dict[str, Any]]) -> "Tokenizer":
         """The tokenizer with its control tokens renamed, among the added tokens and in the vocabulary alike.
 
         A unigram or word-level vocabulary holds control tokens as pieces that text can match, so dropping the added
@@ -115,6 +116,8 @@ class PromptTokenizer:
             model["merges"] = [merge for merge in model["merges"] if not makes_control_token(merge)]
         state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in self._secret]
         state["post_processor"] = None
+        from tokenizers import AddedToken, Tokenizer
+
         plain = Tokenizer.from_str(json.dumps(state))
         flags = ("lstrip", "rstrip", "normalized")  # whether it is a single word `literal` has found out
         plain.add_special_tokens(
@@ -245,7 +248,7 @@ class PromptTokenizer:
         """Ids of one text, without `begin` and `end`."""
         return self.real_ids(self._plain.encode(text, add_special_tokens=False).ids)
 
-    def encode_with_offsets(self, texts: Sequence[str]) -> list[Encoding]:
+    def encode_with_offsets(self, texts: Sequence[str]) -> "list[Encoding]":
         """Encodings with character offsets; their ids are not the model's where control tokens stand."""
         return self._plain.encode_batch(list(texts), add_special_tokens=False)
 

@@ -11,7 +11,7 @@ import pytest
 
 from tiny_vision import clip, encoded, load, load_video, picture, video_file
 from winnow import DocumentError
-from winnow.media.fetch import MAX_BYTES, ImageError
+from winnow.media.limits import MAX_BYTES, ImageError
 from winnow.media.local_files import read_below
 
 INSIDE, SECRET = b"inside", b"secret"

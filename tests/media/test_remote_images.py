@@ -21,7 +21,8 @@ from PIL import Image
 
 from tiny_vision import clip, encoded, load, load_video, picture, video_file
 from winnow import DocumentError
-from winnow.media.fetch import ImageError, fetch, resolve
+from winnow.media.fetch import fetch, resolve
+from winnow.media.limits import ImageError
 from winnow.media.public_addresses import is_public
 
 PNG = encoded(picture(320, 200, "lightblue", "Beijing"))
@@ -284,7 +285,7 @@ def shown(site: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, path: str,
     async def by_way_of_the_site(url: str) -> bytes:
         return await fetch(url, resolver=PUBLIC, transport=ToSite(site.server_port))
 
-    monkeypatch.setattr("winnow.media.images.fetch", by_way_of_the_site)
+    monkeypatch.setattr("winnow.media.fetch.fetch", by_way_of_the_site)
     url = f"http://pictures.example{path}"
     return load(url, remote=True) if kind == "image" else load_video(url, remote=True)
 
@@ -326,7 +327,7 @@ def test_frames_from_addresses(site: ThreadingHTTPServer, monkeypatch: pytest.Mo
         finally:
             at_once -= 1
 
-    monkeypatch.setattr("winnow.media.images.fetch", counted)
+    monkeypatch.setattr("winnow.media.fetch.fetch", counted)
     urls = [f"http://pictures.example/map.png?{at}" for at in range(12)]
     assert load_video(urls, remote=True) == load_video([PNG] * 12)
     assert 1 < most <= 4
@@ -420,7 +421,8 @@ def test_a_process_ends_while_a_name_server_does_not_answer() -> None:
     script = """
 import asyncio, socket, time
 socket.getaddrinfo = lambda *_, **__: time.sleep(3600)
-from winnow.remote_images import ImageError, fetch
+from winnow.media.fetch import fetch
+from winnow.media.limits import ImageError
 try:
     asyncio.run(fetch("http://slow.example/map.png", max_seconds=0.1))
 except ImageError as error:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
 from winnow.models import Checkpoint, ModelRecipe
 from winnow.prompts import Prompt
 from winnow.templates import ScoreTemplate
@@ -214,6 +212,8 @@ _FAKE_TEMPLATE = "<i>{{ instruction }}<q>{{ query }}<d>{{ document }}<e>"
 
 
 def _byte_tokenizer() -> PromptTokenizer:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={character: index for index, character in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

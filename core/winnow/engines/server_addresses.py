@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import httpx
-
 from winnow.errors import ConfigurationError
 from winnow.outside_text import shown_address
 
@@ -24,6 +22,8 @@ def server_addresses(url: str | Sequence[str] | None) -> list[str]:
 
 
 def _address(url: str) -> str:
+    import httpx
+
     try:
         parts = httpx.URL(url.strip())
     except (httpx.InvalidURL, AttributeError):

@@ -14,19 +14,15 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 
+from winnow.media.limits import MAX_BYTES, ImageError
 from winnow.media.public_addresses import is_public
 from winnow.threads import in_daemon_thread
 
-MAX_BYTES = 20 << 20
 MAX_SECONDS = 20.0
 _MAX_REDIRECTS = 5
 _BLANK = b" \t\r\n\xef\xbb\xbf"  # what may stand before markup: white space, and the mark of UTF-8
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
-
-
-class ImageError(Exception):
-    """An image cannot be used; the message is the reason, to be followed by a full stop."""
 
 
 async def resolve(host: str, port: int) -> list[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from winnow.errors import DocumentError, MissingExtraError
-from winnow.media.fetch import MAX_BYTES, ImageError, fetch
+from winnow.media.limits import MAX_BYTES, ImageError
 from winnow.media.local_files import read_below
 from winnow.media.pixels import in_rgb
 from winnow.media.videos import NO_VIDEOS, decoded, sampled, times_of_list
@@ -142,6 +142,8 @@ class ImageLoader:
             return given
         if not self._allow_remote:
             raise ImageError("it is a web address, and these are only fetched with allow_remote_images=True")
+        from winnow.media.fetch import fetch  # here, because it imports an HTTP client
+
         return await fetch(given.strip())
 
     def _prepared(self, vision: Vision, image: Any) -> PromptImage:

@@ -5,7 +5,7 @@ import os
 import stat
 from pathlib import Path
 
-from winnow.media.fetch import MAX_BYTES, ImageError
+from winnow.media.limits import MAX_BYTES, ImageError
 
 
 def read_below(root: Path, path: str | bytes) -> bytes:

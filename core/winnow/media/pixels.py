@@ -4,7 +4,7 @@ import io
 import math
 from typing import TYPE_CHECKING
 
-from winnow.media.fetch import MAX_BYTES, ImageError
+from winnow.media.limits import MAX_BYTES, ImageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from winnow.errors import MissingExtraError
-from winnow.media.fetch import MAX_BYTES, ImageError
+from winnow.media.limits import MAX_BYTES, ImageError
 from winnow.media.vision import MAX_FRAMES
 
 if TYPE_CHECKING:

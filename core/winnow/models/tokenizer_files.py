@@ -3,13 +3,14 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer, models, normalizers
+from typing import TYPE_CHECKING, Any
 
 from winnow.errors import ModelError
 from winnow.models.folder import read_tokenizer_config
 from winnow.tokenizer import PromptTokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class FolderTokenizer:
     """
 
     loaded: Any
-    backend: Tokenizer
+    backend: "Tokenizer"
     file: str
     strays: tuple[str, ...] = ()
 
@@ -67,6 +68,7 @@ def read_tokenizer(folder: Path, model: str, trust_remote_code: bool = False) ->
     Raises:
         ModelError: There is none, or it cannot be read. The message says what is missing.
     """
+    from tokenizers import Tokenizer, normalizers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     read_tokenizer_config(folder, model)  # its fields are checked before transformers follows them
@@ -144,6 +146,7 @@ def load_tokenizer(
 
 def _normalizer_in_file(loaded: Any) -> Any:
     """The normaliser of a SentencePiece file, as transformers 4 read it; None where `loaded` has kept it."""
+    from tokenizers import models
     from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS, SpmConverter
 
     kind: Any = SLOW_TO_FAST_CONVERTERS.get(type(loaded).__name__)
@@ -156,7 +159,7 @@ def _normalizer_in_file(loaded: Any) -> Any:
     return converter.normalizer(converter.proto) if converter.proto.normalizer_spec.precompiled_charsmap else None
 
 
-def _strays(loaded: Tokenizer, own: Tokenizer) -> list[str]:
+def _strays(loaded: "Tokenizer", own: "Tokenizer") -> list[str]:
     """The texts to which two tokenizers give different ids."""
     if loaded is own:
         return []

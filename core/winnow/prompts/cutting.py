@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import regex
-
 # A first guess of how many characters a token has, so that a book is not tokenised to keep its first page.
 CHARACTERS_PER_TOKEN = 8
 # Most characters that are read for each token there is room for. A tokenizer may make one token, or none, of any number
@@ -13,7 +11,6 @@ MOST_CHARACTERS_PER_TOKEN = 128
 # 100 characters, but up to 100 tokens of half that word.
 CUT_WORD = 128
 
-_GRAPHEMES = regex.compile(r"\X")
 # A cut looks for the start of a grapheme within so many characters. Longer graphemes (stacked accents) may be split.
 _GRAPHEME_REACH = 32
 
@@ -31,12 +28,14 @@ def cut_before(text: str, spans: Sequence[tuple[int, int]], offset: int, keep: i
     """
     if keep <= 0:
         return 0
+    import regex
+
     if keep >= len(spans):
         return len(text)
     end = min(spans[keep - 1][1], spans[keep][0]) - offset
     start = max(0, end - _GRAPHEME_REACH)
     around = text[start : end + _GRAPHEME_REACH]
     boundary = max(
-        (start + match.start() for match in _GRAPHEMES.finditer(around) if start + match.start() <= end), default=end
+        (start + match.start() for match in regex.finditer(r"\X", around) if start + match.start() <= end), default=end
     )
     return boundary if boundary > start or start == 0 else end

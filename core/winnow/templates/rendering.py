@@ -4,9 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from winnow.errors import TemplateError
-from winnow.templates import jinja_sandbox
-from winnow.templates import worker as template_worker
-from winnow.templates.jinja_sandbox import RenderError
 from winnow.templates.segments import FIELDS, FieldName
 
 # Variables of a rendering besides the caller's `template_kwargs`.
@@ -79,13 +76,15 @@ def rendered_chat(
     source: str, origin: Origin, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
 ) -> str:
     """The rendering of messages; see `rendered`."""
+    from winnow.templates import jinja_sandbox, worker  # here, because the former imports Jinja
+
     given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": False, **variables}
     try:
         if origin.trusted:
             return jinja_sandbox.render(source, given, _RENDER_SECONDS)
         refuse_size(source, origin)
-        return template_worker.render(source, given, _RENDER_SECONDS)
-    except RenderError as error:
+        return worker.render(source, given, _RENDER_SECONDS)
+    except jinja_sandbox.RenderError as error:
         said = f": {_printable(error.detail)}" if error.detail else ""
         message = f"The template from {origin.name} {error.what}{_line(source, error.line)}{said}"
         if error.over:
