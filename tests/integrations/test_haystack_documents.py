@@ -117,12 +117,16 @@ def test_paths_are_handed_over_for_the_core_to_check(handed_over: list[Any], tmp
     assert given(handed_over, found) == [winnow.Document(image="../secret.png")]
 
 
-def test_a_relative_root_path_is_taken_once(
+def test_a_relative_root_path_and_one_from_home_are_taken_once(
     handed_over: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     found = Document(content=None, meta={"file_path": "china.png"})
-    assert given(handed_over, found, root_path="maps") == [winnow.Document(image=str(tmp_path / "maps" / "china.png"))]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for root in ("maps", "~/maps"):
+        assert given(handed_over, found, root_path=root) == [
+            winnow.Document(image=str(tmp_path / "maps" / "china.png"))
+        ]
 
 
 def test_an_address_stays_an_address(handed_over: list[Any], tmp_path: Path) -> None:

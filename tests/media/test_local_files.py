@@ -11,6 +11,7 @@ import pytest
 
 from tiny_vision import clip, encoded, load, load_video, picture, video_file
 from winnow import DocumentError
+from winnow.media.images import ImageLoader
 from winnow.media.limits import MAX_BYTES, ImageError
 from winnow.media.local_files import read_below
 
@@ -116,6 +117,22 @@ def test_links_that_stay_inside_are_followed(root: Path) -> None:
         with pytest.raises(ImageError, match=r"does not lie below root_path|there is no file"):
             read_below(root, path)
     assert read_below(root, "through.png") == INSIDE
+
+
+@pytest.mark.parametrize("given", ["images", "images/", "./images", "~/images", "other/../images", "other/..", "~"])
+def test_the_folder_may_be_written_in_many_ways(given: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root.parent / "other").mkdir()
+    monkeypatch.chdir(root.parent)
+    monkeypatch.setenv("HOME", str(root.parent))
+    loader = ImageLoader(given)
+    below = "images/maps/china.png" if given in ("other/..", "~") else "maps/china.png"
+    expanded = os.path.expanduser(given)  # noqa: PTH111 - as users do it
+    # The last is how Haystack's integration names a file.
+    for path in (below, f"./{below}", str(root / "maps" / "china.png"), str(Path(expanded, below).absolute())):
+        assert loader._bytes(path) == INSIDE
+    for path in ("../outside/china.png", f"{root}/../outside/china.png", "~/outside/china.png"):
+        with pytest.raises(ImageError, match=r"does not lie below root_path|there is no file"):
+            ImageLoader(root)._bytes(path)
 
 
 def test_no_descriptor_is_left_open(root: Path) -> None:

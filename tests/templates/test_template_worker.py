@@ -266,6 +266,24 @@ def test_one_worker_is_started_and_used_again(no_worker: None) -> None:
     assert worker_pids() != {pid}
 
 
+def test_a_worker_that_ends_while_it_is_idle_fails_no_template(
+    no_worker: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template_worker.render(PLACES, {}, 2.0)
+    [pid] = worker_pids()
+    # Killed, as when memory is short, after it was seen alive.
+    monkeypatch.setattr(template_worker.Worker, "lives", property(lambda _: True))
+    os.kill(pid, signal.SIGKILL)
+    assert template_worker.render("{{ a }}", {"a": "x"}, 2.0) == "x"
+    assert worker_pids().isdisjoint({pid})
+
+
+def test_a_worker_that_a_template_took_to_a_limit_renders_no_other(no_worker: None) -> None:
+    with pytest.raises(RenderError, match="too much memory"):
+        template_worker.render("{{ 'a'.ljust(7 * 10**9) }}", {}, 2.0)
+    assert not worker_pids()
+
+
 def test_who_finds_all_workers_busy_gets_another_and_few_are_kept(no_worker: None) -> None:
     all_render = threading.Barrier(4)
     take, errors = template_worker._take, []

@@ -42,7 +42,7 @@ class ImageLoader:
     """
 
     def __init__(self, root_path: str | os.PathLike[str] | None = None, *, allow_remote: bool = False):
-        self._root = None if root_path is None else Path(root_path)
+        self._root = None if root_path is None else Path(os.path.expanduser(root_path))  # noqa: PTH111 - see DiskScores
         self._allow_remote = allow_remote
         self._turns = asyncio.Semaphore(os.cpu_count() or 1)
 

@@ -53,7 +53,8 @@ def read_below(root: Path, path: str | bytes) -> bytes:
 def _below(start: Path, as_given: Path, path: Path) -> Path | None:
     """A path as it goes on from the root; None if it does not begin there, or goes up."""
     if path.is_absolute():
-        known = next((folder for folder in (start, as_given) if path.is_relative_to(folder)), None)
+        # As given first: `..` in the root itself, as in `here/../images`, is the user's own.
+        known = next((folder for folder in (as_given, start) if path.is_relative_to(folder)), None)
         if known is None:
             return None
         path = path.relative_to(known)

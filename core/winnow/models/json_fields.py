@@ -4,7 +4,7 @@ These files come with the checkpoint and are not trusted. They are checked when 
 rely on them. A wrong type is an error that names file and field, not a `TypeError` of other code.
 """
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -28,7 +28,8 @@ Fields = Mapping[str, Kind]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Whole numbers in JSON may be larger than any float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_whole(value: Any, least: int) -> bool:

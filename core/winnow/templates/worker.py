@@ -51,16 +51,18 @@ def render(source: str, variables: Mapping[str, Any], seconds: float) -> str:
         RenderError: It is broken, does what the sandbox forbids, or exceeds a limit.
     """
     request = _written({"source": source, "variables": variables, "seconds": seconds})
-    worker = _take()
     try:
-        answer = _read(worker.answer(request, seconds))
-    except BaseException:
-        worker.end()
-        raise
-    _give_back(worker)
+        answer = _answer_of(_take(), request, seconds)
+    except WorkerEndedError:
+        # The system may have killed it while it was idle, as when memory was short: a new one shows who is at fault.
+        answer = _answer_of(Worker(), request, seconds)
     if isinstance(answer, RenderError):
         raise answer
     return answer
+
+
+class WorkerEndedError(RenderError):
+    """A worker ended before it answered, and not because the template exceeded a limit."""
 
 
 class Worker:
@@ -104,7 +106,8 @@ class Worker:
         """Render a template. After an error the worker must not be used again.
 
         Raises:
-            RenderError: There is no answer in time, none at all, or a too long one.
+            WorkerEndedError: It ended.
+            RenderError: There is no answer in time, or a too long one.
         """
         answer = self._exchange(request, time.monotonic() + _WALL_SECONDS)
         if answer.endswith(b"\n"):
@@ -116,7 +119,7 @@ class Worker:
         code = self._process.poll()
         if code == -signal.SIGXCPU:
             raise RenderError(f"ran for more than {seconds:g} s of processor time", over=True)
-        raise RenderError("ended the process that renders it", f"exit code {code}", over=True)
+        raise WorkerEndedError("ended the process that renders it", f"exit code {code}", over=True)
 
     def _exchange(self, request: bytes, deadline: float) -> bytes:
         """Write the request and read a line, or what there is of it when it grows too long or the process ends."""
@@ -160,6 +163,20 @@ class Worker:
 _lock = ForkSafeLock()
 _workers: set[Worker] = set()
 _idle: list[Worker] = []
+
+
+def _answer_of(worker: Worker, request: bytes, seconds: float) -> str | RenderError:
+    """A worker's answer. Afterwards the worker is idle; or killed, if the template took it to a limit."""
+    try:
+        answer = _read(worker.answer(request, seconds))
+    except BaseException:
+        worker.end()
+        raise
+    if isinstance(answer, RenderError) and answer.over:
+        worker.end()  # the next template would find less time and memory
+    else:
+        _give_back(worker)
+    return answer
 
 
 def _take() -> Worker:

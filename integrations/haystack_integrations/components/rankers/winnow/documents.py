@@ -67,7 +67,8 @@ class DocumentReader:
         # Relative paths start at root_path, as in Haystack's image converters. Whether it lies below is checked by the
         # core.
         if "://" not in path and self.root_path is not None:
-            path = str(Path(self.root_path, path).absolute())
+            root = os.path.expanduser(self.root_path)  # noqa: PTH111 - Path raises where a user has no home
+            path = str(Path(root, path).absolute())
         return {kind: path}
 
 
