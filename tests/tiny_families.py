@@ -442,3 +442,12 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
         pos_att_type=["p2c", "c2p"],
     ),
 }
+
+
+def sharded(folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+    """A Qwen3 reranker with an output embedding of its own, in several files."""
+    FAMILIES["ctxl-rerank-v2-instruct-multilingual-1b"](folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="200KB")
+    return folder

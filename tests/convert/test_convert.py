@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from tiny_families import FAMILIES, patch_config
+from tiny_families import FAMILIES, patch_config, sharded
 from tiny_model import build_tiny_reranker
 from winnow import ModelRecipe, Reranker
 from winnow.cli.main import app
@@ -42,15 +42,6 @@ TRICKY = """Say "yes" or {{ "\\\\no" }}:
 """
 NEEDS_INSTRUCTION = "{{ instruction }}: {{ query }} {{ document }}"
 JUDGE: dict[str, Any] = {"recipe": ModelRecipe(family="judge", labels=("Bad", "Good")), "template": JUDGE_TEMPLATE}
-
-
-def sharded(folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
-    """A Qwen3 reranker with an output embedding of its own, in several files."""
-    FAMILIES["ctxl-rerank-v2-instruct-multilingual-1b"](folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    (folder / "model.safetensors").unlink()
-    model.save_pretrained(folder, max_shard_size="200KB")
-    return folder
 
 
 # Folder name, what writes the model into it, and the settings that it needs.

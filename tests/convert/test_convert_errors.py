@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_convert import sharded
 from transformers import AutoModelForCausalLM
 
 import winnow.convert.conversion as module
 import winnow.convert.files as files
-from tiny_families import patch_config
+from tiny_families import patch_config, sharded
 from tiny_model import build_tiny_reranker
 from winnow import ModelRecipe
 from winnow.convert.conversion import convert

@@ -12,10 +12,9 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_convert import sharded
 
 from model_folders import model_folder
-from tiny_families import FAMILIES
+from tiny_families import FAMILIES, sharded
 from winnow import Reranker
 from winnow.cli.doctor import examine
 from winnow.convert.conversion import convert
