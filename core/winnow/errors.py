@@ -15,6 +15,7 @@ WinnowError
 Arguments that every reranking library would refuse (a blank query, `top_k=0`) are a plain `ValueError`.
 """
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -78,10 +79,11 @@ class EngineDeadError(EngineError):
 
 @contextmanager
 def as_engine_error(what: str, kind: type[EngineError] = EngineError) -> Iterator[None]:
-    """Turns every error of an engine into an `EngineError`, so that a fallback can rank. Cancellation is not changed.
+    """Turns every error of an engine into an `EngineError`, so that a fallback can rank.
 
     `SystemExit` is turned, too: a model's own code may call `sys.exit`, which would end the event loop. Ctrl-C is never
-    raised here, but in the main thread.
+    raised here, but in the main thread. A `CancelledError` is left only if this task was cancelled: one that an engine
+    raises by itself would end a `TaskGroup`'s task without an error, as if it had done its work.
 
     Args:
         what: What failed, for the message.
@@ -91,5 +93,7 @@ def as_engine_error(what: str, kind: type[EngineError] = EngineError) -> Iterato
         yield
     except WinnowError:
         raise
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
+    except (Exception, SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
+            raise
         raise kind(f"{what}: {type(error).__name__}: {error}") from error

@@ -4,6 +4,8 @@ import asyncio
 import math
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from winnow import (
     ConfigurationError,
     DocumentError,
+    EngineDeadError,
     EngineError,
     EngineLoadError,
     EngineScore,
@@ -20,11 +23,13 @@ from winnow import (
     Reranker,
 )
 from winnow.engines import choose
+from winnow.ranking import judging
 
 QUERY = "capital of China"
 ERRORS: list[BaseException] = [
     *(MemoryError("no room"), RuntimeError("CUDA out of memory"), IndexError("index 9"), ValueError("v"), OSError()),
     *(SystemExit(1), KeyboardInterrupt()),  # of a model's own code: they would end the event loop
+    asyncio.CancelledError(),  # of a future that somebody cancelled: a task group takes it for work that is done
 ]
 
 
@@ -52,6 +57,12 @@ class Raising(FakeEngine):
 
     async def wake(self) -> None:
         self._raise_in("wake")
+
+    async def aclose(self) -> None:
+        self._raise_in("aclose")
+
+    def abandon(self) -> None:
+        self._raise_in("abandon")
 
 
 class Picky(FakeEngine):
@@ -86,15 +97,72 @@ def test_what_scoring_raises_is_an_engine_error(error: BaseException) -> None:
         assert type(error).__name__ in (ranking.stats.error or "")
 
 
-def test_what_starting_raises_is_a_load_error() -> None:
-    engine = Raising(RuntimeError("CUDA out of memory"), "start")
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_what_starting_raises_is_a_load_error(error: BaseException) -> None:
+    engine = Raising(error, "start")
     with (
         Reranker("m", engine=engine) as reranker,
-        pytest.raises(EngineLoadError, match="did not start: RuntimeError: CU"),
+        pytest.raises(EngineLoadError, match=f"did not start: {type(error).__name__}"),
     ):
         reranker.rank(QUERY, ["a"])
     with Reranker("m", engine=engine, fallback="retrieval order") as reranker:
         assert reranker.rank(QUERY, ["a"]).degraded
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_what_closing_raises_is_an_engine_error(error: BaseException) -> None:
+    reranker = Reranker("m", engine=Raising(error, "aclose")).start()
+    with pytest.raises(EngineError, match=f"engine fake of fake could not be closed: {type(error).__name__}"):
+        reranker.close()
+    reranker.close()  # it is closed
+
+
+def test_a_dead_engine_that_cannot_be_closed_is_dead_and_its_fallback_ranks(caplog: pytest.LogCaptureFixture) -> None:
+    class Dying(Raising):
+        async def score(self, prompts: Any, *, priority: int = 0) -> list[EngineScore]:
+            raise EngineDeadError("it is dead.")
+
+    for fallback in (None, "retrieval order"):
+        reranker = Reranker("m", engine=Dying(SystemExit(1), "aclose"), fallback=fallback)
+        if fallback is None:
+            with pytest.raises(EngineDeadError, match="it is dead"):
+                reranker.rank(QUERY, ["a"])
+        else:
+            assert reranker.rank(QUERY, ["a"]).degraded
+        assert "could not be closed: SystemExit: 1" in caplog.text
+        caplog.clear()
+
+
+def test_an_engine_that_cannot_be_abandoned_does_not_keep_another_from_being_closed() -> None:
+    script = """
+import sys
+from winnow import FakeEngine, Reranker
+
+class One(FakeEngine):
+    def abandon(self):
+        sys.exit("no")
+
+class Other(FakeEngine):
+    async def aclose(self):
+        print("closed")
+
+rerankers = [Reranker("m", engine=engine).start() for engine in (One(), Other())]
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout == "closed\n"
+    assert "could not be abandoned: SystemExit('no')" in done.stderr
+
+
+def test_work_that_is_cancelled_from_within_is_no_work_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its documents would have no scores, and nobody would say so."""
+
+    async def cancelled(*_: Any) -> None:
+        raise asyncio.CancelledError
+
+    with Reranker("m", engine="fake") as reranker:
+        monkeypatch.setattr(judging, "score_prompts", cancelled)
+        with pytest.raises(EngineError, match="was cancelled, though its call goes on"):
+            reranker.rank(QUERY, ["a", "b"])
 
 
 def test_what_making_an_engine_raises_is_a_load_error(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,14 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import BinaryIO
 
 import httpx
 import pytest
-from vllm_servers import API_KEY, FaultyProxy, VllmServer
+from vllm_servers import API_KEY, Fault, FaultyProxy, Raw, VllmServer
 
 from gated_engine import wait_until
 from winnow import ConfigurationError, EngineLoadError, Prompt, Reranker
@@ -77,6 +78,55 @@ def test_a_logit_arrives_to_the_last_bit(proxies: list[FaultyProxy], checkpoint:
     answer = httpx.post(f"{proxy.target}/pooling", json=body).json()
     assert [found] == answer["data"][0]["data"]
     assert {where for _, _, where in proxy.posts} == {path}
+
+
+def test_gateways_may_change_what_they_commonly_do(
+    proxies: list[FaultyProxy], tiny_model: str, passages: list[str]
+) -> None:
+    """They set the ids of requests, count no tokens, speak HTTP/1.0, send in chunks, and keep answers."""
+    proxy, kept = proxies[0], list[bytes]()
+
+    def changed(**fields: object) -> Callable[[bytes], bytes]:
+        return lambda answer: json.dumps(json.loads(answer) | fields).encode()
+
+    def without_usage(answer: bytes) -> bytes:
+        content = json.loads(answer)
+        del content["usage"]
+        return json.dumps(content).encode()
+
+    def with_http_1_0(out: BinaryIO, ask: Callable[[], bytes]) -> None:
+        out.write(b"HTTP/1.0 200 OK\r\n\r\n" + ask())
+
+    def in_chunks(out: BinaryIO, ask: Callable[[], bytes]) -> None:
+        body = ask()
+        out.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        for at in range(0, len(body), 100):
+            out.write(b"%x\r\n%b\r\n" % (len(body[at : at + 100]), body[at : at + 100]))
+        out.write(b"0\r\n\r\n")
+
+    def keep(answer: bytes) -> bytes:
+        kept.append(answer)
+        return answer
+
+    faults: list[Fault] = [
+        changed(id="req-1"),
+        changed(id=None),
+        changed(usage=None),
+        changed(usage={}),
+        changed(usage={"prompt_tokens": 0, "total_tokens": 0}),
+        without_usage,
+        Raw(with_http_1_0),
+        Raw(in_chunks, keep=True),
+        keep,
+        lambda _: kept[0],
+    ]
+    engine_kwargs = {"max_retries": 0, "chunk_size": len(passages)}
+    with Reranker(tiny_model, engine="server", url=proxy.url, api_key=API_KEY, engine_kwargs=engine_kwargs) as reranker:
+        expected = reranker.score(QUERY, passages)
+        for number, fault in enumerate(faults):
+            proxy.faults.append(fault)
+            assert reranker.score(QUERY, passages) == pytest.approx(expected, abs=1e-6), number
+    assert len(proxy.posts) == 1 + len(faults)
 
 
 def test_the_logit_is_calibrated_as_the_family_wants(urls: list[str], checkpoint: Checkpoint) -> None:

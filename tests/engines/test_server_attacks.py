@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import pytest
 from tenacity import wait_none
-from vllm_servers import API_KEY, Answer, Fault, FaultyProxy, Raw, VllmServer, free_port
+from vllm_servers import API_KEY, Answer, Fault, FaultyProxy, Raw, VllmServer, free_port, impatient
 
 from gated_engine import PATIENCE
 from winnow import ConfigurationError, EngineError, EngineLoadError, Reranker, RerankerConfig
@@ -126,7 +126,7 @@ def test_a_server_that_hangs_at_the_start_does_not_hold_up_another(
 
 
 def test_the_error_says_that_only_a_part_came_in_time(tiny_model: str, proxy: FaultyProxy, passages: list[str]) -> None:
-    with reranker_on(tiny_model, proxy, timeout=5, max_retries=0).start() as reranker:
+    with impatient(tiny_model, proxy, 5) as reranker:
         proxy.broken = dripping()
         with pytest.raises(
             EngineError, match=r"only a part of its answer within 5 seconds.*raise engine_kwargs timeout"
@@ -156,7 +156,7 @@ def test_informational_answers_without_end_are_over_with_the_deadline(
     tiny_model: str, proxy: FaultyProxy, passages: list[str]
 ) -> None:
     fault = endless(b"", b"HTTP/1.1 102 Processing\r\n\r\n", most=100_000, pause=0.01)
-    with reranker_on(tiny_model, proxy, timeout=5, max_retries=0).start() as reranker:
+    with impatient(tiny_model, proxy, 5) as reranker:
         proxy.broken = fault
         with pytest.raises(EngineError, match="no answer within 5 seconds"):
             reranker.score(QUERY, passages)
@@ -201,7 +201,6 @@ NO_ANSWERS: list[Fault] = [
     with_row(index=10**400),
     with_field("usage", {"prompt_tokens": 1}),
     with_field("usage", {"prompt_tokens": "1"}),
-    with_field("usage", None),
     with_field("data", []),
     with_field("data", {"0": 1}),
     with_field("id", "pool-winnow-00000000000000000000000000000000"),

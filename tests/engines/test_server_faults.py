@@ -9,7 +9,7 @@ from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from vllm_servers import API_KEY, Answer, Fault, FaultyProxy, VllmServer, free_port
+from vllm_servers import API_KEY, Answer, Fault, FaultyProxy, VllmServer, free_port, impatient
 
 from gated_engine import PATIENCE, wait_until
 from winnow import DocumentError, EngineError, EngineLoadError, EngineScore, Prompt, Reranker
@@ -128,7 +128,7 @@ def test_the_error_of_a_fault_that_stays_names_the_server_and_quotes_it(
 
 
 def test_a_server_that_hangs_is_named(tiny_model: str, proxies: list[FaultyProxy], passages: list[str]) -> None:
-    with reranker_on(tiny_model, proxies[0], timeout=0.5, max_retries=0).start() as reranker:
+    with impatient(tiny_model, proxies[0], 0.5) as reranker:
         proxies[0].broken = "hang"  # for much longer
         with pytest.raises(EngineError, match=rf"{proxies[0].url}/pooling: no answer within 0.5 seconds.*timeout"):
             reranker.score(QUERY, passages)

@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,8 +19,9 @@ from typing import Any, BinaryIO, Literal
 
 import httpx
 
-from winnow import ModelRecipe
-from winnow.engines.server.engine import serve_command
+from gated_engine import PATIENCE
+from winnow import ModelRecipe, Reranker
+from winnow.engines.server.engine import ServerEngine, serve_command
 from winnow.models.checkpoint import open_checkpoint
 
 API_KEY = "sk-very-secret-of-the-tests"
@@ -255,3 +257,13 @@ class FaultyProxy:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+
+@contextmanager
+def impatient(model: str, proxy: FaultyProxy, seconds: float) -> Iterator[Reranker]:
+    """A running reranker with so much time for a request, and no second try. Its start has all the time it needs."""
+    engine = ServerEngine(open_checkpoint(model), proxy.url, API_KEY, {"timeout": PATIENCE, "max_retries": 0})
+    with Reranker(model, engine=engine).start() as reranker:
+        assert engine._client is not None
+        engine._client._timeout = seconds
+        yield reranker

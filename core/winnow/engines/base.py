@@ -205,7 +205,7 @@ class FakeEngine:
                 parts.append([])
             else:
                 parts[-1].append(index)
-        return [tokenizer.decode(part) for part in parts]
+        return [tokenizer.decode(part) if part else "" for part in parts]
 
 
 _FAKE_TEMPLATE = "<i>{{ instruction }}<q>{{ query }}<d>{{ document }}<e>"

@@ -5,6 +5,7 @@ Nothing here blocks the loop, so that a deadline can end a call while the engine
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar, cast
 
@@ -14,6 +15,8 @@ from winnow.errors import ConfigurationError, EngineDeadError, EngineError, Engi
 from winnow.threads import end_threads, in_daemon_thread
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # Waits until the engine runs, and returns its queue. Work that has nothing to score does not call it, and so does not
 # start the engine.
@@ -129,7 +132,10 @@ class EngineLife:
         if dead.has_scored:
             self._restarts = 0
         async with self._one_at_a_time:
-            await dead.aclose()
+            try:
+                await dead.aclose()
+            except EngineError as error:  # the call's own error, or its fallback's ranking, says more
+                logger.warning("%s", error)
 
     def _what_next(self, max_restarts: int) -> str:
         if self._start_task is not None or self._restarts < max_restarts:
@@ -196,14 +202,14 @@ class EngineLife:
         if self._given_up:
             end_threads()
         if (engine := self._loading) is not None:
-            engine.abandon()
+            _abandon(engine)
 
     def give_up(self) -> None:
         """Withdraw all work and kill a running start, because Python is ending. From any thread; then call `aclose`."""
         self._given_up = True
         self.interrupt()
         if (running := self._running) is not None:
-            running.engine.abandon()
+            _abandon(running.engine)
 
     def reset_restarts(self) -> None:
         """Let the next call start the engine again, however often it died. From any thread."""
@@ -241,6 +247,13 @@ def _read_error(task: asyncio.Task[Any]) -> None:
     """Read a task's error, so that asyncio does not log it as never retrieved if no call waits any more."""
     if not task.cancelled():
         task.exception()
+
+
+def _abandon(engine: Engine) -> None:
+    try:
+        engine.abandon()
+    except BaseException as error:  # noqa: BLE001 - other engines are still to be closed
+        logger.warning("%s could not be abandoned: %r", _named(engine), error)
 
 
 def _named(engine: Engine) -> str:

@@ -71,10 +71,15 @@ class Requests:
             self._watchdog = Watchdog(engine, lambda: bool(self._flying), lambda: self._fail_all(engine))
 
     async def aclose(self) -> None:
-        """Close the engine."""
+        """Close the engine.
+
+        Raises:
+            EngineError: It raised an error of any kind.
+        """
         if self._watchdog is not None:
             self._watchdog.end()
-        await self.engine.aclose()
+        with as_engine_error(f"The engine {self.engine.name} of {self.engine.checkpoint.model} could not be closed"):
+            await self.engine.aclose()
 
     async def score(self, prompts: Sequence[Prompt], turn: Turn) -> list[RequestScore]:
         """Score prompts, in order. Cancelling it withdraws the prompts that no other call waits for.

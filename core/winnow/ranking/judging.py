@@ -220,11 +220,26 @@ class Judging:
 
 @contextlib.asynccontextmanager
 async def all_or_none() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], object]]:
-    """Yields a function that starts coroutines, and waits for them. The first error cancels the rest, and is raised."""
+    """Yields a function that starts coroutines, and waits for them. The first error cancels the rest, and is raised.
+
+    A coroutine that ends with a `CancelledError` though nobody cancelled it is an error, too: a `TaskGroup` ignores it,
+    and its documents would have no scores.
+    """
     first: BaseException | None = None
+    given_up = False
+
+    def note(task: asyncio.Task[None]) -> None:
+        nonlocal given_up
+        given_up |= task.cancelled()
+
+    def start(work: Coroutine[Any, Any, None]) -> None:
+        group.create_task(work).add_done_callback(note)
+
     try:
         async with asyncio.TaskGroup() as group:
-            yield group.create_task
+            yield start
+        if given_up:
+            first = EngineError("A part of the work was cancelled, though its call goes on.")
     except BaseExceptionGroup as failures:
         first = failures.exceptions[0]
         failures.__traceback__ = None  # its frames refer to the group: a reference cycle, which would live for long

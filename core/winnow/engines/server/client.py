@@ -121,7 +121,7 @@ class ServerClient:
         url: str,
         read: Callable[[Any], _Result],
         *,
-        body: Any = None,
+        body: bytes | None = None,
         request_id: str | None = None,
         prompts: int = 0,
     ) -> _Result:
@@ -132,7 +132,7 @@ class ServerClient:
             url: The whole address.
             read: Makes the result from the answer's JSON. If it raises an `EngineError`, that is raised; any other
                 error means that the answer is invalid.
-            body: The body, as JSON.
+            body: The body, in JSON.
             request_id: An id that the server may use for the request.
             prompts: How many prompts the answer is about; it may be larger with more.
 
@@ -142,12 +142,10 @@ class ServerClient:
             NotThereError: It has no such path.
             EngineError: It refused the key, or there is another fault that is not a prompt's.
         """
-        request = {
-            "method": method,
-            "url": url,
-            "headers": {} if request_id is None else {"X-Request-Id": request_id},
-            "json": body,
-        }
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        if request_id is not None:
+            headers["X-Request-Id"] = request_id
+        request = {"method": method, "url": url, "headers": headers, "content": body}
         seconds = min(self._timeout, _LOOKUP_SECONDS) if method == "GET" else self._timeout
         answer = await self._answer(request, seconds, _MOST_BYTES + prompts * _MOST_BYTES_OF_A_PROMPT)
         try:

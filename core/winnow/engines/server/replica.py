@@ -6,6 +6,8 @@ and chat messages.
 
 import asyncio
 import base64
+import hashlib
+import json
 import math
 import struct
 import uuid
@@ -134,25 +136,30 @@ class Replica:
         if self._path == "/pooling":
             # The bits of the fp32 logit, which also carry a NaN; JSON has none.
             body |= {"task": "classify", "encoding_format": "base64", "embed_dtype": "float32", "endianness": "little"}
+        content = json.dumps(body, separators=(",", ":")).encode()
         where = f"{self.url}{self._path}"
-        request_id = f"winnow-{uuid.uuid4().hex}"
+        own = f"winnow-{hashlib.blake2b(content, digest_size=12).hexdigest()}"
 
         def read(answer: Any) -> list[float]:
             rows = sorted(answer["data"], key=lambda row: _whole(row["index"]))
             if [row["index"] for row in rows] != list(range(request.prompts)):
                 raise ReplicaError(f"{where} returned {len(rows)} scores for {request.prompts} prompts.")
-            # vLLM puts the id of a request into its answer (_base_request_id in vllm/entrypoints/serve/engine); a
-            # gateway may give the request another.
-            if "winnow-" in (found := str(answer.get("id"))) and request_id not in found:
+            # vLLM puts the id of a request into its answer (_base_request_id in vllm/entrypoints/serve/engine). A
+            # gateway may give the request another, or answer with what it kept of an equal request, which is right.
+            if "winnow-" in (found := str(answer.get("id"))) and own not in found:
                 raise ReplicaError(f"{where} gave the answer to another request.")
-            self._check_tokens(request, _whole(answer["usage"]["prompt_tokens"]))
+            self._check_tokens(request, (answer.get("usage") or {}).get("prompt_tokens"))
             return [self._one_logit(row["data"] if "data" in row else row["probs"]) for row in rows]
 
-        return await self._client.ask("POST", where, read, body=body, request_id=request_id, prompts=request.prompts)
+        request_id = f"{own}-{uuid.uuid4().hex}"  # vLLM wants ids that no other request has
+        return await self._client.ask("POST", where, read, body=content, request_id=request_id, prompts=request.prompts)
 
-    def _check_tokens(self, request: ScoreRequest, tokens: int) -> None:
-        """Check by the number of tokens that the server read the prompts that were sent."""
-        if tokens == request.tokens:
+    def _check_tokens(self, request: ScoreRequest, tokens: Any) -> None:
+        """Check by the number of tokens that the server read the prompts that were sent.
+
+        A gateway may leave the number out, or set it to 0. Only prompts with images need it.
+        """
+        if (tokens in (None, 0) and not request.with_images) or _whole(tokens) == request.tokens:
             return
         if request.with_images:
             raise EngineError(
