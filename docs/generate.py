@@ -23,8 +23,9 @@ from typing import Any
 
 from cogapp import Cog
 
-from winnow import RerankerConfig
+from winnow import RankStats, RerankerConfig
 from winnow.engines.setting_table import RERANKER_SETTINGS, SETTINGS, Setting
+from winnow.observability import metrics
 
 DOCS = Path(__file__).parent
 WIDTH = 120
@@ -78,9 +79,9 @@ DEFAULTS = {"langchain": {"api_key": "`WINNOW_API_KEY`"}, "llama_index": {"callb
 FOREIGN = {"callback_manager": "LlamaIndex's; query and chat engines put their own in its place."}
 
 
-def entries(described: type) -> dict[str, str]:
-    """The sentences of a class's Args, by name, each in one line."""
-    arguments = inspect.cleandoc(str(described.__doc__)).split("Args:\n")[1].split("\n\n")[0] + "\n"
+def entries(described: type, section: str = "Args") -> dict[str, str]:
+    """The sentences of a section of a class's docstring, by name, each in one line."""
+    arguments = inspect.cleandoc(str(described.__doc__)).split(f"{section}:\n")[1].split("\n\n")[0] + "\n"
     found = re.findall(r"^ {4}(\w+): (.*\n(?: {8}.*\n)*)", arguments, re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in found}
 
@@ -218,6 +219,29 @@ def pydantic_parameters(page: str) -> dict[str, tuple[str, str, str]]:
             sentence(name, page) if name in SHARED else FOREIGN.get(name) or " ".join(field.description.split()),
         )
     return found
+
+
+def haystack_meta_table() -> str:
+    """The second output of Haystack's ranker: the fields of `RankStats`, some as Haystack has them, and the hits."""
+    stats = entries(RankStats, "Attributes")
+    tokens = {name: stats.pop(name) for name in ("prompt_tokens", "cached_tokens")}
+    usage = " ".join(f"`{name}`: {text}" for name, text in tokens.items())
+    said = {
+        "model": "The ranker's `model`.",
+        "usage": f"{usage} `total_tokens`: the same as `prompt_tokens`.",
+        **stats,
+        "truncated": "Ids of the documents that were cut.",
+        "failed": "Ids of the documents that could not be scored, with the reason.",
+        "hits": "For each document, best first: `id`, `index` (its place in the input), `score`, `logit`, `truncated`, "
+        '`document_tokens` (how many the model read), `windows` and `best_window` (with `on_overflow="window"`), '
+        "`error`.",
+    }
+    return table("`meta`", "", rows=[(f"`{name}`", in_markdown(text, "haystack")) for name, text in said.items()])
+
+
+def metrics_table() -> str:
+    """The metrics, for docs/operations.md."""
+    return "\n".join(line for line in str(metrics.__doc__).splitlines() if line.startswith("|"))
 
 
 def table(*heads: str, rows: list[tuple[str, ...]]) -> str:

@@ -12,7 +12,6 @@ _CHARACTERS = 200
 _CELL = 'style="text-align:left;vertical-align:top;padding:0.2em 0.6em"'
 _BAR = "display:inline-block;height:0.7em;background:#4c8bf5;margin-right:0.4em;width:{:.1f}em"
 _BAR_WIDTH = 6.0  # em, of a score of 1
-_STATS = ("documents", "unique", "truncated", "failed", "prompt_tokens", "cached_tokens", "reused", "cache_hits")
 
 
 def html_of_ranking(ranking: Mapping[str, Any], texts: Sequence[str | None]) -> str:
@@ -28,7 +27,8 @@ def html_of_ranking(ranking: Mapping[str, Any], texts: Sequence[str | None]) -> 
     head = "".join(f"<th {_CELL}>{name}</th>" for name in ("rank", "score", "index", "text", ""))
     rows = "".join(f"<tr>{_cells(rank, hit, text)}</tr>" for rank, (hit, text) in enumerate(hits[:_ROWS], 1))
     below = [f"{len(hits) - _ROWS} more documents are not shown"] if len(hits) > _ROWS else []
-    below.append(", ".join(f"{name.replace('_', ' ')}: {ranking[name]}" for name in _STATS if ranking[name]))
+    counts = [(name.replace("_", " "), value) for name, value in ranking.items() if type(value) is int and value]
+    below.append(", ".join(f"{name}: {value}" for name, value in counts))
     below.append(f"{ranking['elapsed_ms']:.0f} ms")
     if ranking["query_truncated"]:
         below.append("the query was truncated")

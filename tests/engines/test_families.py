@@ -19,7 +19,6 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import tiny_families
-import tiny_jina
 from tiny_families import published_tokenizer
 from winnow import ModelRecipe, Ranking, Reranker
 from winnow.engines.choose import create_engine
@@ -35,7 +34,9 @@ DOCUMENTS = [
     "The tide falls twice a day. " * 12,
     "Yes or no? 0 or 1?",
 ]
-FAMILIES = {**tiny_families.FAMILIES, **tiny_jina.FAMILIES}
+# A module tests/tiny_<family>.py may have a family's tiny models, and what computes their logits by hand.
+MODULES = [importlib.import_module(path.stem) for path in sorted(Path(tiny_families.__file__).parent.glob("tiny_*.py"))]
+FAMILIES = {name: make for module in MODULES for name, make in getattr(module, "FAMILIES", {}).items()}
 MULTIMODAL = ("qwen3-vl-reranker-2b", "jina-reranker-m0")
 JUDGE = ModelRecipe(family="judge", labels=("Bad", "Good"))
 JUDGE_TEMPLATE = "Question: {{ query }}\nAnswer: {{ document }}\nVerdict: "
@@ -208,7 +209,7 @@ JUDGES: dict[str, Judge] = {
     "gte-reranker-modernbert-base": pair_encoding,
     "gte-multilingual-reranker-base": gte_new,
     "mxbai-rerank-base-v1": pair_encoding,
-    **tiny_jina.JUDGES,
+    **{name: judge for module in MODULES for name, judge in getattr(module, "JUDGES", {}).items()},
 }
 
 

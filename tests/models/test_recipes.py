@@ -285,3 +285,8 @@ def test_gguf_is_refused_with_an_alternative(files: list[str], tmp_path: Path) -
     for model in (tmp_path, tmp_path / "model-Q4_K_M.gguf"):
         with pytest.raises(ModelError, match=r"GGUF, which Winnow does not run: give the model that it was made from"):
             open_checkpoint(str(model))
+
+
+def test_the_page_of_models_lists_every_family() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert [recipe.family for recipe in RECIPES if f"| `{recipe.family}` |" not in page] == []

@@ -1,12 +1,13 @@
 """Prometheus metrics of all rerankers in the process, off until `enable` is called.
 
-All have the labels `model` and `engine`, the arguments of the reranker.
+All have the labels `model` and `engine`, the arguments of the reranker. `make fix` writes the table into
+docs/operations.md.
 
 | Metric | |
 |---|---|
 | `winnow_pairs_total` | query-document pairs ranked, blank documents and cache hits among them |
 | `winnow_prompt_tokens_total` | tokens of prompts, without those whose score was in the score cache |
-| `winnow_cached_tokens_total` | of these, tokens in the engine's prefix cache |
+| `winnow_cached_tokens_total` | of these, tokens in vLLM's prefix cache; vLLM does not report it over HTTP |
 | `winnow_reused_prompts_total` | prompts not sent, because another call waited for the same prompt |
 | `winnow_cache_hits_total` | prompts not sent, because the score cache had their score |
 | `winnow_truncated_documents_total` | documents that were cut |
