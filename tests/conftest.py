@@ -23,6 +23,25 @@ settings.register_profile("winnow", deadline=None, derandomize=bool(os.environ.g
 settings.load_profile("winnow")
 
 
+SLOW_FIXTURES = {"needs_vllm", "start_servers"}
+"""A test that uses one of these, itself or through another fixture, is marked `slow`."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what loads vLLM or waits for a server, before pytest selects by marks."""
+    callspec = getattr(item, "callspec", None)
+    on_vllm = callspec is not None and callspec.params.get("engine") == "vllm"
+    if on_vllm or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has put together what shares a parameter of a fixture
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files without slow tests first. Files stay whole, so that no fixture of a file is built twice."""
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path in slow_files)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of a random two-layer Qwen3 reranker. Without PyTorch, as in `make test-newer`, there is none."""

@@ -32,6 +32,7 @@ def model(tiny_model: str) -> Iterator[str]:
         yield tiny_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets(page).strip()], ids=lambda page: page.name)
 def test_the_snippets_of_a_page_run(
     page: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -56,6 +57,7 @@ def test_the_tests_that_a_page_names_exist(page: Path) -> None:
         assert not name or f"def {name}(" in source, f"{page.name} names {name}"
 
 
+@pytest.mark.slow
 def test_the_demo_reranks_through_all_three_integrations() -> None:
     done = subprocess.run([sys.executable, ROOT / "examples" / "demo.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

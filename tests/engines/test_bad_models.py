@@ -69,6 +69,7 @@ def test_a_missing_tokenizer(folder: Path, engine: str) -> None:
         Reranker(str(folder), engine=engine).start()
 
 
+@pytest.mark.slow
 def test_an_architecture_that_vllm_lacks(tmp_path: Path) -> None:
     folder = FAMILIES["ms-marco-minilm-l6-v2"](tmp_path / "model")
     patch_config(folder, architectures=["RocBertForSequenceClassification"], model_type="roc_bert")

@@ -25,6 +25,8 @@ from winnow.engines.choose import create_engine
 from winnow.engines.vllm.defaults import attention_for
 from winnow.models.checkpoint import open_checkpoint
 
+pytestmark = pytest.mark.slow
+
 QUERY = "what is the capital of China?"
 DOCUMENTS = [
     "Beijing is the capital of China.",

@@ -14,6 +14,8 @@ import pytest
 
 from winnow import Reranker
 
+pytestmark = pytest.mark.slow
+
 NAME = "Qwen/Qwen3-Reranker-Tiny"
 COMMIT = "c" * 40
 PROGRAM = f"""

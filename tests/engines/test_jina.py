@@ -19,10 +19,13 @@ from winnow.media.images import ImageLoader
 from winnow.models.checkpoint import Checkpoint, bind_template, open_checkpoint
 from winnow.prompts.builder import Limits, PromptBuilder
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None,
-    reason="Qwen2-VL's processor and vLLM need torchvision: `make test` installs it, see tests/cpu",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("torchvision") is None,
+        reason="Qwen2-VL's processor and vLLM need torchvision: `make test` installs it, see tests/cpu",
+    ),
+    pytest.mark.slow,
+]
 
 QUERY = "a map of the capital of China"
 MAP, PHOTO, SAME_SIZE = picture(140, 90, "lightblue"), picture(60, 200, "green"), picture(140, 90, "brown", "mud")

@@ -19,6 +19,8 @@ from winnow.engines.choose import create_engine
 from winnow.errors import EngineLoadError, ModelError
 from winnow.models.checkpoint import open_checkpoint
 
+pytestmark = pytest.mark.slow
+
 QUERY = "what is the capital of China?"
 DOCUMENTS = ["Beijing is the capital of China.", "Bread rises.", "x", "The tide falls twice a day. " * 12]
 

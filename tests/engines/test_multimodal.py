@@ -20,10 +20,13 @@ from winnow.models.checkpoint import open_checkpoint
 from winnow_langchain import WinnowRerank as LangChainRerank
 from winnow_llama_index import WinnowRerank as LlamaIndexRerank
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None,
-    reason="Qwen3-VL's processor and vLLM need torchvision: `make test` installs it, see tests/cpu",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("torchvision") is None,
+        reason="Qwen3-VL's processor and vLLM need torchvision: `make test` installs it, see tests/cpu",
+    ),
+    pytest.mark.slow,
+]
 
 QUERY = "a map of the capital of China"
 MAP = picture(320, 200, "lightblue", "Beijing")

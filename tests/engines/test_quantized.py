@@ -11,6 +11,8 @@ from tiny_families import FAMILIES, patch_config
 from winnow import Reranker, RerankerConfig
 from winnow.engines.choose import create_engine
 
+pytestmark = pytest.mark.slow
+
 QUERY = "what is the capital of China?"
 DOCUMENTS = ["Beijing is the capital", "Bread rises.", "a b c " * 40]
 

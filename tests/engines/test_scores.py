@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from winnow import ConfigurationError, Reranker, RerankerConfig
 from winnow.engines.choose import create_engine
 
+pytestmark = pytest.mark.slow
+
 QUERY = "what is the capital of China?"
 INSTRUCTION = "Given a question, retrieve passages that answer it"
 

@@ -18,6 +18,8 @@ from winnow import ConfigurationError, EngineLoadError, Prompt, Reranker
 from winnow.engines.server.engine import ServerEngine
 from winnow.models.checkpoint import Checkpoint, open_checkpoint
 
+pytestmark = pytest.mark.slow
+
 QUERY = "what is the capital of China?"
 
 

@@ -26,6 +26,8 @@ from winnow.engines.server import engine as server
 from winnow.engines.server import replica_pool
 from winnow.outside_text import SecretMask, shown, shown_address
 
+pytestmark = pytest.mark.slow
+
 QUERY = "what is the capital of China?"
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 

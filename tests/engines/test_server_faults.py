@@ -16,6 +16,8 @@ from winnow import DocumentError, EngineError, EngineLoadError, EngineScore, Pro
 from winnow.engines.server.engine import ServerEngine
 from winnow.models.checkpoint import open_checkpoint
 
+pytestmark = pytest.mark.slow
+
 QUERY = "what is the capital of China?"
 
 

@@ -108,6 +108,7 @@ def test_a_device_that_is_not_there(device: Any, message: str, tiny_model: str) 
 # --- vLLM's own fields -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -133,6 +134,7 @@ def vllm_args(model: str, **config: Any) -> Any:
     return create_engine(RerankerConfig(model, engine="vllm", **config))._engine_args  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_settings_reach_vllm(tiny_model: str) -> None:
     given: dict[str, Any] = {
         "dtype": "bfloat16",
@@ -159,6 +161,7 @@ def test_settings_reach_vllm(tiny_model: str) -> None:
     assert (args.max_model_len, args.runner, args.model) == (512, "pooling", tiny_model)
 
 
+@pytest.mark.slow
 def test_safe_by_default(tiny_model: str) -> None:
     args = vllm_args(tiny_model, max_length=10**6, engine_kwargs={"attention_backend": "auto"})
     assert args.trust_remote_code is False
@@ -212,6 +215,7 @@ def test_a_default_is_a_value_that_the_setting_takes(name: str) -> None:
     SETTINGS[name].check(SETTINGS[name].default, "the default")
 
 
+@pytest.mark.slow
 def test_the_settings_are_those_of_vllm() -> None:
     pytest.importorskip("vllm")
     from vllm.engine.arg_utils import AsyncEngineArgs

@@ -249,6 +249,7 @@ def test_batch_tokens_limits_what_one_forward_takes(tiny_model: str) -> None:
     assert len(sizes[100000]) < len(sizes[400])
 
 
+@pytest.mark.slow
 def test_a_device_that_vllm_does_not_run_on(tiny_model: str) -> None:
     pytest.importorskip("vllm")
     from vllm.platforms import current_platform
@@ -297,6 +298,7 @@ def test_an_override_gives_what_its_value_in_the_file_gives(
     assert max(abs(one - other) for one, other in zip(own, found, strict=True)) > 1e-4
 
 
+@pytest.mark.slow
 def test_overrides_act_alike_on_vllm_and_transformers(zerank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm")
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

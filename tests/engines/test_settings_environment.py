@@ -147,6 +147,7 @@ def test_variables_of_other_engines_are_left_alone(
         assert fake.checkpoint.max_length == 4096
 
 
+@pytest.mark.slow
 def test_no_secret_of_the_environment_is_logged_or_kept(
     tiny_model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,8 @@ from tiny_families import FAMILIES, save_model
 from winnow import ModelRecipe, Reranker
 from winnow.errors import ModelError
 
+pytestmark = pytest.mark.slow
+
 QUERY = "what is the capital of China?"
 DOCUMENTS = ["Beijing is the capital of China.", "Bread rises.", "x", "The tide falls twice a day. " * 12]
 RECIPE = ModelRecipe(family="mine", positive_label="relevant")

@@ -19,10 +19,13 @@ from winnow.models.checkpoint import open_checkpoint
 from winnow.prompts.builder import Prompt
 from winnow_llama_index import WinnowRerank as LlamaIndexRerank
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None,
-    reason="Qwen3-VL's processors and vLLM need torchvision: `make test` installs it, see tests/cpu",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("torchvision") is None,
+        reason="Qwen3-VL's processors and vLLM need torchvision: `make test` installs it, see tests/cpu",
+    ),
+    pytest.mark.slow,
+]
 
 QUERY = "a disc that moves to the right"
 MOVES = clip(4)

@@ -20,6 +20,8 @@ from gated_engine import wait_until
 from winnow import EngineLoadError, Reranker
 from winnow.engines import shared
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:

@@ -17,6 +17,8 @@ from winnow.engines.vllm.engine import VllmEngine
 from winnow.models.checkpoint import open_checkpoint
 from winnow.observability import metrics
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS = ["b", "c"]
 AGAIN = r"\nThe next call starts it again\.$"
 NO_MORE = r"\nIt is not started again \(max_restarts=\d\)"

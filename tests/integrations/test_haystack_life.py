@@ -265,6 +265,7 @@ def no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_tokens")
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine["engine"])
 def test_the_hub_is_asked_with_the_token(

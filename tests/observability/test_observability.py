@@ -289,6 +289,7 @@ def test_it_costs_next_to_nothing_when_it_is_off() -> None:
     assert seconds < 100e-6
 
 
+@pytest.mark.slow
 def test_vllm_ranks_in_silence(tiny_model: str) -> None:
     pytest.importorskip("vllm")
     code = f"""

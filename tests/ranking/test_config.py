@@ -198,6 +198,7 @@ def test_device(tiny_model: str, caplog: pytest.LogCaptureFixture) -> None:
     )
 
 
+@pytest.mark.slow
 def test_device_of_vllm(tiny_model: str, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("vllm")
     from vllm.platforms import current_platform
@@ -245,6 +246,7 @@ def test_files_come_from_the_cache(cached: Path, tiny_model: str) -> None:
         reranker.start()
 
 
+@pytest.mark.slow
 def test_vllm_downloads_to_the_cache(tiny_model: str) -> None:
     pytest.importorskip("vllm")
     config: dict[str, Any] = {"engine": "vllm", "cache_dir": Path("/models")}

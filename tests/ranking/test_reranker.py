@@ -231,6 +231,7 @@ def test_a_template_that_is_none(tiny_model: str) -> None:
     assert "places the document 0 times instead of once" in failure(tiny_model, template="{{ query }}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "wrong", "near"),
     [
