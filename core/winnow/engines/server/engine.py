@@ -47,10 +47,7 @@ class ServerEngine:
         checkpoint: The model. Its small files (tokenizer, config) are needed here, too.
         url: Address of a server, or of several that serve the same model.
         api_key: The servers' `--api-key`. It is sent in the Authorization header and shown nowhere.
-        engine_kwargs: `timeout` (seconds for one request, up to the end of its answer, 120 by default), `max_retries`
-            (how often a failed request is retried, 4; requests that a server refuses are not), `chunk_size` (prompts of
-            a request, 32; a prompt with images is sent alone), `concurrency` (requests in flight on each server, 16),
-            `served_model_name` (the model's name on the servers, if it differs), and the settings with which
+        engine_kwargs: This engine's settings (docs/settings.md#settings-of-the-engine), among them those with which
             `checkpoint` was opened.
         max_length: Most tokens of a prompt that will be sent; None for the model's limit.
 

@@ -31,10 +31,7 @@ class TransformersEngine:
 
     Args:
         checkpoint: The model.
-        engine_kwargs: `device` (default: "cuda" if there is one, else "cpu"), `dtype` (default: the checkpoint's, but
-            float32 on a CPU if the checkpoint is not quantised), `batch_tokens` (most tokens of a padded batch), and
-            `attn_implementation`, `revision`, `trust_remote_code`, `cache_dir` and `hf_overrides` as in vLLM or
-            transformers; `mm_processor_kwargs` (`min_pixels` and `max_pixels`, between which images are resized).
+        engine_kwargs: This engine's settings (docs/settings.md#settings-of-the-engine).
 
     Raises:
         ConfigurationError: A setting is unknown, or PyTorch finds no such device here.

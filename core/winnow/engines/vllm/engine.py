@@ -47,8 +47,8 @@ class VllmEngine:
     Args:
         checkpoint: The model.
         max_length: Most tokens of a prompt (vLLM's `max_model_len`).
-        engine_kwargs: Fields of vLLM's `AsyncEngineArgs` that override Winnow's choice, and `device`, `cache_dir` and
-            `stall_timeout` (seconds without a score, while prompts wait, after which it counts as dead; 600).
+        engine_kwargs: Fields of vLLM's `AsyncEngineArgs` that override Winnow's choice, and the settings that Winnow has
+            for this engine (docs/settings.md#settings-of-the-engine).
 
     Raises:
         ConfigurationError: A setting is wrong, or this vLLM runs on another kind of device.
