@@ -47,7 +47,7 @@ class VllmEngine:
     Args:
         checkpoint: The model.
         max_length: Most tokens of a prompt (vLLM's `max_model_len`).
-        engine_kwargs: Fields of vLLM's `AsyncEngineArgs` that override Winnow's choice, and the settings that Winnow has
+        engine_kwargs: Fields of vLLM's `AsyncEngineArgs` that override Winnow's choice, and Winnow's own settings
             for this engine (docs/settings.md#settings-of-the-engine).
 
     Raises:
