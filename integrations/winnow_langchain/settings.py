@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from winnow import ModelRecipe, Reranker, RerankerConfig
+from winnow.engines import needs_url
 from winnow.plain import plain
 from winnow.ranking import unknown_argument
 
@@ -155,7 +156,7 @@ class WinnowSettings(BaseModel):
         """Make the reranker; it loads nothing yet."""
         names = {field.name for field in dataclasses.fields(RerankerConfig)} & type(self).model_fields.keys()
         settings = {name: getattr(self, name) for name in names.difference(_PER_CALL, ["api_key"])}
-        if self.engine == "server" and self.api_key:
+        if needs_url(self.engine) and self.api_key:
             settings["api_key"] = self.api_key.get_secret_value()
         self._reranker = Reranker(**settings)
 

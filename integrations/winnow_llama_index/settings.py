@@ -21,6 +21,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from pydantic import StrictBool
 
 from winnow import ModelRecipe, Reranker, RerankerConfig
+from winnow.engines import needs_url
 from winnow.locks import ForkSafeLock
 from winnow.plain import plain
 from winnow.ranking import unknown_argument
@@ -191,7 +192,7 @@ class WinnowSettings(BaseNodePostprocessor):
         with _making:
             if self._reranker is None:
                 key = None
-                if self.engine == "server":
+                if needs_url(self.engine):
                     given = None if self.api_key is None else self.api_key.get_secret_value()
                     key = (os.environ.get("WINNOW_API_KEY") if given is None else given) or None
                 self._reranker = Reranker(**self._settings(), api_key=key)

@@ -19,7 +19,8 @@ import transformers
 from tiny_families import FAMILIES, patch_config
 from winnow import ConfigurationError, Reranker, RerankerConfig
 from winnow.engines.choose import create_engine
-from winnow.engines.setting_table import RERANKER_SETTINGS, SETTINGS, settings_of
+from winnow.engines.registry import settings_of
+from winnow.engines.setting_table import RERANKER_SETTINGS, SETTINGS
 from winnow.errors import EngineLoadError
 
 QUERY = "what is the capital of China?"

@@ -28,15 +28,6 @@ class Commands(TyperGroup):
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-class EngineName(StrEnum):
-    """Values of --engine."""
-
-    AUTO = "auto"
-    VLLM = "vllm"
-    SERVER = "server"
-    TRANSFORMERS = "transformers"
-
-
 class OverflowPolicy(StrEnum):
     """Values of --on-overflow."""
 
@@ -50,6 +41,14 @@ class ConvertMethod(StrEnum):
 
     FROM_2_WAY_SOFTMAX = "from_2_way_softmax"
     NO_POST_PROCESSING = "no_post_processing"
+
+
+def _checked_engine(name: str) -> str:
+    from winnow.engines import engine_names  # here, so that --help is instant
+
+    if name not in engine_names():
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, engine_names()))}.")
+    return name
 
 
 def _show_version(wanted: bool) -> None:
@@ -91,8 +90,13 @@ def rank(
         OverflowPolicy, typer.Option(help="What to do with longer documents.")
     ] = OverflowPolicy.TRUNCATE,
     engine: Annotated[
-        EngineName, typer.Option(help="auto takes vLLM if it runs here, and servers if there is a --url.")
-    ] = EngineName.AUTO,
+        str,
+        typer.Option(
+            metavar="NAME",
+            callback=_checked_engine,
+            help="vllm, server or transformers; auto takes vLLM if it runs here, and servers if there is a --url.",
+        ),
+    ] = "auto",
     url: Annotated[
         list[str] | None, typer.Option(help="Address of a vLLM server; once for each that serves the model.")
     ] = None,
@@ -119,7 +123,7 @@ def rank(
 
     Settings may be given as environment variables, too, such as WINNOW_DTYPE=float16 or WINNOW_URL.
     """
-    from winnow.engines import parse_argument  # here, so that --help is instant
+    from winnow.engines import AUTO, SERVER, parse_argument  # here, so that --help is instant
     from winnow.ranking import Reranker
 
     records = read_documents(file)
@@ -127,7 +131,7 @@ def rank(
         put_away_on_interrupt(),
         Reranker(
             model,
-            engine="server" if url and engine is EngineName.AUTO else engine.value,
+            engine=SERVER.name if url and engine == AUTO else engine,
             url=url or None,
             api_key=api_key,
             engine_kwargs=dict(map(parse_argument, engine_arg or [])),

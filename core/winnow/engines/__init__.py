@@ -3,33 +3,60 @@
 from winnow.engines.base import Engine, EngineScore, FakeEngine, is_logit, name_of
 from winnow.engines.choose import create_engine
 from winnow.engines.life import EngineLife, Started, Work
+from winnow.engines.records import SERVER, register_engine
+from winnow.engines.registry import (
+    AUTO,
+    EngineRecord,
+    EngineSettings,
+    changes_scores,
+    check_names,
+    engine_names,
+    fallback_names,
+    names_with_url,
+    needs_url,
+    reads_model,
+    record_of,
+    settings_of,
+)
 from winnow.engines.request_queue import Requests, Turn
 from winnow.engines.server_addresses import server_addresses
-from winnow.engines.setting_table import ENGINES, FALLBACKS, SETTINGS, check_values, parse_argument, settings_of
-from winnow.engines.settings import EngineSettings, check_names, given_settings, resolve, url_in_environment
+from winnow.engines.setting_table import SETTINGS, Setting, check_values, parse_argument
+from winnow.engines.setting_values import Values
+from winnow.engines.settings import given_settings, resolve, url_in_environment
 from winnow.engines.shared import Lease
 
 __all__ = [
-    "ENGINES",
-    "FALLBACKS",
+    "AUTO",
+    "SERVER",
     "SETTINGS",
     "Engine",
     "EngineLife",
+    "EngineRecord",
     "EngineScore",
     "EngineSettings",
     "FakeEngine",
     "Lease",
     "Requests",
+    "Setting",
     "Started",
     "Turn",
+    "Values",
     "Work",
+    "changes_scores",
     "check_names",
     "check_values",
     "create_engine",
+    "engine_names",
+    "fallback_names",
     "given_settings",
     "is_logit",
     "name_of",
+    "names_with_url",
+    "needs_url",
     "parse_argument",
+    "reads_model",
+    "record_of",
+    "register_engine",
     "resolve",
     "server_addresses",
     "settings_of",

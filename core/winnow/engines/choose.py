@@ -4,8 +4,10 @@ import importlib.util
 import logging
 from dataclasses import replace
 
-from winnow.engines.base import Engine, FakeEngine
-from winnow.engines.settings import EngineConfig, EngineSettings, resolve, url_in_environment, warn_about_variables
+from winnow.engines.base import Engine
+from winnow.engines.records import TRANSFORMERS, VLLM
+from winnow.engines.registry import EngineRecord, EngineSettings, record_of
+from winnow.engines.settings import EngineConfig, resolve, url_in_environment, warn_about_variables
 from winnow.errors import MissingExtraError
 from winnow.locks import import_lock
 from winnow.models import Checkpoint, open_checkpoint
@@ -29,32 +31,23 @@ def create_engine(config: EngineConfig, settings: EngineSettings | None = None) 
     settings = settings or resolve(config)
     if not isinstance(settings.engine, str):
         return settings.engine
-    if settings.engine == "fake":
-        return FakeEngine(**settings.given)
+    record = record_of(settings.engine)
+    if record is not None and not record.reads_model:
+        return record.make(None, settings)
     warn_about_variables()
     checkpoint = open_checkpoint(config.model, recipe=config.recipe, **settings.of_checkpoint())
     with import_lock:
-        return _engine_for(checkpoint, settings, settings.engine)
+        return _engine_for(checkpoint, settings, record)
 
 
-def _engine_for(checkpoint: Checkpoint, settings: EngineSettings, wanted: str) -> Engine:
+def _engine_for(checkpoint: Checkpoint, settings: EngineSettings, record: EngineRecord | None) -> Engine:
     if settings.max_length is not None:  # the environment may have set it
         checkpoint = replace(checkpoint, max_length=_length(checkpoint, settings.max_length))
-    name = _choose(checkpoint, settings.device) if wanted == "auto" else wanted
-    if wanted == "auto" and url_in_environment():
-        logger.warning("WINNOW_URL is not used: engine='auto' takes no server. Set WINNOW_ENGINE=server, too.")
-    kwargs = settings.for_engine(name)
-    if name == "server":
-        from winnow.engines.server.engine import ServerEngine
-
-        return ServerEngine(checkpoint, settings.url, settings.api_key, kwargs, max_length=checkpoint.max_length)
-    if name == "vllm":
-        from winnow.engines.vllm.engine import VllmEngine
-
-        return VllmEngine(checkpoint, checkpoint.max_length, kwargs)
-    from winnow.engines.transformers.engine import TransformersEngine
-
-    return TransformersEngine(checkpoint, kwargs)
+    if record is None:
+        record = _choose(checkpoint, settings.device)
+        if url_in_environment():
+            logger.warning("WINNOW_URL is not used: engine='auto' takes no server. Set WINNOW_ENGINE=server, too.")
+    return record.make(checkpoint, replace(settings, given=settings.for_engine(record.name), found={}))
 
 
 def _length(checkpoint: Checkpoint, wanted: int) -> int:
@@ -80,17 +73,17 @@ def _length(checkpoint: Checkpoint, wanted: int) -> int:
     return wanted
 
 
-def _choose(checkpoint: Checkpoint, device: str | int | None) -> str:
+def _choose(checkpoint: Checkpoint, device: str | int | None) -> EngineRecord:
     """The engine: vLLM if it runs here and on that device, else transformers."""
     if importlib.util.find_spec("vllm") is None:
-        name, why = "transformers", "vLLM is not installed"
+        record, why = TRANSFORMERS, "vLLM is not installed"
     else:
         from winnow.engines.vllm.engine import why_not
         from winnow.engines.vllm.fields import other_platform
 
         reason = why_not(checkpoint) or other_platform(device)
-        name, why = ("vllm", "it is installed and runs here") if reason is None else ("transformers", reason)
-    if name == "transformers" and importlib.util.find_spec("torch") is None:
+        record, why = (VLLM, "it is installed and runs here") if reason is None else (TRANSFORMERS, reason)
+    if record is TRANSFORMERS and importlib.util.find_spec("torch") is None:
         raise MissingExtraError("Neither vllm nor torch", "vllm")
-    logger.info("engine='auto' takes %s for %s: %s", name, checkpoint.model, why)
-    return name
+    logger.info("engine='auto' takes %s for %s: %s", record.name, checkpoint.model, why)
+    return record

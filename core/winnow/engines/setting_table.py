@@ -11,10 +11,7 @@ from typing import Any
 
 from winnow.engines.setting_values import DEVICE, DTYPE, FLAG, MAPPING, TEXT, Values, choice, number, whole
 from winnow.errors import ConfigurationError
-from winnow.types import RETRIEVAL_ORDER
 
-ENGINES = ("auto", "vllm", "server", "transformers", "fake")
-FALLBACKS = (*ENGINES[1:], RETRIEVAL_ORDER)
 PREFIX = "WINNOW_"
 
 
@@ -24,19 +21,22 @@ class Setting:
 
     Attributes:
         name: Its name in `engine_kwargs`.
-        engines: The engines that take it.
         values: The values that it takes; None means the engine's default.
         text: What it does, for the docs, in which docs/generate.py writes it.
         default: Its default, if that is Winnow's own; None if the engine has one, or finds it.
         secret: True if messages must not show its value.
+        changes_scores: False if it changes the speed or the place of a computation, but not its result. The score
+            cache's keys cover all others.
+        engines: The engines that take it, from their records.
     """
 
     name: str
-    engines: tuple[str, ...]
     values: Values
     text: str = ""
     default: Any = None
     secret: bool = False
+    changes_scores: bool = True
+    engines: tuple[str, ...] = ()
 
     @property
     def variable(self) -> str:
@@ -78,174 +78,159 @@ class Setting:
         return ConfigurationError(f"{source} must be {self.values.text}, but got {shown}")
 
 
-_ALL = ("vllm", "server", "transformers")
-_VLLM = ("vllm",)
-
-SETTINGS: Mapping[str, Setting] = {
+SETTINGS: dict[str, Setting] = {
     setting.name: setting
     for setting in (
         # The model's files.
-        Setting("revision", _ALL, TEXT, "Branch, tag or commit on the Hub."),
+        Setting("revision", TEXT, "Branch, tag or commit on the Hub."),
         Setting(
             "trust_remote_code",
-            _ALL,
             FLAG,
             "Whether code from the model's repository may run; by default it may not.",
         ),
         Setting(
             "hf_token",
-            _ALL,
             TEXT,
             "Access token of the Hub; `HF_TOKEN` in the environment works, too.",
             secret=True,
+            changes_scores=False,
         ),
         Setting(
             "cache_dir",
-            _ALL,
             TEXT,
             "Folder that files from the Hub are kept in. For vLLM it is the same as `download_dir`, where weights go; "
             "vLLM keeps its own copy of the small files in `HF_HOME`.",
+            changes_scores=False,
         ),
         Setting(
             "hf_overrides",
-            _ALL,
             MAPPING,
             "What replaces values of the model's config.json; see docs/settings.md#overrides-of-configjson.",
         ),
         Setting(
             "mm_processor_kwargs",
-            _ALL,
             MAPPING,
             "`min_pixels` and `max_pixels`, between which images are resized.",
         ),
         # Numbers and memory.
         Setting(
             "dtype",
-            ("vllm", "transformers"),
             DTYPE,
             "By default the checkpoint's, but float32 on a CPU if the checkpoint is not quantised.",
         ),
-        Setting("quantization", _VLLM, TEXT, "A method of vLLM, such as fp8; by default what the checkpoint says."),
-        Setting("max_model_len", _ALL, whole(1), "vLLM's name for `max_length`; an error if the two differ."),
+        Setting("quantization", TEXT, "A method of vLLM, such as fp8; by default what the checkpoint says."),
+        Setting("max_model_len", whole(1), "vLLM's name for `max_length`; an error if the two differ."),
         Setting(
             "gpu_memory_utilization",
-            _VLLM,
             number("a number above 0, at most 1", lambda value: 0 < value <= 1),
             "Share of the GPU's memory that vLLM takes; on a CPU, the share of main memory that must be free.",
+            changes_scores=False,
         ),
         Setting(
             "kv_cache_memory_bytes",
-            _VLLM,
             whole(1),
             "Size of vLLM's cache, instead of what `gpu_memory_utilization` leaves; 1 GiB by default on a CPU.",
+            changes_scores=False,
         ),
-        Setting("tensor_parallel_size", _VLLM, whole(1), "How many GPUs one model is spread over."),
-        Setting("max_num_batched_tokens", _VLLM, whole(1), "Most tokens of one step."),
-        Setting("max_num_seqs", _VLLM, whole(1), "Most prompts of one step."),
+        Setting("tensor_parallel_size", whole(1), "How many GPUs one model is spread over."),
+        Setting("max_num_batched_tokens", whole(1), "Most tokens of one step.", changes_scores=False),
+        Setting("max_num_seqs", whole(1), "Most prompts of one step.", changes_scores=False),
         Setting(
             "enable_prefix_caching",
-            _VLLM,
             FLAG,
             "Whether vLLM computes only once what prompts share, where the model allows it.",
+            changes_scores=False,
         ),
         Setting(
             "enable_sleep_mode",
-            _VLLM,
             FLAG,
             "Whether `reranker.sleep()` can free the GPU's memory; not on a CPU.",
+            changes_scores=False,
         ),
-        Setting("enforce_eager", _VLLM, FLAG, "True starts faster and runs slower; true by default on a CPU."),
+        Setting("enforce_eager", FLAG, "True starts faster and runs slower; true by default on a CPU."),
         Setting(
             "attention_backend",
-            _VLLM,
             TEXT,
             '"auto", or a backend of vLLM, such as FLASHINFER; see docs/settings.md#attention-backend.',
         ),
         # Compiling with the first prompts takes minutes, and so does one long prompt on a CPU.
         Setting(
             "stall_timeout",
-            _VLLM,
             number("a number of seconds from 1", lambda value: value >= 1),
             "An engine that scores nothing for so long while prompts wait counts as dead; see "
             "docs/operations.md#an-engine-that-hangs.",
             default=600.0,
+            changes_scores=False,
         ),
         # vLLM's other values give no scores.
-        Setting("runner", _VLLM, choice("auto", "pooling"), "How vLLM runs the model; pooling by default."),
+        Setting("runner", choice("auto", "pooling"), "How vLLM runs the model; pooling by default."),
         Setting(
             "convert",
-            _VLLM,
             choice("auto", "none", "classify"),
             "How vLLM makes a pooling model of the checkpoint; auto by default.",
         ),
         # PyTorch.
         Setting(
             "device",
-            ("vllm", "transformers"),
             DEVICE,
             "A GPU by default if there is one. vLLM takes the kind that it was built for; `CUDA_VISIBLE_DEVICES` "
             "chooses its GPU.",
         ),
         Setting(
             "batch_tokens",
-            ("transformers",),
             whole(1),
             "Most tokens of a padded batch; a batch that runs out of memory halves it.",
             default=16384,
+            changes_scores=False,
         ),
-        Setting("attn_implementation", ("transformers",), TEXT, "As in transformers."),
+        Setting("attn_implementation", TEXT, "As in transformers."),
         # HTTP.
         Setting(
             "timeout",
-            ("server",),
             number("a number of seconds from 0.001", lambda value: value >= 0.001),
             "Most seconds for a request, up to the end of its answer.",
             default=120.0,
+            changes_scores=False,
         ),
         Setting(
             "max_retries",
-            ("server",),
             whole(0),
             "How often a failed request is sent again; one that a server refuses is not.",
             default=4,
+            changes_scores=False,
         ),
         Setting(
             "chunk_size",
-            ("server",),
             whole(1),
             "How many prompts a request holds; a prompt with images is sent alone.",
             default=32,
+            changes_scores=False,
         ),
-        Setting("concurrency", ("server",), whole(1), "Most requests in flight on each server.", default=16),
+        Setting("concurrency", whole(1), "Most requests in flight on each server.", default=16, changes_scores=False),
         Setting(
             "served_model_name",
-            ("vllm", "server"),
             TEXT,
             "The model's name on the servers, if it is another one.",
         ),
     )
 }
-"""The settings that Winnow knows; `engine_kwargs` of vLLM takes any other field of `AsyncEngineArgs`, too."""
+"""The settings that Winnow knows; `engine_kwargs` of vLLM takes any other field of `AsyncEngineArgs`, too.
 
-RERANKER_SETTINGS: Mapping[str, Setting] = {
+An engine's record names those that it takes, and may add its own.
+"""
+
+RERANKER_SETTINGS: dict[str, Setting] = {
     setting.name: setting
     for setting in (
-        Setting("engine", _ALL, choice(*ENGINES)),
-        Setting("url", ("server",), TEXT),
-        Setting("api_key", ("server",), TEXT, secret=True),
-        Setting("max_length", _ALL, whole(1)),
+        Setting("engine", choice()),  # the names come from the engines' records
+        Setting("url", TEXT),
+        Setting("api_key", TEXT, secret=True),
+        Setting("max_length", whole(1)),
     )
 }
 """Arguments of a reranker that are not in `engine_kwargs`, but have environment variables."""
 
 _NOT_OF_AN_ENGINE = {"model", *RERANKER_SETTINGS}
-
-
-def settings_of(engine: str) -> list[str]:
-    """Names of the settings that an engine takes; with "auto", those that any engine takes."""
-    if engine == "fake":
-        return ["max_length", "delay"]
-    return [name for name, setting in SETTINGS.items() if engine in setting.engines or engine == "auto"]
 
 
 def check_keywords(what: str, given: Iterable[str], known: Sequence[str]) -> None:

@@ -7,35 +7,18 @@ settings, so that a saved pipeline does not hold them.
 import difflib
 import logging
 import os
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, Protocol
 
 from winnow.engines.base import Engine
-from winnow.engines.setting_table import (
-    PREFIX,
-    RERANKER_SETTINGS,
-    SETTINGS,
-    Setting,
-    check_keywords,
-    check_values,
-    settings_of,
-)
-from winnow.engines.vllm.fields import field_names
+from winnow.engines.registry import AUTO, EngineSettings, needs_url, reads_model
+from winnow.engines.setting_table import PREFIX, RERANKER_SETTINGS, SETTINGS, Setting, check_values
 from winnow.errors import ConfigurationError
 from winnow.models import ModelRecipe
 
 logger = logging.getLogger(__name__)
 
-# Settings for `open_checkpoint`, and its names for them.
-_OF_CHECKPOINT = {
-    "hf_overrides": "hf_overrides",
-    "revision": "revision",
-    "hf_token": "token",
-    "mm_processor_kwargs": "mm_processor_kwargs",
-    "cache_dir": "cache_dir",
-}
 # Arguments of a reranker that are also settings of its engine.
 _OF_BOTH = ("device", "cache_dir")
 
@@ -65,93 +48,10 @@ class EngineConfig(Protocol):
     def engine_kwargs(self) -> Mapping[str, Any]: ...  # noqa: D102
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """The settings of an engine, from a reranker's arguments and from the environment.
-
-    Attributes:
-        engine: The engine, as a name or as an object.
-        url: Addresses of servers.
-        api_key: Key of these servers.
-        max_length: Most tokens of a prompt; None for the model's limit.
-        given: The engine's settings that the user gave, except the length.
-        found: Settings that only the environment has, of any engine.
-    """
-
-    engine: str | Engine
-    url: str | Sequence[str] | None
-    api_key: str | None = field(repr=False)
-    max_length: int | None
-    given: Mapping[str, Any] = field(repr=False)
-    found: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def key(self) -> Hashable:
-        """Equal for two settings that make the same engine for a model."""
-        engine = self.engine if isinstance(self.engine, str) else id(self.engine)
-        url = self.url if self.url is None or isinstance(self.url, str) else tuple(self.url)
-        where = (url, self.api_key) if engine == "server" else None
-        return (engine, where, self.max_length, repr(sorted({**self.found, **self.given}.items())))
-
-    @property
-    def device(self) -> str | int | None:
-        """The device for the engine; None if the engine chooses."""
-        return {**self.found, **self.given}.get("device")
-
-    def of_checkpoint(self) -> dict[str, Any]:
-        """Keywords of `open_checkpoint`."""
-        merged = {**self.found, **self.given}
-        return {
-            "trust_remote_code": bool(merged.get("trust_remote_code")),
-            **{theirs: merged.get(ours) for ours, theirs in _OF_CHECKPOINT.items()},
-        }
-
-    def for_engine(self, name: str) -> dict[str, Any]:
-        """`engine_kwargs` for the chosen engine, without the environment's settings for other engines.
-
-        Args:
-            name: "vllm", "server" or "transformers".
-
-        Raises:
-            ConfigurationError: The user gave a setting of another engine, or one that does not exist.
-        """
-        check_names(name, self.given)
-        taken = {key: value for key, value in self.found.items() if name in SETTINGS[key].engines}
-        if taken:
-            shown = (
-                f"{SETTINGS[key].variable}={'…' if SETTINGS[key].secret else value}" for key, value in taken.items()
-            )
-            logger.info("From the environment: %s", ", ".join(shown))
-        return {**taken, **self.given}
-
-
-def check_names(engine: str, engine_kwargs: Mapping[str, Any]) -> None:
-    """Refuse settings that an engine does not take. vLLM's own fields are known only if it is installed.
-
-    Args:
-        engine: Its name; with "auto", settings that no engine takes are refused.
-        engine_kwargs: The user's settings.
-
-    Raises:
-        ConfigurationError: A setting is of another engine, or does not exist. The message suggests the most similar.
-    """
-    known = settings_of(engine)
-    for name, value in engine_kwargs.items():
-        if name in SETTINGS and name not in known and value is not None:
-            others = " or ".join(f"engine={other!r}" for other in SETTINGS[name].engines)
-            raise ConfigurationError(f"engine={engine!r} takes no {name!r}: it is a setting of {others}")
-    unknown = [name for name in engine_kwargs if name not in SETTINGS and name not in known]
-    if unknown and engine in ("auto", "vllm"):
-        fields = field_names()
-        known = [*known, *fields]
-        unknown = unknown if fields else []
-    check_keywords("engine_kwargs", unknown, known)
-
-
 def resolve(config: EngineConfig, environment: Mapping[str, str] | None = None) -> EngineSettings:
     """A reranker's engine settings, with those from the environment.
 
-    Engine objects and `engine="fake"` take nothing from the environment.
+    Engine objects and engines without a model take nothing from the environment.
 
     Args:
         config: The reranker.
@@ -171,11 +71,11 @@ def resolve(config: EngineConfig, environment: Mapping[str, str] | None = None) 
         return None if text is None else setting.parse(text, setting.variable)
 
     engine = config.engine
-    if engine == "auto":
+    if engine == AUTO:
         engine = variable(RERANKER_SETTINGS["engine"]) or engine
     given = given_settings(config)
-    if not isinstance(engine, str) or engine == "fake":
-        for name in _OF_BOTH:  # the fake engine has no model; an object has its own settings
+    if not reads_model(engine):
+        for name in _OF_BOTH:  # of a model; an object has its own settings
             given.pop(name, None)
         return EngineSettings(
             engine=engine, url=None, api_key=None, max_length=config.max_length, given=given, found={}
@@ -195,10 +95,10 @@ def resolve(config: EngineConfig, environment: Mapping[str, str] | None = None) 
         settings.pop("max_model_len", None)
         if settings.get("attention_backend") == "auto":
             del settings["attention_backend"]
-    url, api_key = config.url, config.api_key
-    if engine == "server":
-        url = _addresses(variable(RERANKER_SETTINGS["url"])) if url is None else url
-        api_key = variable(RERANKER_SETTINGS["api_key"]) if api_key is None else api_key
+    url, api_key = None, None
+    if needs_url(engine):
+        url = _addresses(variable(RERANKER_SETTINGS["url"])) if config.url is None else config.url
+        api_key = variable(RERANKER_SETTINGS["api_key"]) if config.api_key is None else config.api_key
     return EngineSettings(engine=engine, url=url, api_key=api_key, max_length=max_length, given=given, found=found)
 
 

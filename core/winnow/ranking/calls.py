@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-from winnow.engines import Started, name_of
+from winnow.engines import Started, name_of, reads_model
 from winnow.errors import DocumentError
 from winnow.locks import ForkSafeLock
 from winnow.media import Shown, as_read
@@ -207,8 +207,7 @@ class CallRunner:
             return kept[1]
         bound = bind_template(checkpoint, template, template_kwargs, with_instruction=with_instruction)
         wanted = self.config.max_length or checkpoint.max_length
-        own = not isinstance(self.config.engine, str) or self.config.engine == "fake"  # others have said so
-        if own and wanted > checkpoint.max_length:
+        if not reads_model(self.config.engine) and wanted > checkpoint.max_length:  # others have said so
             logger.warning(
                 "max_length=%d becomes %d, the limit of the engine %s.",
                 wanted,

@@ -6,13 +6,16 @@ from os import PathLike
 from typing import Any, Literal, get_args
 
 from winnow.engines import (
-    ENGINES,
-    FALLBACKS,
     SETTINGS,
     Engine,
     check_names,
     check_values,
+    engine_names,
+    fallback_names,
     given_settings,
+    names_with_url,
+    needs_url,
+    reads_model,
     resolve,
     server_addresses,
     url_in_environment,
@@ -166,12 +169,13 @@ class RerankerConfig:
             "on_error": ("raise", "skip"),
         }
         if isinstance(self.fallback, str):
-            choices["fallback"] = tuple(name for name in FALLBACKS if name != self.engine)
+            choices["fallback"] = tuple(name for name in fallback_names() if name != self.engine)
         if isinstance(self.engine, str):
-            choices["engine"] = ENGINES
-        if (self.url is not None) != (self.engine == "server") and not (self.url is None and url_in_environment()):
+            choices["engine"] = engine_names()
+        if (self.url is not None) != needs_url(self.engine) and not (self.url is None and url_in_environment()):
             raise ConfigurationError(
-                'url and engine="server" belong together: give both or neither (the variable WINNOW_URL counts as url)'
+                f"url and {names_with_url()} belong together: give both or neither (the variable WINNOW_URL counts as "
+                "url)"
             )
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -191,11 +195,12 @@ class RerankerConfig:
                 raise ConfigurationError(f"{name} must be {words}, but got {shown}")
         if not (isinstance(self.engine, str) or callable(getattr(self.engine, "score", None))):
             raise ConfigurationError(
-                f"engine must be one of {', '.join(map(repr, ENGINES))}, or an Engine, but got {self.engine!r}"
+                f"engine must be one of {', '.join(map(repr, engine_names()))}, or an Engine, but got {self.engine!r}"
             )
         if not isinstance(self.fallback, str | RerankerConfig | None):
             raise ConfigurationError(
-                f"fallback must be one of {', '.join(map(repr, FALLBACKS))}, or a Reranker, but got {self.fallback!r}"
+                f"fallback must be one of {', '.join(map(repr, fallback_names()))}, or a Reranker, "
+                f"but got {self.fallback!r}"
             )
 
     def _check_engine_settings(self) -> None:
@@ -205,7 +210,7 @@ class RerankerConfig:
                 raise ConfigurationError(
                     f"{', '.join(given)} cannot be set here: the engine is an object, and has its own settings"
                 )
-        elif self.engine == "fake":
+        elif not reads_model(self.engine):
             check_names(self.engine, self.engine_kwargs)
         else:
             check_values(given, self.max_length)

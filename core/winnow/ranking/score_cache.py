@@ -17,7 +17,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
-from winnow.engines import Engine, EngineScore, EngineSettings, Requests, Turn, is_logit, resolve
+from winnow.engines import (
+    Engine,
+    EngineScore,
+    EngineSettings,
+    Requests,
+    Turn,
+    changes_scores,
+    is_logit,
+    record_of,
+    resolve,
+)
 from winnow.locks import ForkSafeLock
 from winnow.models import uses_modelscope
 from winnow.prompts import Prompt
@@ -26,20 +36,8 @@ from winnow.ranking.disk_scores import KEY_BYTES, DiskScores
 
 logger = logging.getLogger(__name__)
 
-# Engine settings that change the speed or the place of a computation, but not its result. All others change the keys: a
-# cache that misses too often is slow, but one that hits too often is wrong.
-_NOT_IN_SCORES = frozenset(
-    {
-        *("gpu_memory_utilization", "kv_cache_memory_bytes", "enable_sleep_mode", "max_num_seqs"),
-        *("max_num_batched_tokens", "enable_prefix_caching", "disable_log_stats", "use_tqdm_on_load"),
-        *("download_dir", "cache_dir", "hf_token"),
-        *("batch_tokens", "timeout", "stall_timeout", "max_retries", "chunk_size", "concurrency"),
-    }
-)
 # Files of a model's folder that neither the prompt's ids nor the configuration cover: weights, and image processors.
 _FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*processor_config.json")
-# What else of an engine's numbers its packages' versions decide.
-_PACKAGES = {"vllm": ("vllm", "torch"), "transformers": ("transformers", "torch")}
 
 
 class ScoreStore(Protocol):
@@ -212,13 +210,19 @@ def fingerprint(engine: Engine, *settings: EngineSettings) -> bytes:
         settings: The settings that it was made from.
     """
     checkpoint = engine.checkpoint
-    kwargs = _kwargs(settings[0]) if settings else {}
+    record = record_of(engine.name)
+    kwargs = _kwargs(engine, settings[0]) if settings else {}
     cache_dir = settings[0].of_checkpoint()["cache_dir"] if settings else None
+    is_made_by_winnow = bool(settings) and isinstance(settings[0].engine, str)
     parts = {
-        "engine": [engine.name, f"{type(engine).__module__}.{type(engine).__qualname__}"],
-        "packages": [[name, _version(name)] for name in _PACKAGES.get(engine.name, ())],
-        "device": _device(engine.name, kwargs.get("device")),
-        "settings": [[_kwargs(one), _urls(one)] for one in settings],
+        # Not the module of an engine that Winnow makes: when that moves, what a folder keeps must still be found.
+        "engine": [
+            engine.name,
+            None if is_made_by_winnow else f"{type(engine).__module__}.{type(engine).__qualname__}",
+        ],
+        "packages": [[name, _version(name)] for name in (record.packages if record else ())],
+        "device": record.device_name(kwargs.get("device")) if record and record.device_name else None,
+        "settings": [[_kwargs(engine, one), _urls(one)] for one in settings],
         "model": str(checkpoint.model),
         "files": _files(
             str(checkpoint.folder if uses_modelscope() else checkpoint.model), kwargs.get("revision"), cache_dir
@@ -229,9 +233,9 @@ def fingerprint(engine: Engine, *settings: EngineSettings) -> bytes:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).digest()
 
 
-def _kwargs(settings: EngineSettings) -> dict[str, Any]:
+def _kwargs(engine: Engine, settings: EngineSettings) -> dict[str, Any]:
     merged = {**settings.found, **settings.given}
-    return {name: value for name, value in merged.items() if name not in _NOT_IN_SCORES}
+    return {name: value for name, value in merged.items() if changes_scores(name, engine.name)}
 
 
 def _urls(settings: EngineSettings) -> list[str]:
@@ -264,17 +268,3 @@ def _commit(model: str, revision: str | None, cache_dir: str | None) -> str | No
     except HFValidationError:  # no name on the Hub: an engine of the user's own
         return None
     return Path(file).parent.name if isinstance(file, str) else None
-
-
-def _device(engine: str, chosen: Any) -> str | None:
-    """The device of the engine, on which the default dtype and the last bits of a score depend."""
-    if engine == "vllm":
-        from vllm.platforms import current_platform
-
-        return f"{current_platform.device_type} {current_platform.get_device_name()}"
-    if engine == "transformers":
-        import torch
-
-        device = torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    return None

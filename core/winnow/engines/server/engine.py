@@ -17,12 +17,13 @@ from typing import Any
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from winnow.engines.base import EngineScore
+from winnow.engines.registry import settings_of
 from winnow.engines.server.chat_request import ScoreRequest, chat_requests, ids_request, server_options
 from winnow.engines.server.client import RefusedError, ReplicaError, ServerClient
 from winnow.engines.server.replica import Replica
 from winnow.engines.server.replica_pool import ReplicaPool
 from winnow.engines.server_addresses import server_addresses
-from winnow.engines.setting_table import SETTINGS, check_keywords, check_values, settings_of
+from winnow.engines.setting_table import SETTINGS, check_keywords, check_values
 from winnow.errors import ConfigurationError, EngineError, EngineLoadError
 from winnow.media import NO_VIDEOS
 from winnow.models import Checkpoint, check_labels_on_vllm, check_weights

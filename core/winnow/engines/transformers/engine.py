@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 from winnow.engines.base import EngineScore
-from winnow.engines.setting_table import SETTINGS, check_keywords, settings_of
+from winnow.engines.registry import settings_of
+from winnow.engines.setting_table import SETTINGS, check_keywords
 from winnow.errors import ConfigurationError, EngineLoadError, MissingExtraError
 from winnow.models import Checkpoint, folder_with_weights, uses_modelscope
 from winnow.prompts import Prompt
@@ -45,7 +46,7 @@ class TransformersEngine:
             import torch  # noqa: F401
         except ImportError as error:
             raise MissingExtraError("torch", "transformers") from error
-        check_keywords("engine_kwargs", engine_kwargs, settings_of("transformers"))
+        check_keywords("engine_kwargs", engine_kwargs, settings_of(self.name))
         self.checkpoint = checkpoint
         self._device = _device(engine_kwargs.get("device"))
         self._batch_tokens = engine_kwargs.get("batch_tokens") or SETTINGS["batch_tokens"].default

@@ -27,7 +27,7 @@ from haystack_integrations.components.rankers.winnow.checks import (
 )
 from haystack_integrations.components.rankers.winnow.documents import DocumentReader, without_duplicates
 from winnow import Engine, ModelRecipe, Ranking, Reranker, RerankerConfig
-from winnow.engines import name_of, resolve
+from winnow.engines import name_of, needs_url, reads_model, resolve
 from winnow.locks import ForkSafeLock
 from winnow.plain import plain
 from winnow.ranking import checked_deadline, checked_threshold, checked_top_k, hinting
@@ -253,7 +253,7 @@ class WinnowRanker:
     def _ready(self) -> Reranker:
         with _making:
             if self._reranker is None:
-                key = self.api_key.resolve_value() if self.api_key is not None and self.engine == "server" else None
+                key = self.api_key.resolve_value() if self.api_key is not None and needs_url(self.engine) else None
                 settings = self._settings()
                 if token := self._hub_token():
                     settings["engine_kwargs"] = {**self.engine_kwargs, "hf_token": token}
@@ -268,8 +268,7 @@ class WinnowRanker:
         given = self.engine_kwargs.get("hf_token") is not None
         if self.token is None or given or Path(self.model).expanduser().is_dir():
             return None
-        engine = resolve(RerankerConfig(**self._settings())).engine
-        if not isinstance(engine, str) or engine == "fake":
+        if not reads_model(resolve(RerankerConfig(**self._settings())).engine):
             return None
         token = self.token.resolve_value()
         return token if token and token.strip() and token != os.environ.get("HF_TOKEN") else None
