@@ -4,12 +4,14 @@ import importlib.util
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from tiny_model import build_tiny_reranker, read_passages
 from winnow import Reranker
+from winnow.engines import registry
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # tests send nothing
 
@@ -68,3 +70,14 @@ def vllm_model(needs_vllm: None, tiny_model: str) -> Iterator[str]:
     "engine."""
     with Reranker(tiny_model, engine="vllm").start():
         yield tiny_model
+
+
+@pytest.fixture
+def registered_engines() -> Iterator[None]:
+    """Engines that the test registers are not known any more after it."""
+    tables: list[dict[str, Any]] = [registry._RECORDS, registry.SETTINGS, registry.RERANKER_SETTINGS]
+    before = [dict(table) for table in tables]
+    yield
+    for table, old in zip(tables, before, strict=True):
+        table.clear()
+        table.update(old)

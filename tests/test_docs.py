@@ -35,7 +35,12 @@ def model(tiny_model: str) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets(page).strip()], ids=lambda page: page.name)
 def test_the_snippets_of_a_page_run(
-    page: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    registered_engines: None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     program = snippets(page).replace(MODEL, model)
