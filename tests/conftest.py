@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,8 @@ settings.load_profile("winnow")
 SLOW_FIXTURES = {"needs_vllm", "start_servers"}
 """A test that uses one of these, itself or through another fixture, is marked `slow`."""
 
+VLLM_BEFORE = pytest.StashKey[bool]()
+
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark what loads vLLM or waits for a server, before pytest selects by marks."""
@@ -42,6 +45,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the files without slow tests first. Files stay whole, so that no fixture of a file is built twice."""
     slow_files = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path in slow_files)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[VLLM_BEFORE] = "vllm" in sys.modules
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Fail a test that loads vLLM and is not marked as slow: `make test-fast` would not stay fast."""
+    loaded = "vllm" in sys.modules and not item.stash[VLLM_BEFORE]
+    assert not loaded or item.get_closest_marker("slow"), "the test loads vLLM: mark it with pytest.mark.slow"
 
 
 @pytest.fixture(scope="session")
