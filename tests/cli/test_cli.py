@@ -218,6 +218,7 @@ def test_the_installed_command_knows_its_version() -> None:
     assert done.stdout.startswith("winnow-rerank ")
 
 
+@pytest.mark.slow  # 400 long documents
 def test_a_progress_bar_on_long_work_and_none_on_short(tiny_model: str, tmp_path: Path) -> None:
     command = [
         sys.executable,
