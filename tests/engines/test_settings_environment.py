@@ -196,6 +196,21 @@ def test_rerankers_share_an_engine_if_all_of_it_is_the_same(monkeypatch: pytest.
     assert Reranker("m", engine_kwargs={"dtype": "float32"}).engine_key != explicit.engine_key
 
 
+def test_the_environment_is_read_when_a_reranker_is_made(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"engine": "transformers", "score_cache": 10}
+    with Reranker(tiny_model, **options) as before:
+        key, twin = before.engine_key, pickle.dumps(before)
+        monkeypatch.setenv("WINNOW_DTYPE", "bfloat16")
+        monkeypatch.setenv("WINNOW_MAX_LENGTH", "12x")
+        assert before.engine_key == key  # it also reads no variable that is wrong now
+        first, again = (before.rank("china", ["Beijing"]) for _ in range(2))
+        assert again.stats.cache_hits == 1
+        monkeypatch.delenv("WINNOW_MAX_LENGTH")
+        with pickle.loads(twin) as after:  # noqa: S301 - a copy is made now
+            assert after.engine_key != key
+            assert after.rank("china", ["Beijing"])[0].score != first[0].score
+
+
 def test_a_variable_that_sets_nothing_is_warned_about_once(
     tiny_model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from winnow.engines.base import Engine
 from winnow.engines.records import TRANSFORMERS, VLLM
 from winnow.engines.registry import EngineRecord, EngineSettings, record_of
-from winnow.engines.settings import EngineConfig, resolve, url_in_environment, warn_about_variables
+from winnow.engines.settings import EngineConfig, resolve, warn_about_variables
 from winnow.errors import MissingExtraError
 from winnow.locks import import_lock
 from winnow.models import Checkpoint, open_checkpoint
@@ -45,7 +45,7 @@ def _engine_for(checkpoint: Checkpoint, settings: EngineSettings, record: Engine
         checkpoint = replace(checkpoint, max_length=_length(checkpoint, settings.max_length))
     if record is None:
         record = _choose(checkpoint, settings.device)
-        if url_in_environment():
+        if settings.url_is_unused:
             logger.warning("WINNOW_URL is not used: engine='auto' takes no server. Set WINNOW_ENGINE=server, too.")
     return record.make(checkpoint, replace(settings, given=settings.for_engine(record.name), found={}))
 

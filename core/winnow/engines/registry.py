@@ -37,6 +37,7 @@ class EngineSettings:
         max_length: Most tokens of a prompt; None for the model's limit.
         given: The engine's settings that the user gave, except the length.
         found: Settings that only the environment has, of any engine.
+        url_is_unused: Whether the environment has an address, and the engine is chosen among those without.
     """
 
     engine: str | Engine
@@ -45,6 +46,7 @@ class EngineSettings:
     max_length: int | None
     given: Mapping[str, Any] = field(repr=False)
     found: Mapping[str, Any] = field(repr=False)
+    url_is_unused: bool = False
 
     @property
     def key(self) -> Hashable:

@@ -99,7 +99,15 @@ def resolve(config: EngineConfig, environment: Mapping[str, str] | None = None) 
     if needs_url(engine):
         url = _addresses(variable(RERANKER_SETTINGS["url"])) if config.url is None else config.url
         api_key = variable(RERANKER_SETTINGS["api_key"]) if config.api_key is None else config.api_key
-    return EngineSettings(engine=engine, url=url, api_key=api_key, max_length=max_length, given=given, found=found)
+    return EngineSettings(
+        engine=engine,
+        url=url,
+        api_key=api_key,
+        max_length=max_length,
+        given=given,
+        found=found,
+        url_is_unused=engine == AUTO and RERANKER_SETTINGS["url"].variable in environment,
+    )
 
 
 def given_settings(config: EngineConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-from winnow.engines import Started, name_of, reads_model
+from winnow.engines import EngineSettings, Started, name_of, reads_model
 from winnow.errors import DocumentError
 from winnow.locks import ForkSafeLock
 from winnow.media import Shown, as_read
@@ -45,6 +45,7 @@ class CallRunner:
 
     Args:
         config: The reranker's settings.
+        engine_settings: Those of its engine, with the environment's.
         fallback: What ranks if the engine fails.
 
     Attributes:
@@ -52,12 +53,12 @@ class CallRunner:
         cache: The score cache, if the reranker has one.
     """
 
-    def __init__(self, config: RerankerConfig, fallback: Fallback | None = None):
+    def __init__(self, config: RerankerConfig, engine_settings: EngineSettings, fallback: Fallback | None = None):
         self.config = config
         self._fallback = fallback
         self._left_out = False  # whether the log says that images or videos are ignored
         self._builders: dict[Hashable, tuple[Checkpoint, PromptBuilder]] = {}
-        self.cache = None if config.score_cache is None else ScoreCache(config.score_cache, config)
+        self.cache = None if config.score_cache is None else ScoreCache(config.score_cache, engine_settings)
 
     def retry(self) -> None:
         """Let the next call try again what failed: an engine that has a fallback, and the file of the score cache."""

@@ -1,12 +1,12 @@
 """The reranker, which users call. `arguments` beside it checks the arguments of calls, `calls` runs the calls."""
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from winnow.engines import EngineLife, Lease, Work, create_engine, resolve
+from winnow.engines import EngineLife, EngineSettings, Lease, Work, create_engine, resolve
 from winnow.ranking.arguments import are_in_memory, checked_calls, checked_deadline
 from winnow.ranking.calls import CallRunner
 from winnow.ranking.config import RerankerConfig
@@ -22,7 +22,7 @@ from winnow.types import Ranking
 T = TypeVar("T")
 
 # Attributes that a copy makes again from the settings.
-_MADE = ("_lease", "_calls", "_stand_in")
+_MADE = ("_engine_settings", "_lease", "_calls", "_stand_in")
 
 
 @hinting
@@ -38,6 +38,7 @@ class Reranker(RerankerConfig):
     It takes the arguments of `RerankerConfig`. An unknown argument is a `TypeError` that says the right name.
     """
 
+    _engine_settings: EngineSettings = field(init=False, repr=False)
     _lease: Lease = field(init=False, repr=False)
     _calls: CallRunner = field(init=False, repr=False)
     _stand_in: "Reranker | None" = field(init=False, repr=False)
@@ -47,14 +48,22 @@ class Reranker(RerankerConfig):
         # The engine and the calls in flight refer to these settings. They must not refer to the reranker, which
         # releases the engine when it is garbage-collected.
         config = RerankerConfig(**{field.name: getattr(self, field.name) for field in fields(RerankerConfig)})
-        make = partial(create_engine, config, resolve(config))
+        # The environment is read here, once: what changes in it later is for rerankers made later.
+        engine_settings = resolve(config)
+        object.__setattr__(self, "_engine_settings", engine_settings)
+        make = partial(create_engine, config, engine_settings)
         object.__setattr__(self, "_lease", Lease(self.engine_key, make, self.max_restarts))
         settings = settings_of_fallback(self)
         stand_in = None if settings is None else Reranker(**settings)
         rank_instead = None if stand_in is None else stand_in._rank_instead
         fallback = None if self.fallback is None else Fallback(config, rank_instead)
         object.__setattr__(self, "_stand_in", stand_in)
-        object.__setattr__(self, "_calls", CallRunner(config, fallback))
+        object.__setattr__(self, "_calls", CallRunner(config, engine_settings, fallback))
+
+    @property
+    def engine_key(self) -> Hashable:
+        """Equal for two rerankers that share an engine."""
+        return (self.model, self.recipe, self._engine_settings.key)
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 

@@ -26,12 +26,10 @@ from winnow.engines import (
     changes_scores,
     is_logit,
     record_of,
-    resolve,
 )
 from winnow.locks import ForkSafeLock
 from winnow.models import uses_modelscope
 from winnow.prompts import Prompt
-from winnow.ranking.config import RerankerConfig
 from winnow.ranking.disk_scores import KEY_BYTES, DiskScores
 
 logger = logging.getLogger(__name__)
@@ -122,13 +120,12 @@ class ScoreCache:
 
     Args:
         where: How many pairs to keep in memory, or a folder to keep them in. Rerankers and processes may share one.
-        config: The reranker's settings.
+        settings: The settings that the reranker's engine is made from.
     """
 
-    def __init__(self, where: int | str | PathLike[str], config: RerankerConfig):
+    def __init__(self, where: int | str | PathLike[str], settings: EngineSettings):
         self._where = where
-        self._config = config
-        self._settings = resolve(config)
+        self._settings = settings
         self._store: ScoreStore = MemoryScores(where) if isinstance(where, int) else DiskScores(where)
         self._failed: set[str] = set()
         self._known: tuple[Requests, bytes] | None = None
@@ -193,12 +190,11 @@ class ScoreCache:
     def _fingerprint(self, requests: Requests) -> bytes:
         """One for each running engine: a reranker that is closed and started again may find other weights."""
         if self._known is None or self._known[0] is not requests:
-            # The environment may have changed since the engine was chosen, or since it was made: then it is neither.
-            self._known = (requests, fingerprint(requests.engine, self._settings, resolve(self._config)))
+            self._known = (requests, fingerprint(requests.engine, self._settings))
         return self._known[1]
 
 
-def fingerprint(engine: Engine, *settings: EngineSettings) -> bytes:
+def fingerprint(engine: Engine, settings: EngineSettings) -> bytes:
     """A hash of 32 bytes of everything except the prompt that determines an engine's scores.
 
     Name or path of the model, its commit on the Hub or the sizes and times of its weight files, its configuration and
@@ -211,9 +207,10 @@ def fingerprint(engine: Engine, *settings: EngineSettings) -> bytes:
     """
     checkpoint = engine.checkpoint
     record = record_of(engine.name)
-    kwargs = _kwargs(engine, settings[0]) if settings else {}
-    cache_dir = settings[0].of_checkpoint()["cache_dir"] if settings else None
-    is_made_by_winnow = bool(settings) and isinstance(settings[0].engine, str)
+    merged = {**settings.found, **settings.given}
+    kwargs = {name: value for name, value in merged.items() if changes_scores(name, engine.name)}
+    cache_dir = settings.of_checkpoint()["cache_dir"]
+    is_made_by_winnow = isinstance(settings.engine, str)
     parts = {
         # Not the module of an engine that Winnow makes: when that moves, what a folder keeps must still be found.
         "engine": [
@@ -222,7 +219,8 @@ def fingerprint(engine: Engine, *settings: EngineSettings) -> bytes:
         ],
         "packages": [[name, _version(name)] for name in (record.packages if record else ())],
         "device": record.device_name(kwargs.get("device")) if record and record.device_name else None,
-        "settings": [[_kwargs(engine, one), _urls(one)] for one in settings],
+        "settings": kwargs,
+        "urls": [settings.url] if isinstance(settings.url, str) else sorted(settings.url or ()),
         "model": str(checkpoint.model),
         "files": _files(
             str(checkpoint.folder if uses_modelscope() else checkpoint.model), kwargs.get("revision"), cache_dir
@@ -231,15 +229,6 @@ def fingerprint(engine: Engine, *settings: EngineSettings) -> bytes:
         "recipe": repr(checkpoint.recipe),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).digest()
-
-
-def _kwargs(engine: Engine, settings: EngineSettings) -> dict[str, Any]:
-    merged = {**settings.found, **settings.given}
-    return {name: value for name, value in merged.items() if changes_scores(name, engine.name)}
-
-
-def _urls(settings: EngineSettings) -> list[str]:
-    return [settings.url] if isinstance(settings.url, str) else sorted(settings.url or ())
 
 
 def _version(package: str) -> str | None:
