@@ -195,6 +195,13 @@ CHANGES: dict[str, Callable[[Path], bytes]] = {
         shutil.copy(model / "config.json", model / "preprocessor_config.json"),
         print_of(str(model)),
     )[1],
+    "which tokens are the labels": lambda model: (grow(model / "tokenizer.json"), print_of(str(model)))[1],
+    "how a module pools": lambda model: (
+        (model / "1_Pooling").mkdir(),
+        shutil.copy(model / "config.json", model / "1_Pooling" / "config.json"),
+        print_of(str(model)),
+    )[2],
+    "code of its own": lambda model: (shutil.copy(__file__, model / "modeling_x.py"), print_of(str(model)))[1],
     "another folder": lambda model: print_of(str(shutil.copytree(model, model.parent / "qwen3-reranker-copy"))),
 }
 

@@ -266,6 +266,14 @@ def test_one_worker_is_started_and_used_again(no_worker: None) -> None:
     assert worker_pids() != {pid}
 
 
+def test_a_program_without_a_python_to_start_says_so(no_worker: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Python is embedded, which knows of no executable."""
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", None)
+    with pytest.raises(TemplateError, match="a frozen or embedded Python cannot be started"):
+        ScoreTemplate(PLACES, "the model").segments(with_instruction=False)
+    assert ScoreTemplate(PLACES, "mine", trusted=True).segments(with_instruction=False)
+
+
 def test_a_worker_that_ends_while_it_is_idle_fails_no_template(
     no_worker: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,8 +34,9 @@ from winnow.ranking.disk_scores import KEY_BYTES, DiskScores
 
 logger = logging.getLogger(__name__)
 
-# Files of a model's folder that neither the prompt's ids nor the configuration cover: weights, and image processors.
-_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*processor_config.json")
+# Files of a model's folder that decide its scores: weights, the model's own code, and settings, as those of image
+# processors, of the modules after a transformer, and of the tokenizer, which has the labels' ids.
+_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.json", "*.py")
 
 
 class ScoreStore(Protocol):
@@ -197,7 +198,7 @@ class ScoreCache:
 def fingerprint(engine: Engine, settings: EngineSettings) -> bytes:
     """A hash of 32 bytes of everything except the prompt that determines an engine's scores.
 
-    Name or path of the model, its commit on the Hub or the sizes and times of its weight files, its configuration and
+    Name or path of the model, its commit on the Hub or the sizes and times of its files, its configuration and
     recipe, all engine settings but those that only concern speed (dtype and quantization are among them), the engine,
     the versions of its packages and its device; for servers their addresses, as nothing else is known of them.
 

@@ -73,11 +73,12 @@ class Worker:
     """
 
     def __init__(self) -> None:
-        if getattr(sys, "frozen", False):  # sys.executable is the whole program then
-            raise RenderError("cannot be rendered: a frozen program has no Python to start for it", over=True)
+        python = spawn.get_executable()
+        if getattr(sys, "frozen", False) or not python:  # sys.executable is the whole program then, or nothing
+            raise RenderError("cannot be rendered: a frozen or embedded Python cannot be started for it", over=True)
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own program, in our own Python
-                [spawn.get_executable(), "-I", "-S", "-B", "-c", _PROGRAM, *folders_of_program()],
+                [python, "-I", "-S", "-B", "-c", _PROGRAM, *folders_of_program()],
                 bufsize=0,  # a buffer's lock may be taken when the process forks
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
