@@ -36,7 +36,7 @@ _BACKOFF = wait_random_exponential(multiplier=0.5, max=10, min=0.25)
 _FAILOVER_SECONDS = 0.05
 # Keys of config.json that choose an activation.
 _ACTIVATION_SETTINGS = ("problem_type", "sentence_transformers", "sbert_ce_default_activation_function")
-_DEFAULTS = {name: setting.default for name, setting in SETTINGS.items() if "server" in setting.engines}
+_DEFAULTS = {name: SETTINGS[name].default for name in settings_of("server")}
 # How many requests more than the least loaded server a query's preferred server may have.
 _REQUESTS_AHEAD = 4
 
