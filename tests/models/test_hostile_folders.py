@@ -332,6 +332,12 @@ def test_a_file_that_is_none_is_not_waited_for(folder: Path) -> None:
     check_all_refuse(folder, "has no config.json")
 
 
+def test_names_of_inputs_that_are_null_are_those_of_the_class(tmp_path: Path) -> None:
+    folder = FAMILIES["ms-marco-minilm-l6-v2"](tmp_path / "model")
+    edit(folder / "tokenizer_config.json", model_input_names=None)
+    assert open_checkpoint(str(folder)).tokenizer.token_types
+
+
 def test_half_a_character_is_not_written(folder: Path, tmp_path: Path) -> None:
     edit(folder / "tokenizer_config.json", note="\ud800")
     with pytest.raises(ConfigurationError, match=r"out cannot be written: 'utf-8' codec can't encode character"):

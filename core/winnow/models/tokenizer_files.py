@@ -134,10 +134,11 @@ def load_tokenizer(
     known = {name: str(token) for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
     # Some classes name tokens that the model does not have.
     special = {name: token for name, token in known.items() if found.backend.token_to_id(token) is not None}
+    inputs = loaded.model_input_names or type(loaded).model_input_names  # null in the file hides those of the class
     tokenizer = PromptTokenizer(
         found.backend,
         special,
-        token_types="token_type_ids" in loaded.model_input_names,
+        token_types="token_type_ids" in inputs,
         last=() if last_token is None else (last_token,),
     )
     limit = loaded.model_max_length
