@@ -13,6 +13,7 @@ from winnow.errors import (
     WinnowError,
 )
 from winnow.models import ModelRecipe
+from winnow.observability import metrics
 from winnow.prompts import Prompt
 from winnow.ranking import Reranker, RerankerConfig
 from winnow.types import Document, RankedDocument, Ranking, RankStats
@@ -38,4 +39,5 @@ __all__ = [
     "RerankerConfig",
     "TemplateError",
     "WinnowError",
+    "metrics",
 ]

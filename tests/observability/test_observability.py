@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from gated_engine import GatedEngine, loop_goes_on_until, wait_until
-from winnow import DocumentError, EngineError, EngineScore, FakeEngine, Reranker
-from winnow.observability import metrics, tracing
+from winnow import DocumentError, EngineError, EngineScore, FakeEngine, Reranker, metrics
+from winnow.observability import tracing
 from winnow.observability.rank_span import observed
 
 prometheus_client = pytest.importorskip("prometheus_client")
