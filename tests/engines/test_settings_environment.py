@@ -122,6 +122,7 @@ def test_a_server_of_the_environment(tiny_model: str, monkeypatch: pytest.Monkey
     assert (given._urls, given._api_key) == (["http://mine"], "my-key")
 
 
+@pytest.mark.slow
 def test_a_server_that_auto_leaves_alone_is_said(
     tiny_model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
