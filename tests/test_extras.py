@@ -158,5 +158,6 @@ def test_the_public_names() -> None:
         "RerankerConfig",
         "TemplateError",
         "WinnowError",
+        "metrics",
     }
     assert all(hasattr(winnow, name) for name in winnow.__all__)
