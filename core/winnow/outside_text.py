@@ -14,9 +14,13 @@ def shown(text: str, limit: int = _SHOWN) -> str:
         text: Anything. Lone surrogates are fine.
         limit: Most characters that are shown.
     """
-    line = " ".join(text.split())[: limit + 1]
-    escaped = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
-    return escaped if len(escaped) <= limit else f"{escaped[:limit]}…"
+    line = escaped(" ".join(text.split())[: limit + 1])
+    return line if len(line) <= limit else f"{line[:limit]}…"
+
+
+def escaped(text: str) -> str:
+    """A text with everything escaped that is not printable, line breaks and lone surrogates too."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def shown_address(address: str) -> str:
@@ -57,5 +61,5 @@ class MaskingFilter(logging.Filter):
 def _spelled(one: str) -> str:
     """A pattern for a character, however it is escaped."""
     code, itself = ord(one), re.escape(one)
-    escaped = (rf"\\?{itself}", rf"\\u{code:04x}", rf"\\x{code:02x}", f"%{code:02x}")
-    return f"(?:{'|'.join([*escaped, re.escape(html.escape(one)), f'&#0*{code};', f'&#x0*{code:x};'])})"
+    spellings = (rf"\\?{itself}", rf"\\u{code:04x}", rf"\\x{code:02x}", f"%{code:02x}")
+    return f"(?:{'|'.join([*spellings, re.escape(html.escape(one)), f'&#0*{code};', f'&#x0*{code:x};'])})"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from winnow.errors import TemplateError
+from winnow.outside_text import escaped
 from winnow.templates.segments import FIELDS, FieldName
 
 # Variables of a rendering besides the caller's `template_kwargs`.
@@ -128,5 +129,5 @@ def _line(source: str, number: int | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """`text` without characters that control a terminal."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
+    """`text` without characters that control a terminal, in the lines that it has."""
+    return "\n".join(map(escaped, text.split("\n")))
