@@ -4,24 +4,17 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import regex
 
+from winnow.lines import AS_IT_IS, numbered_lines
 from winnow.text import checked
 from winnow.types import Ranking
 
-# So that a byte that is no UTF-8 can be named with its line, Python reads it as one of these characters.
-_AS_IT_IS: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
-_NO_UTF8 = regex.compile("[\udc80-\udcff]")
-# How files of other encodings begin that say so.
-_OTHER_ENCODINGS = {
-    "UTF-32": (b"\xff\xfe\0\0", b"\0\0\xfe\xff"),
-    "UTF-16": (b"\xff\xfe", b"\xfe\xff"),
-}
 # What a record may hold besides its text, so that it can be printed again.
 _DEEPEST = 100
 
@@ -37,37 +30,13 @@ def read_documents(file: str) -> list[dict[str, Any]]:
         OSError: The file cannot be read.
     """
     if file != "-":
-        with Path(file).open(**_AS_IT_IS) as text:
-            return _parse(_lines(text, file), file)
+        with Path(file).open(**AS_IT_IS) as text:
+            return _parse(numbered_lines(text, file), file)
     if sys.stdin is None:  # the shell closed it (`<&-`)
         raise ValueError("stdin is closed: name a file, or pipe the documents in.")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(**_AS_IT_IS)
-    return _parse(_lines(sys.stdin, "stdin"), "stdin")
-
-
-def _lines(text: Iterable[str], name: str) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, with their numbers, without byte-order marks."""
-    for number, line in enumerate(text, 1):
-        start = line[:4].encode(errors="surrogateescape") if number == 1 else b""
-        for encoding, marks in _OTHER_ENCODINGS.items():
-            if start.startswith(marks):
-                raise ValueError(
-                    f"{name} is {encoding}, and Winnow reads UTF-8. Convert it, as with `iconv -f {encoding} -t UTF-8`."
-                )
-        if (found := _NO_UTF8.search(line)) is not None:
-            raise ValueError(
-                f"{name}, line {number}: the byte 0x{ord(found[0]) - 0xDC00:02x} after {found.start()} characters is "
-                "no UTF-8. Convert the file from its encoding, as with `iconv -f ISO-8859-1 -t UTF-8`."
-            )
-        if "\0" in line:
-            raise ValueError(
-                f"{name}, line {number}: a NUL byte, which no text holds. If the file is UTF-16, convert it, as with "
-                "`iconv -f UTF-16 -t UTF-8`."
-            )
-        kept = line.removeprefix("\ufeff").rstrip("\r\n")  # files that were joined have the mark inside, too
-        if kept.strip():
-            yield number, kept
+        sys.stdin.reconfigure(**AS_IT_IS)
+    return _parse(numbered_lines(sys.stdin, "stdin"), "stdin")
 
 
 def _parse(lines: Iterable[tuple[int, str]], name: str) -> list[dict[str, Any]]:
