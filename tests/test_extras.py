@@ -138,6 +138,7 @@ def test_all_brings_every_extra() -> None:
 def test_the_public_names() -> None:
     assert winnow.__all__ == sorted(winnow.__all__)
     assert set(winnow.__all__) == {
+        "Calibration",
         "ConfigurationError",
         "Document",
         "DocumentError",

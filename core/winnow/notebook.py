@@ -39,7 +39,8 @@ def html_of_ranking(ranking: Mapping[str, Any], texts: Sequence[str | None]) -> 
 
 
 def _cells(rank: int, hit: Mapping[str, Any], text: str | None) -> str:
-    share = 1 / (1 + math.exp(-max(hit["logit"], -700.0)))  # also where the score is the logit
+    # The bar shows the score, or its sigmoid where the score is the logit.
+    share = hit["score"] if hit["score"] != hit["logit"] else 1 / (1 + math.exp(-max(hit["logit"], -700.0)))
     bar = f'<span style="{_BAR.format(_BAR_WIDTH * share)}"></span>'
     score = "" if hit["error"] or not hit["windows"] else f"{bar}{hit['score']:.4f}"
     cells = (str(rank), score, str(hit["index"]), f"<bdi>{escape(_beginning(text or ''))}</bdi>", escape(_flags(hit)))

@@ -43,8 +43,8 @@ class RankedDocument:
 
     Attributes:
         index: Position of the document in the caller's list.
-        score: sigmoid(logit), between 0 and 1, or the logit itself with `raw_scores=True`. 0.0 (−inf with
-            `raw_scores`) for a document that was not scored.
+        score: sigmoid(logit), between 0 and 1, or the probability that a `calibration` makes of the logit, or with
+            `raw_scores=True` the logit itself. 0.0 (−inf with `raw_scores`) for a document that was not scored.
         logit: The model's raw relevance logit in fp32; its formula is `ModelRecipe.formula`. −inf for a document that
             was not scored.
         text: The document's text as the caller gave it, or None.

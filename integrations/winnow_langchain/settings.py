@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from winnow import ModelRecipe, Reranker, RerankerConfig
+from winnow import Calibration, ModelRecipe, Reranker, RerankerConfig
 from winnow.engines import needs_url
 from winnow.plain import plain
 from winnow.ranking import unknown_argument
@@ -57,7 +57,12 @@ class WinnowSettings(BaseModel):
     """More variables for the template."""
 
     raw_scores: StrictBool = Field(default=False, frozen=True)
-    """Return logits as scores instead of sigmoid(logit)."""
+    """Return logits as scores instead of sigmoid(logit), and of the probabilities of a `calibration`."""
+
+    calibration: Calibration | str | None = Field(default=None, frozen=True)
+    """Return probabilities as scores instead of sigmoid(logit), by a curve that `winnow calibrate` fitted on judged
+    pairs: a `winnow.Calibration`, its file, or the folder that holds its calibration.json, such as the model's own. The
+    order stays the same. See docs/calibration.md#use-it."""
 
     recipe: str | ModelRecipe | None = Field(default=None, frozen=True)
     """The model's family, or a `winnow.ModelRecipe`, if the model's name does not identify it."""

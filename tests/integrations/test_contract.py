@@ -5,6 +5,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 
 from gated_engine import gated_fake, loop_goes_on_until
 from haystack_integrations.components.rankers.winnow import WinnowRanker
-from winnow import DocumentError, EngineLoadError, FakeEngine, ModelError, Reranker, TemplateError
+from winnow import Calibration, DocumentError, EngineLoadError, FakeEngine, ModelError, Reranker, TemplateError
 from winnow_langchain import WinnowRerank as LangChainRerank
 from winnow_llama_index import WinnowRerank as LlamaIndexRerank
 
@@ -158,7 +159,8 @@ def subject(adapter: Adapter, request: pytest.FixtureRequest) -> Iterator[Subjec
 
 def core(query: str = QUERY, texts: Sequence[str] = TEXTS, **options: Any) -> Ranked:
     """What the core says of the same texts."""
-    with Reranker("fake", engine="fake", raw_scores=options.pop("raw_scores", False)) as reranker:
+    settings = {name: options.pop(name) for name in ("raw_scores", "calibration") if name in options}
+    with Reranker("fake", engine="fake", **settings) as reranker:
         return [(hit.index, hit.score) for hit in reranker.rank(query, texts, **options)]
 
 
@@ -174,6 +176,27 @@ def test_ties_keep_the_order_of_the_input(subject: Subject) -> None:
 
 def test_raw_scores_are_logits(subject: Subject) -> None:
     assert subject.rank(subject.make(**subject.adapter.raw)) == core(raw_scores=True)
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        Calibration(method="platt", slope=0.7, intercept=-1.5),
+        Calibration(method="isotonic", knots=((-4.0, 0.05), (0.0, 0.05), (2.0, 0.6))),
+    ],
+    ids=["platt", "isotonic"],
+)
+def test_a_calibration_makes_probabilities_also_as_a_file(
+    subject: Subject, calibration: Calibration, tmp_path: Path
+) -> None:
+    calibrated = [(at, calibration.probability(logit)) for at, logit in core(raw_scores=True)]
+    assert calibrated == core(calibration=calibration) != core()
+    assert subject.rank(subject.make(calibration=calibration)) == calibrated
+    assert subject.rank(subject.make(calibration=calibration.save(tmp_path))) == calibrated
+    threshold = calibrated[1][1]
+    expected = [(at, score) for at, score in calibrated if score >= threshold]
+    assert subject.rank(subject.make(calibration=tmp_path, score_threshold=threshold)) == expected
+    assert subject.rank(subject.make(calibration=calibration, **subject.adapter.raw)) == core(raw_scores=True)
 
 
 def test_the_instruction_is_used(subject: Subject) -> None:

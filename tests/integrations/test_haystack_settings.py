@@ -19,7 +19,7 @@ from haystack.utils import ComponentDevice, DeviceMap, Secret
 from haystack_help import BEST_FIRST, documents, fake, ids
 
 from haystack_integrations.components.rankers.winnow import WinnowRanker
-from winnow import ConfigurationError, FakeEngine, ModelRecipe, RerankerConfig
+from winnow import Calibration, ConfigurationError, FakeEngine, ModelRecipe, RerankerConfig
 
 TYPE = "haystack_integrations.components.rankers.winnow.ranker.WinnowRanker"
 
@@ -53,6 +53,7 @@ EVERYTHING: dict[str, Any] = {
     "meta_fields_to_embed": ["title"],
     "embedding_separator": " | ",
     "scale_score": False,
+    "calibration": Calibration(method="platt", slope=2.0, intercept=0.5, model="model"),
     "score_threshold": -1.5,
     "max_length": 512,
     "max_query_tokens": 64,

@@ -23,7 +23,7 @@ from pydantic import SecretStr, ValidationError
 from rich_settings import check_plain, rich_settings
 
 from gated_engine import gated_fake, loop_goes_on_until
-from winnow import FakeEngine, ModelError, ModelRecipe, Reranker, RerankerConfig
+from winnow import Calibration, FakeEngine, ModelError, ModelRecipe, Reranker, RerankerConfig
 from winnow.engines import shared
 from winnow_langchain import WinnowCrossEncoder, WinnowRerank
 
@@ -56,6 +56,7 @@ def test_settings_reach_the_reranker(kind: Any) -> None:
         "template": {"query_template": "q {query}", "document_template": "d {document}"},
         "template_kwargs": {"style": "short"},
         "raw_scores": True,
+        "calibration": Calibration(method="platt", slope=2.0, intercept=0.5),
         "max_length": 100,
         "max_query_tokens": 10,
         "max_document_tokens": 50,
@@ -206,6 +207,7 @@ def test_round_trips() -> None:
         instruction="Which is a city?",
         template={"query_template": "q {query}", "document_template": "d {document}"},
         recipe=ModelRecipe(family="mine", labels=("no", "yes")),
+        calibration=Calibration(method="isotonic", knots=((-1.0, 0.1), (2.0, 0.9))),
         metadata_fields=["title"],
         score_threshold=0.25,
         engine_kwargs={"delay": 0.0},

@@ -29,7 +29,7 @@ from llama_index_helpers import Call, fake, ids, scored, text_nodes
 from rich_settings import check_plain, rich_settings
 
 from gated_engine import gated_fake, loop_goes_on_until
-from winnow import ModelRecipe, Reranker, RerankerConfig
+from winnow import Calibration, ModelRecipe, Reranker, RerankerConfig
 from winnow.engines import shared
 from winnow_llama_index import WinnowRerank
 
@@ -116,6 +116,7 @@ EVERYTHING: dict[str, Any] = {
     "score_threshold": 0.01,
     "keep_retrieval_score": True,
     "raw_scores": True,
+    "calibration": Calibration(method="isotonic", knots=((-1.0, 0.1), (2.0, 0.9))),
     "recipe": ModelRecipe(family="mine", labels=("no", "yes")),
     "max_length": 500,
     "max_query_tokens": 50,

@@ -96,6 +96,8 @@ def test_changing_what_was_given_changes_no_settings() -> None:
         ({"engine_kwargs": "dtype"}, "engine_kwargs must be a mapping, but got 'dtype'"),
         ({"engine_kwargs": {"dtype": "torch.float16"}}, "dtype must be one of auto, half, float16"),
         ({"root_path": 3}, "root_path must be a folder, but got 3"),
+        ({"calibration": 3}, "calibration must be a Calibration, its file, .* but got 3"),
+        ({"calibration": {"knots": []}}, "does not make a Calibration: .*method"),
         ({"score_cache": 1.5}, "score_cache must be a number of pairs > 0, or a folder, but got 1.5"),
         ({"fallback": {"engine": "fake"}}, "fallback must be one of 'vllm', .* or a Reranker, but got {'engine'"),
         ({"cache_dir": ""}, "cache_dir must be a text that is not blank"),

@@ -16,7 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from winnow import ConfigurationError, EngineError, EngineScore, FakeEngine, ModelRecipe, Reranker, RerankerConfig
+from winnow import (
+    Calibration,
+    ConfigurationError,
+    EngineError,
+    EngineScore,
+    FakeEngine,
+    ModelRecipe,
+    Reranker,
+    RerankerConfig,
+)
 from winnow.engines.settings import resolve
 from winnow.models.checkpoint import open_checkpoint
 from winnow.ranking.score_cache import MemoryScores, ScoreCache, fingerprint
@@ -174,6 +183,13 @@ def print_of(model: str, running: FakeEngine | None = None, **options: Any) -> b
 )
 def test_what_only_makes_it_faster_is_no_other_model(tiny_model: str, kwargs: dict[str, Any]) -> None:
     assert print_of(tiny_model, engine_kwargs=kwargs) == print_of(tiny_model)
+
+
+def test_a_calibration_beside_the_model_is_no_other_model(tiny_model: str, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "qwen3-reranker-tiny")
+    before = print_of(str(model))
+    Calibration(method="platt", slope=1.0, intercept=0.0).save(model)
+    assert print_of(str(model)) == before
 
 
 CHANGES: dict[str, Callable[[Path], bytes]] = {

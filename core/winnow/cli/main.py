@@ -81,6 +81,9 @@ def rank(
     threshold: Annotated[float | None, typer.Option(help="Least score to print.")] = None,
     deadline: Annotated[float | None, typer.Option(help="Seconds after which to give up, loading included.")] = None,
     raw_scores: Annotated[bool, typer.Option("--raw-scores", help="Print logits instead of scores in 0…1.")] = False,
+    calibration: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Print probabilities, by what `winnow calibrate` wrote.")
+    ] = None,
     template: Annotated[str | None, typer.Option(help="A score template: a built-in's name, or a Jinja file.")] = None,
     recipe: Annotated[str | None, typer.Option(help="The model's family, if its name does not identify it.")] = None,
     max_length: Annotated[
@@ -141,6 +144,7 @@ def rank(
             max_length=max_length,
             on_overflow=on_overflow.value,
             raw_scores=raw_scores,
+            calibration=calibration,
             deadline=deadline,
         ) as reranker,
     ):

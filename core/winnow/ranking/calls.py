@@ -20,6 +20,7 @@ from winnow.models import Checkpoint, bind_template
 from winnow.observability import DEADLINE_PASSED, observed
 from winnow.progress import Bar, progress_bar
 from winnow.prompts import DocumentPrompts, Limits, PromptBuilder
+from winnow.ranking.calibration import Calibration
 from winnow.ranking.config import RerankerConfig
 from winnow.ranking.fallback import Fallback
 from winnow.ranking.judging import Call, Judging, Query, all_or_none
@@ -57,6 +58,7 @@ class CallRunner:
         self.config = config
         self._fallback = fallback
         self._left_out = False  # whether the log says that images or videos are ignored
+        self._mismatch = False  # whether it says that the calibration is another model's
         self._builders: dict[Hashable, tuple[Checkpoint, PromptBuilder]] = {}
         self.cache = None if config.score_cache is None else ScoreCache(config.score_cache, engine_settings)
 
@@ -145,6 +147,7 @@ class CallRunner:
         if call.problem is not None:
             logger.warning("%d documents stay as they came: %s", len(call.documents), call.problem)
             return as_they_came(self.config, call.documents, call.top_k, call.problem)
+        self._check_calibration(call)
         fallback = self._fallback if call.may_fall_back else None
         if fallback is None:
             return await self._run_one(call, started, bar)
@@ -154,6 +157,18 @@ class CallRunner:
             if clock.expired() and fallback.ranks_at_once:
                 return await fallback.instead(call, TimeoutError(DEADLINE_PASSED))
             raise
+
+    def _check_calibration(self, call: Call) -> None:
+        calibration = self.config.calibration
+        if self._mismatch or self.config.raw_scores or not isinstance(calibration, Calibration):
+            return
+        if (fitted_on := calibration.mismatch(self.config.model, call.instruction)) is not None:
+            self._mismatch = True
+            logger.warning(
+                "The calibration was fitted on %s: its probabilities may be wrong here. `winnow calibrate` fits one. "
+                "This is logged once.",
+                fitted_on,
+            )
 
     async def _run_one(self, call: Call, started: Started, bar: Bar) -> Ranking:
         return await Judging(self.config, call, self._as_read_by, self._build, self.cache, bar).run(started)

@@ -24,6 +24,7 @@ from winnow.errors import ConfigurationError
 from winnow.models import ModelRecipe
 from winnow.plain import plain
 from winnow.prompts import Overflow
+from winnow.ranking.calibration import Calibration
 from winnow.ranking.hints import hinting
 from winnow.templates import TemplateLike
 
@@ -39,6 +40,7 @@ _TYPES: Mapping[str, tuple[Any, str]] = {
     "template_kwargs": (dict, "a mapping"),
     "engine_kwargs": (dict, "a mapping"),
     "root_path": (str, "a folder"),
+    "calibration": (str | Calibration, "a Calibration, its file, or the folder of its calibration.json"),
     "score_cache": (int | str, "a number of pairs > 0, or a folder"),
 }
 
@@ -51,7 +53,8 @@ class RerankerConfig:
     The docs and the integrations have their sentences from here: `make fix` writes them there.
 
     They are kept as plain data (a path as its text, `torch.bfloat16` as "bfloat16", NumPy's numbers as Python's): what
-    is written to JSON or pickled is equal when it is read back, a `recipe` too, which may be given as a mapping.
+    is written to JSON or pickled is equal when it is read back. A `recipe` and a `calibration` may be given as a
+    mapping.
 
     What is left out of `engine`, `url`, `api_key`, `max_length`, `device`, `cache_dir` and `engine_kwargs` is looked
     for in the environment (`WINNOW_ENGINE`, `WINNOW_DTYPE`, ...: docs/settings.md) when a reranker is made. It is never
@@ -80,7 +83,10 @@ class RerankerConfig:
         window_score: How a document's windows make its logit: "max", "mean" or "first".
         on_error: "raise", or "skip": a document that cannot be scored ranks last, with the reason in `error`; with a
             blank query all documents do, in the order in which they came.
-        raw_scores: Return logits as scores instead of sigmoid(logit).
+        raw_scores: Return logits as scores instead of sigmoid(logit), and of the probabilities of a `calibration`.
+        calibration: Return probabilities as scores instead of sigmoid(logit), by a curve that `winnow calibrate` fitted
+            on judged pairs: a `winnow.Calibration`, its file, or the folder that holds its calibration.json, such as
+            the model's own. The order stays the same. See docs/calibration.md#use-it.
         engine_kwargs: Settings of the engine: any field of vLLM's `AsyncEngineArgs`, or the keywords of
             `TransformersEngine` or `ServerEngine`; see docs/settings.md#settings-of-the-engine.
         device: What PyTorch runs on, such as "cpu" or "cuda:1"; None to find it. `engine_kwargs={"device": ...}` is the
@@ -122,6 +128,7 @@ class RerankerConfig:
     window_score: Literal["max", "mean", "first"] = "max"
     on_error: Literal["raise", "skip"] = "raise"
     raw_scores: bool = False
+    calibration: Calibration | str | PathLike[str] | None = None
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
     device: str | None = None
     cache_dir: str | PathLike[str] | None = None
@@ -139,11 +146,12 @@ class RerankerConfig:
                 object.__setattr__(self, one.name, plain(getattr(self, one.name)))
         if self.engine_kwargs is None:  # as where all settings are written out, in JSON
             object.__setattr__(self, "engine_kwargs", {})
-        if isinstance(self.recipe, Mapping):
-            try:
-                object.__setattr__(self, "recipe", ModelRecipe(**self.recipe))
-            except TypeError as error:
-                raise ConfigurationError(f"recipe {self.recipe!r} does not make a ModelRecipe: {error}") from None
+        for name, kind in (("recipe", ModelRecipe), ("calibration", Calibration)):
+            if isinstance(value := getattr(self, name), Mapping):
+                try:
+                    object.__setattr__(self, name, kind(**value))
+                except TypeError as error:
+                    raise ConfigurationError(f"{name} {value!r} does not make a {kind.__name__}: {error}") from None
         self._check_types()
         for name in ("max_length", "max_query_tokens", "max_document_tokens"):
             value = getattr(self, name)

@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar
 
 from winnow.engines import EngineLife, EngineSettings, Lease, Work, create_engine, resolve
 from winnow.ranking.arguments import are_in_memory, checked_calls, checked_deadline
+from winnow.ranking.calibration import loaded
 from winnow.ranking.calls import CallRunner
 from winnow.ranking.config import RerankerConfig
 from winnow.ranking.fallback import Fallback, settings_of_fallback
@@ -47,14 +48,15 @@ class Reranker(RerankerConfig):
         super().__post_init__()
         # The engine and the calls in flight refer to these settings. They must not refer to the reranker, which
         # releases the engine when it is garbage-collected.
-        config = RerankerConfig(**{field.name: getattr(self, field.name) for field in fields(RerankerConfig)})
+        settings = {field.name: getattr(self, field.name) for field in fields(RerankerConfig)}
+        config = RerankerConfig(**settings | {"calibration": loaded(self.calibration)})
         # The environment is read here, once: what changes in it later is for rerankers made later.
         engine_settings = resolve(config)
         object.__setattr__(self, "_engine_settings", engine_settings)
         make = partial(create_engine, config, engine_settings)
         object.__setattr__(self, "_lease", Lease(self.engine_key, make, self.max_restarts))
-        settings = settings_of_fallback(self)
-        stand_in = None if settings is None else Reranker(**settings)
+        other = settings_of_fallback(self)
+        stand_in = None if other is None else Reranker(**other)
         rank_instead = None if stand_in is None else stand_in._rank_instead
         fallback = None if self.fallback is None else Fallback(config, rank_instead)
         object.__setattr__(self, "_stand_in", stand_in)

@@ -8,6 +8,7 @@ from statistics import fmean
 
 from winnow.errors import DocumentError
 from winnow.media import image_identity
+from winnow.ranking.calibration import Calibration, sigmoid
 from winnow.ranking.config import RerankerConfig
 from winnow.text import readable, shows, text_of
 from winnow.types import RETRIEVAL_ORDER, Document, RankedDocument, Ranking, RankStats
@@ -59,8 +60,8 @@ def hits_of(
     failed: Mapping[int, DocumentError],
 ) -> list[RankedDocument]:
     """One hit for each document, in input order."""
-    to_score = _identity if config.raw_scores else sigmoid
-    unscored = to_score(-math.inf)
+    to_score = _scale(config)
+    unscored = -math.inf if config.raw_scores else 0.0
     hits = [
         RankedDocument(index=at, score=unscored, logit=-math.inf, text=text_of(document), windows=0)
         for at, document in enumerate(documents)
@@ -119,9 +120,11 @@ def in_input_order(ranking: Ranking) -> list[float]:
     return [hit.score for hit in sorted(ranking, key=attrgetter("index"))]
 
 
-def sigmoid(logit: float) -> float:
-    """1 / (1 + e^−logit)."""
-    return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0  # exp overflows beyond
+def _scale(config: RerankerConfig) -> Callable[[float], float]:
+    """What makes scores of logits."""
+    if config.raw_scores:
+        return _identity
+    return config.calibration.probability if isinstance(config.calibration, Calibration) else sigmoid
 
 
 def _identity(logit: float) -> float:

@@ -30,12 +30,14 @@ from winnow.engines import (
 from winnow.locks import ForkSafeLock
 from winnow.models import uses_modelscope
 from winnow.prompts import Prompt
+from winnow.ranking.calibration import CALIBRATION_FILE
 from winnow.ranking.disk_scores import KEY_BYTES, DiskScores
 
 logger = logging.getLogger(__name__)
 
 # Files of a model's folder that decide its scores: weights, the model's own code, and settings, as those of image
-# processors, of the modules after a transformer, and of the tokenizer, which has the labels' ids.
+# processors, of the modules after a transformer, and of the tokenizer, which has the labels' ids. Not a
+# calibration, which changes no logit.
 _FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.json", "*.py")
 
 
@@ -245,7 +247,10 @@ def _files(model: str, revision: str | None, cache_dir: str | None) -> list[Any]
     # In folders below are the modules that sentence-transformers puts after a transformer.
     found = (path for pattern in _FILES for place in ("", "*/") for path in sorted(folder.glob(place + pattern)))
     stats = [(str(path.relative_to(folder)), path.stat()) for path in found]
-    return [os.fspath(folder.resolve()), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
+    return [
+        os.fspath(folder.resolve()),
+        *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats if name != CALIBRATION_FILE),
+    ]
 
 
 def _commit(model: str, revision: str | None, cache_dir: str | None) -> str | None:

@@ -27,7 +27,7 @@ class Call:
         documents: The candidates, with None where the input had a duplicate, so that positions stay the input's.
         top_k: How many to return; None for all.
         score_threshold: Least score to return.
-        scale_score: Whether scores are sigmoid(logit).
+        scale_score: Whether scores are between 0 and 1, instead of logits.
         deadline: Seconds after which it gives up; None for what was set at init.
     """
 

@@ -26,7 +26,7 @@ from haystack_integrations.components.rankers.winnow.checks import (
     with_device_names,
 )
 from haystack_integrations.components.rankers.winnow.documents import DocumentReader, without_duplicates
-from winnow import Engine, ModelRecipe, Ranking, Reranker, RerankerConfig
+from winnow import Calibration, Engine, ModelRecipe, Ranking, Reranker, RerankerConfig
 from winnow.engines import name_of, needs_url, reads_model, resolve
 from winnow.locks import ForkSafeLock
 from winnow.plain import plain
@@ -66,7 +66,11 @@ class WinnowRanker:
         meta_fields_to_embed: Metadata fields to put before a document's text; those that are missing or None are left
             out.
         embedding_separator: What stands between them.
-        scale_score: Return sigmoid(logit), between 0 and 1, as scores. False for raw logits.
+        scale_score: Return sigmoid(logit), between 0 and 1, or the probabilities of a `calibration`, as scores. False
+            for raw logits.
+        calibration: Return probabilities as scores instead of sigmoid(logit), by a curve that `winnow calibrate` fitted
+            on judged pairs: a `winnow.Calibration`, its file, or the folder that holds its calibration.json, such as
+            the model's own. The order stays the same. See docs/calibration.md#use-it.
         score_threshold: Least score to return (inclusive), applied before `top_k`; a logit with `scale_score=False`.
         max_length: Most tokens of a prompt; None for the model's limit, or the length at which the reference code of
             its family stops, if that is less. More than the reference code's is taken, more than the model's limit is
@@ -129,6 +133,7 @@ class WinnowRanker:
         meta_fields_to_embed: Sequence[str] | None = None,
         embedding_separator: str = "\n",
         scale_score: bool = True,
+        calibration: Calibration | str | os.PathLike[str] | None = None,
         score_threshold: float | None = None,
         max_length: int | None = None,
         max_query_tokens: int | None = None,
@@ -165,6 +170,7 @@ class WinnowRanker:
         self.meta_fields_to_embed = checked_fields(meta_fields_to_embed)
         self.embedding_separator = checked_text("embedding_separator", embedding_separator)
         self.scale_score = checked_flag("scale_score", scale_score)
+        self.calibration = calibration
         self.score_threshold = checked_threshold(score_threshold)
         self.max_length = max_length
         self.max_query_tokens = max_query_tokens
@@ -288,8 +294,9 @@ class WinnowRanker:
                 "token=Secret.from_env_var('HF_TOKEN') instead"
             )
         parameters = {name: getattr(self, name) for name in _PARAMETERS}
-        if isinstance(self.recipe, ModelRecipe):
-            parameters["recipe"] = asdict(self.recipe)
+        for name in ("recipe", "calibration"):
+            if isinstance(value := parameters[name], ModelRecipe | Calibration):
+                parameters[name] = asdict(value)
         data = default_to_dict(self, **{name: plain(value) for name, value in parameters.items()})
         check_savable(data["init_parameters"])
         return data
@@ -331,7 +338,7 @@ class WinnowRanker:
             documents: The candidates; never changed.
             top_k: How many to return. This and the next: None for what was set at init.
             score_threshold: Least score to return (inclusive).
-            scale_score: True for sigmoid(logit) as scores, False for logits.
+            scale_score: True for scores between 0 and 1, False for logits.
             instruction: What counts as relevant; "" for the template's default.
             deadline: Seconds after which the run gives up.
 
