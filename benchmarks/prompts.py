@@ -21,7 +21,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from winnow.prompts import Limits, PromptBuilder
+from winnow.prompts import Limits, PromptBuilder, PromptLayout
 from winnow.templates import Layout, Origin, built_in, rendered
 from winnow.tokenizer import PromptTokenizer
 
@@ -60,7 +60,9 @@ def main() -> None:
     own = Tokenizer.from_file(str(DATA / "tokenizers" / "qwen3" / "tokenizer.json"))
     documents = documents_of(own)
     template = built_in("qwen3_reranker")
-    builder = PromptBuilder(PromptTokenizer(own), template.segments(with_instruction=True), Limits(max_length=8192))
+    builder = PromptBuilder(
+        PromptLayout(PromptTokenizer(own), template.segments(with_instruction=True), Limits(max_length=8192))
+    )
     reference = PreTrainedTokenizerFast(tokenizer_object=own)
     values = {"query": QUERY, "instruction": INSTRUCTION}
     origin = Origin(template.origin, trusted=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from tiny_model import build_tiny_reranker, read_passages
 from winnow.models import bind_template, open_checkpoint
-from winnow.prompts import Limits, PromptBuilder
+from winnow.prompts import Limits, PromptBuilder, PromptLayout
 
 DATA = Path(os.environ.get("WINNOW_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 REAL_TOKENIZER = DATA / "tokenizers" / "qwen3" / "tokenizer.json"
@@ -149,7 +149,7 @@ class Prompts:
     def __init__(self, model: str):
         checkpoint = open_checkpoint(model)
         segments = bind_template(checkpoint, None, None, with_instruction=False)
-        self._builder = PromptBuilder(checkpoint.tokenizer, segments, Limits(max_length=MAX_LENGTH))
+        self._builder = PromptBuilder(PromptLayout(checkpoint.tokenizer, segments, Limits(max_length=MAX_LENGTH)))
         self._ready: dict[int, list[list[list[int]]]] = {}
 
     def __call__(self, work: Work) -> list[list[list[int]]]:

@@ -1,9 +1,10 @@
 """A ranking as an HTML table, which notebooks show instead of its `repr`."""
 
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
+
+from winnow.logits import sigmoid
 
 # A notebook stores its output in its file, so only the top of a ranking and the beginning of texts are shown.
 _ROWS = 50
@@ -40,7 +41,7 @@ def html_of_ranking(ranking: Mapping[str, Any], texts: Sequence[str | None]) -> 
 
 def _cells(rank: int, hit: Mapping[str, Any], text: str | None) -> str:
     # The bar shows the score, or its sigmoid where the score is the logit.
-    share = hit["score"] if hit["score"] != hit["logit"] else 1 / (1 + math.exp(-max(hit["logit"], -700.0)))
+    share = hit["score"] if hit["score"] != hit["logit"] else sigmoid(hit["logit"])
     bar = f'<span style="{_BAR.format(_BAR_WIDTH * share)}"></span>'
     score = "" if hit["error"] or not hit["windows"] else f"{bar}{hit['score']:.4f}"
     cells = (str(rank), score, str(hit["index"]), f"<bdi>{escape(_beginning(text or ''))}</bdi>", escape(_flags(hit)))

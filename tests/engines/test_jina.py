@@ -17,7 +17,7 @@ from winnow.engines.server.engine import serve_command
 from winnow.errors import ModelError
 from winnow.media.images import ImageLoader
 from winnow.models.checkpoint import Checkpoint, bind_template, open_checkpoint
-from winnow.prompts.builder import Limits, PromptBuilder
+from winnow.prompts import Limits, PromptBuilder, PromptLayout
 
 pytestmark = [
     pytest.mark.skipif(
@@ -67,7 +67,9 @@ def test_the_images_of_query_and_document_are_not_mistaken_for_each_other(model:
 
 def builder(checkpoint: Checkpoint) -> PromptBuilder:
     segments = bind_template(checkpoint, None, None, with_instruction=False)
-    return PromptBuilder(checkpoint.tokenizer, segments, Limits(max_length=checkpoint.max_length), checkpoint.vision)
+    return PromptBuilder(
+        PromptLayout(checkpoint.tokenizer, segments, Limits(max_length=checkpoint.max_length), checkpoint.vision)
+    )
 
 
 @pytest.mark.parametrize("query", ["which one?", "which section: §", "long " * 400])

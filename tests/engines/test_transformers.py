@@ -22,7 +22,7 @@ from winnow import ModelRecipe, Ranking, Reranker
 from winnow.convert.conversion import convert
 from winnow.engines.transformers.engine import TransformersEngine
 from winnow.models.checkpoint import open_checkpoint
-from winnow.prompts.builder import Prompt
+from winnow.prompts import Prompt
 
 QUERY = "what is the capital of China?"
 DOCUMENTS = ["Beijing is the capital of China.", "x", "The tide falls twice a day. " * 12, "naïve café 日本語 🙂"]

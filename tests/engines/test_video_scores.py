@@ -16,7 +16,7 @@ from winnow import ConfigurationError, Document, DocumentError, Reranker
 from winnow.engines.server.engine import ServerEngine
 from winnow.media.images import ImageLoader
 from winnow.models.checkpoint import open_checkpoint
-from winnow.prompts.builder import Prompt
+from winnow.prompts import Prompt
 from winnow_llama_index import WinnowRerank as LlamaIndexRerank
 
 pytestmark = [

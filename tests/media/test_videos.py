@@ -16,9 +16,9 @@ from tiny_vision import FACTOR, TOKENIZER, VISION, clip, encoded, fetch_video, l
 from winnow import Document, DocumentError, Prompt
 from winnow.media.images import ImageLoader, image_identity
 from winnow.media.videos import decoded, sampled
-from winnow.prompts.builder import PromptBuilder
+from winnow.prompts import PromptBuilder, PromptLayout, Source
 from winnow.prompts.limits import Limits
-from winnow.ranking.results import positions_by_content
+from winnow.ranking.results import contents_of
 from winnow.templates.score_template import built_in
 
 FRAMES = clip(20, 256, 128)
@@ -115,7 +115,7 @@ def test_identity_before_loading_and_after() -> None:
     assert load_video(frames).key == load_video([frame.copy() for frame in frames]).key
     assert load_video(frames).key != load_video(frames[::-1]).key
     documents = [Document("a", video=frames), Document("a", frames[0]), Document("a", video=list(frames)), "a"]
-    assert [*positions_by_content(documents, {}).values()] == [[0, 2], [1], [3]]
+    assert [*contents_of(documents).positions.values()] == [[0, 2], [1], [3]]
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def builder(**limits: Any) -> PromptBuilder:
     segments = built_in("qwen3_vl_reranker").segments(
         with_instruction=False, special_tokens={}, control_tokens=TOKENIZER.control_tokens
     )
-    return PromptBuilder(TOKENIZER, segments, Limits(**{"max_length": 1000, **limits}), VISION)
+    return PromptBuilder(PromptLayout(TOKENIZER, segments, Limits(**{"max_length": 1000, **limits}), VISION))
 
 
 def test_each_two_frames_have_their_time_and_their_tokens() -> None:
@@ -224,7 +224,7 @@ def test_each_two_frames_have_their_time_and_their_tokens() -> None:
 
 
 def test_the_prompt_holds_all_of_it_and_vllm_gets_one_token() -> None:
-    (document,) = builder().build("a query", ["a text"], query_medium=ICON, media=[SHORT])
+    (document,) = builder().build(Source("a query", ICON), [Source("a text", SHORT, 0)])
     (prompt,) = document.prompts
     plain = builder().build("a query", ["a text"])[0]
     assert (prompt.images, prompt.videos) == ((ICON,), (SHORT,))
@@ -237,7 +237,7 @@ def test_the_prompt_holds_all_of_it_and_vllm_gets_one_token() -> None:
 
 
 def test_a_video_of_the_query_and_one_of_the_document() -> None:
-    (prompt,) = builder().build("a query", ["a text"], query_medium=LONG, media=[SHORT])[0].prompts
+    (prompt,) = builder().build(Source("a query", LONG), [Source("a text", SHORT, 0)])[0].prompts
     assert prompt.videos == (LONG, SHORT)
     collapsed = VISION.collapsed(prompt.ids, prompt.videos)
     assert collapsed.count(VISION.video_id) == 2
@@ -245,7 +245,7 @@ def test_a_video_of_the_query_and_one_of_the_document() -> None:
 
 
 def test_placeholders_that_a_text_spells_are_text() -> None:
-    (prompt,) = builder().build("<|video_pad|>", ["<|video_pad|> <0.2 seconds>"], media=[SHORT])[0].prompts
+    (prompt,) = builder().build("<|video_pad|>", [Source("<|video_pad|> <0.2 seconds>", SHORT, 0)])[0].prompts
     assert prompt.ids.count(VISION.video_id) == 320
 
 
@@ -257,16 +257,17 @@ def test_prompts_with_other_videos_are_other_prompts() -> None:
 
 def test_texts_are_cut_to_what_a_video_leaves_and_it_is_not() -> None:
     text = " ".join(f"word{number}" for number in range(300))
-    (cut,) = builder(max_length=SHORT.tokens + 200).build("q", [text], media=[SHORT])
+    (cut,) = builder(max_length=SHORT.tokens + 200).build("q", [Source(text, SHORT, 0)])
     assert cut.truncated
     assert SHORT.tokens + 190 < len(cut.prompts[0].ids) <= SHORT.tokens + 200
-    windows = builder(max_document_tokens=SHORT.tokens + 50, on_overflow="window").build("q", [text], media=[SHORT])[0]
+    split = builder(max_document_tokens=SHORT.tokens + 50, on_overflow="window")
+    (windows,) = split.build("q", [Source(text, SHORT, 0)])
     assert len(windows.prompts) > 3
     assert all(prompt.videos == (SHORT,) and prompt.ids.count(VISION.video_id) == 320 for prompt in windows.prompts)
     with pytest.raises(
         DocumentError, match=r"Document 0 has a video of 342 tokens \(4 frames of 512 x 320 pixels, .*100;"
     ):
-        builder(max_document_tokens=100).build("q", ["d"], media=[SHORT])
+        builder(max_document_tokens=100).build("q", [Source("d", SHORT, 0)])
 
 
 def test_max_pixels_makes_frames_smaller() -> None:

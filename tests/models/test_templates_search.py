@@ -16,7 +16,7 @@ from winnow.engines.base import EngineScore
 from winnow.errors import ModelError, TemplateError
 from winnow.models.checkpoint import Checkpoint, bind_template, open_checkpoint
 from winnow.models.families import ModelRecipe
-from winnow.prompts.builder import Limits, PromptBuilder
+from winnow.prompts import Limits, PromptBuilder, PromptLayout
 from winnow.templates.score_template import ScoreTemplate, built_in
 
 CHATML = (
@@ -45,7 +45,11 @@ def origin_of(checkpoint: Checkpoint) -> str:
 
 def rendered(checkpoint: Checkpoint, template: Any = None, *, instruction: str | None = None) -> str:
     bound = bind_template(checkpoint, template, None, with_instruction=instruction is not None)
-    ids = PromptBuilder(checkpoint.tokenizer, bound, Limits(max_length=1000)).prompt("Q", "D", instruction).ids
+    ids = (
+        PromptBuilder(PromptLayout(checkpoint.tokenizer, bound, Limits(max_length=1000)))
+        .prompt("Q", "D", instruction)
+        .ids
+    )
     return checkpoint.tokenizer.decode(ids)
 
 
@@ -223,7 +227,7 @@ def test_a_model_that_needs_no_template_encodes_pairs_as_its_tokenizer_does(
     opened = open_checkpoint(str(folder), recipe=ModelRecipe(family="bert-head"))
     assert opened.template is None
     assert bind_template(opened, None, None, with_instruction=False) is None
-    builder = PromptBuilder(opened.tokenizer, None, Limits(max_length=512))
+    builder = PromptBuilder(PromptLayout(opened.tokenizer, None, Limits(max_length=512)))
     for query, document in [("what is gravity?", "Gravity is a force."), (" q", "naïve café\n\n日本 🙂"), ("q", "d")]:
         theirs = tokenizer(query, document)
         prompt = builder.prompt(query, document)
@@ -289,7 +293,9 @@ def cross_encoder(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> 
 def ids_of(checkpoint: Checkpoint, instruction: str | None) -> list[int]:
     bound = bind_template(checkpoint, None, None, with_instruction=instruction is not None)
     return (
-        PromptBuilder(checkpoint.tokenizer, bound, Limits(max_length=1000)).prompt("a query", "a doc", instruction).ids
+        PromptBuilder(PromptLayout(checkpoint.tokenizer, bound, Limits(max_length=1000)))
+        .prompt("a query", "a doc", instruction)
+        .ids
     )
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 import tiny_families
 from tokenizer_kinds import data_file, qwen3
 from winnow.models.families import RECIPES
-from winnow.prompts.builder import Limits, PromptBuilder
+from winnow.prompts import Limits, PromptBuilder, PromptLayout
 from winnow.templates.score_template import built_in, built_in_names
 from winnow.tokenizer import PromptTokenizer
 
@@ -85,7 +85,7 @@ PUBLISHED = {
 @cache
 def builder(template: str) -> PromptBuilder:
     segments = built_in(template).segments(with_instruction=False)
-    return PromptBuilder(PromptTokenizer(qwen3()), segments, Limits(max_length=8192))
+    return PromptBuilder(PromptLayout(PromptTokenizer(qwen3()), segments, Limits(max_length=8192)))
 
 
 @pytest.mark.parametrize("published", PUBLISHED)

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer, normalizers
 
 from tokenizer_kinds import KINDS, prompt_tokenizer_of_kind, tokenizer_of_kind
 from winnow.errors import DocumentError, TemplateError
-from winnow.prompts.builder import Limits, PromptBuilder
+from winnow.prompts import Limits, PromptBuilder, PromptLayout
 from winnow.templates.rendering import Layout, Origin, rendered
 from winnow.templates.score_template import ScoreTemplate, built_in, built_in_names
 from winnow.templates.segments import Content, FieldName
@@ -97,7 +97,9 @@ def test_ids_equal_tokenising_the_whole_rendered_prompt(kind: str, template: str
     source = with_control_tokens(kind, TEMPLATES[template]) if dressed else TEMPLATES[template]
     builders = {
         given_one: PromptBuilder(
-            tokenizer, ScoreTemplate(source, "test").segments(with_instruction=given_one), Limits(max_length=10**6)
+            PromptLayout(
+                tokenizer, ScoreTemplate(source, "test").segments(with_instruction=given_one), Limits(max_length=10**6)
+            )
         )
         for given_one in (False, True)
     }
@@ -119,7 +121,9 @@ def test_ids_of_every_built_in_equal_tokenising_the_whole(kind: str, name: str) 
     tokenizer = prompt_tokenizer_of_kind(kind)
     template = built_in(name)
     builders = {
-        given_one: PromptBuilder(tokenizer, template.segments(with_instruction=given_one), Limits(max_length=10**6))
+        given_one: PromptBuilder(
+            PromptLayout(tokenizer, template.segments(with_instruction=given_one), Limits(max_length=10**6))
+        )
         for given_one in (False, True)
     }
 
@@ -141,7 +145,7 @@ LONG = st.lists(TEXTS | RUNS, max_size=6).map("".join)
 def qwen_like_builder(kind: str, template: str = "words", **limits: object) -> tuple[PromptTokenizer, PromptBuilder]:
     tokenizer = prompt_tokenizer_of_kind(kind)
     segments = ScoreTemplate(with_control_tokens(kind, TEMPLATES[template]), "test").segments(with_instruction=False)
-    return tokenizer, PromptBuilder(tokenizer, segments, Limits(**limits))  # type: ignore[arg-type]
+    return tokenizer, PromptBuilder(PromptLayout(tokenizer, segments, Limits(**limits)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("template", ["words", "document_first"])
@@ -157,7 +161,9 @@ def test_a_prompt_is_never_too_long_and_little_shorter_than_it_could_be(kind: st
     def check(query: str, document: str, room: int) -> None:
         assume(not mentions_control_token(tokenizer, query, document))
         max_length = template_length + room
-        built = PromptBuilder(tokenizer, segments, Limits(max_length=max_length)).build(query, [document])[0]
+        built = PromptBuilder(PromptLayout(tokenizer, segments, Limits(max_length=max_length))).build(
+            query, [document]
+        )[0]
         [prompt] = built.prompts
         assert len(prompt.ids) <= max_length
         whole = own.encode(render(source, {"query": query, "document": document})).ids
@@ -280,14 +286,14 @@ def test_a_template_that_fills_the_model_is_an_error_with_the_numbers() -> None:
     tokenizer = prompt_tokenizer_of_kind("llama3_like")
     segments = ScoreTemplate("{{ instruction }}{{ query }}{{ document }}", "test").segments(with_instruction=True)
     with pytest.raises(TemplateError, match=r"The template and the instruction take \d{3,} tokens of the model's 99"):
-        PromptBuilder(tokenizer, segments, Limits(max_length=99)).prompt("q", "d", "do it " * 100)
+        PromptBuilder(PromptLayout(tokenizer, segments, Limits(max_length=99))).prompt("q", "d", "do it " * 100)
 
 
 def test_control_tokens_typed_in_content_stay_text(kind: str) -> None:
     own = tokenizer_of_kind(kind)
     tokenizer = prompt_tokenizer_of_kind(kind)
     segments = ScoreTemplate(with_control_tokens(kind, TEMPLATES["words"]), "test").segments(with_instruction=True)
-    builder = PromptBuilder(tokenizer, segments, Limits(max_length=10**6))
+    builder = PromptBuilder(PromptLayout(tokenizer, segments, Limits(max_length=10**6)))
     # What a tokenizer without byte tokens writes for odd characters is no control token of anybody's.
     unknown = {own.token_to_id(name) for name in ("<unk>", "[UNK]")}
     control = set(tokenizer.control_tokens.values()) - unknown
@@ -314,7 +320,7 @@ def test_control_tokens_in_windows_and_at_cuts_stay_text(kind: str) -> None:
 def test_content_cannot_complete_what_the_template_begins() -> None:
     tokenizer = prompt_tokenizer_of_kind("llama3_like")
     segments = ScoreTemplate("<|eot_{{ query }}{{ document }}", "test").segments(with_instruction=False)
-    ids = PromptBuilder(tokenizer, segments, Limits(max_length=100)).prompt("id|>", "x").ids
+    ids = PromptBuilder(PromptLayout(tokenizer, segments, Limits(max_length=100))).prompt("id|>", "x").ids
     assert tokenizer.control_tokens["<|eot_id|>"] not in ids
 
 
@@ -357,7 +363,7 @@ def test_added_tokens_of_every_sort_are_read_in_a_template_as_in_the_whole_text(
         segments = (literals[0], Content("query"), literals[1], Content("document"), literals[2])
         kept = tuple(segment for segment in segments if segment)
         try:
-            builder = PromptBuilder(PromptTokenizer(own), kept, Limits(max_length=10**6))
+            builder = PromptBuilder(PromptLayout(PromptTokenizer(own), kept, Limits(max_length=10**6)))
         except TemplateError:
             event("refused")
             return
@@ -375,14 +381,14 @@ def test_a_name_of_a_control_token_never_reaches_the_prompt() -> None:
     own.add_tokens([AddedToken("<n>", normalized=True)])
     tokenizer = PromptTokenizer(own)
     builder = PromptBuilder(
-        tokenizer, ("<a><b> ", Content("query"), " <n>", Content("document")), Limits(max_length=999)
+        PromptLayout(tokenizer, ("<a><b> ", Content("query"), " <n>", Content("document")), Limits(max_length=999))
     )
     for accent in map(chr, range(0x300, 0x370)):
         assert tokenizer.decode(builder.prompt("q", accent).ids) == (
             "<|begin_of_text|><a><b> q <n>" + unicodedata.normalize("NFC", accent)
         )
     with pytest.raises(TemplateError, match="right beside a query, document or instruction"):
-        PromptBuilder(tokenizer, ("<a>", Content("query"), Content("document")), Limits(max_length=999))
+        PromptBuilder(PromptLayout(tokenizer, ("<a>", Content("query"), Content("document")), Limits(max_length=999)))
 
 
 def test_bos_that_the_template_writes_is_not_doubled() -> None:
@@ -390,13 +396,15 @@ def test_bos_that_the_template_writes_is_not_doubled() -> None:
     segments = ScoreTemplate("{{ bos_token }}{{ query }} {{ document }}", "test").segments(
         with_instruction=False, special_tokens=tokenizer.special_tokens
     )
-    ids = PromptBuilder(tokenizer, segments, Limits(max_length=100)).prompt("q", "d").ids
+    ids = PromptBuilder(PromptLayout(tokenizer, segments, Limits(max_length=100))).prompt("q", "d").ids
     assert ids.count(tokenizer.control_tokens["<|begin_of_text|>"]) == 1
 
 
 def test_pairs_are_encoded_as_the_tokenizer_does_it(kind: str) -> None:
     own = tokenizer_of_kind(kind)
-    builder = PromptBuilder(PromptTokenizer(own, token_types=kind == "bert"), None, Limits(max_length=10**6))
+    builder = PromptBuilder(
+        PromptLayout(PromptTokenizer(own, token_types=kind == "bert"), None, Limits(max_length=10**6))
+    )
     for query, document in [("what is gravity?", "Gravity is a force."), (" q", "d "), ("日本", "naïve café\n\nx")]:
         encoding = own.encode(query, document)
         prompt = builder.prompt(query, document)
@@ -415,7 +423,7 @@ def test_a_pair_without_a_template_is_never_too_long(kind: str) -> None:
     @given(query=LONG, document=LONG, room=st.integers(8, 120))
     def check(query: str, document: str, room: int) -> None:
         assume(not mentions_control_token(tokenizer, query, document))
-        [built] = PromptBuilder(tokenizer, None, Limits(max_length=empty + room)).build(query, [document])
+        [built] = PromptBuilder(PromptLayout(tokenizer, None, Limits(max_length=empty + room))).build(query, [document])
         [prompt] = built.prompts
         assert len(prompt.ids) <= empty + room
         whole = own.encode(query, document).ids
@@ -429,7 +437,7 @@ def test_a_pair_without_a_template_is_never_too_long(kind: str) -> None:
 
 def test_a_pair_is_cut_in_the_document() -> None:
     own = tokenizer_of_kind("xlm_roberta_like")
-    builder = PromptBuilder(PromptTokenizer(own), None, Limits(max_length=40))
+    builder = PromptBuilder(PromptLayout(PromptTokenizer(own), None, Limits(max_length=40)))
     [built] = builder.build("what is gravity?", ["gravity " * 100])
     assert built.truncated
     assert 37 <= len(built.prompts[0].ids) <= 40
@@ -468,7 +476,7 @@ def test_megabytes_that_make_few_tokens_are_cut_unread(kind: str) -> None:
             return super().encode_with_offsets(texts)
 
     counting = Counting(tokenizer_of_kind(kind))
-    builders = [PromptBuilder(counting, bound, Limits(max_length=512)) for bound in (segments, None)]
+    builders = [PromptBuilder(PromptLayout(counting, bound, Limits(max_length=512))) for bound in (segments, None)]
     for text in (character * 10_000_000 for character in ("a", " ", "\n", "🙂", "\u0301", "\u200b")):
         read.clear()
         for builder in builders:
@@ -491,10 +499,10 @@ def test_text_that_is_no_text_is_refused_by_position() -> None:
     assert caught.value.index == 1
     with pytest.raises(DocumentError, match="The query holds"):
         builder.build("\udc00", ["fine"])
-    errors: dict[int, DocumentError] = {}
-    built = builder.build("q", ["fine", "half\ud83d", "nul\x00byte"], errors=errors)
+    built = builder.build("q", ["fine", "half\ud83d", "nul\x00byte"], on_error="skip")
     assert [len(document.prompts) for document in built] == [1, 0, 1]
-    assert list(errors) == [1]
+    errors = [document.error.index for document in built if document.error is not None]
+    assert errors == [1]
 
 
 def test_overflow_can_be_an_error() -> None:

@@ -1,6 +1,7 @@
 """A reranker's settings: kept as plain data, checked at once, and with hints for what does not exist."""
 
 import asyncio
+import inspect
 import json
 import logging
 import pickle
@@ -143,6 +144,31 @@ def test_an_unknown_argument_has_a_hint(name: str, hint: str) -> None:
             owner("m", **{name: 1})
         assert str(caught.value).startswith(f"{owner.__name__} has no argument {name!r}: ")
         assert hint in str(caught.value)
+
+
+def test_a_reranker_has_a_config_and_its_arguments() -> None:
+    assert inspect.signature(Reranker).parameters == inspect.signature(RerankerConfig).parameters
+    reranker = Reranker("m", engine="fake", deadline=2, fallback=RerankerConfig("n", engine="fake"))
+    assert not isinstance(reranker, RerankerConfig)
+    assert reranker.config == RerankerConfig(**{name: getattr(reranker, name) for name in asdict(reranker.config)})
+    assert reranker == Reranker(**vars(reranker.config)) != Reranker("m", engine="fake")
+    assert repr(reranker) == repr(reranker.config).replace("RerankerConfig", "Reranker", 1)
+    for name in ("deadline", "config", "spelt_wrongly"):
+        with pytest.raises(AttributeError, match=name):
+            setattr(reranker, name, None)
+    assert reranker.deadline == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Reranker: missing a required argument: 'model'"),
+        (("m", "vllm"), "Reranker: too many positional arguments"),
+    ],
+)
+def test_missing_and_surplus_arguments(arguments: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        Reranker(*arguments)
 
 
 # --- length -----------------------------------------------------------------------------------------------------------

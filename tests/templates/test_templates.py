@@ -11,7 +11,7 @@ import pytest
 
 from tokenizer_kinds import tokenizer_of_kind
 from winnow.errors import TemplateError
-from winnow.prompts.builder import Limits, PromptBuilder
+from winnow.prompts import Limits, PromptBuilder, PromptLayout
 from winnow.templates import jinja_sandbox
 from winnow.templates.score_template import ScoreTemplate, TemplateLike, built_in, built_in_names, from_user
 from winnow.templates.segments import Content, PlainText, Segment, fields_of
@@ -185,7 +185,7 @@ def test_control_tokens_typed_in_template_kwargs_stay_text() -> None:
         control_tokens=tokenizer.control_tokens,
     )
     assert bound == ("<|eot_id|>a ", PlainText("<|eot_id|>"), " b<|eot_id|>", QUERY, DOCUMENT)
-    ids = PromptBuilder(tokenizer, bound, Limits(max_length=200)).prompt("q", "d").ids
+    ids = PromptBuilder(PromptLayout(tokenizer, bound, Limits(max_length=200))).prompt("q", "d").ids
     assert ids.count(tokenizer.control_tokens["<|eot_id|>"]) == 2
     assert tokenizer.decode(ids).count("<|eot_id|>") == 3
 

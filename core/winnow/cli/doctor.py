@@ -19,7 +19,17 @@ from winnow.models import (
     template_for,
     why_not_on_vllm,
 )
-from winnow.prompts import PART_NAMES, Limits, PartName, Piece, PromptBuilder, pieces_of, places_as_cut, tokens_of
+from winnow.prompts import (
+    PART_NAMES,
+    Limits,
+    PartName,
+    Piece,
+    PromptBuilder,
+    PromptLayout,
+    pieces_of,
+    places_as_cut,
+    tokens_of,
+)
 from winnow.templates import Segment, TemplateLike
 from winnow.tokenizer import PromptTokenizer
 
@@ -147,7 +157,7 @@ def _examine_prompt(
     document: str,
 ) -> None:
     tokenizer = checkpoint.tokenizer
-    builder = PromptBuilder(tokenizer, segments, Limits(max_length=checkpoint.max_length))
+    builder = PromptBuilder(PromptLayout(tokenizer, segments, Limits(max_length=checkpoint.max_length)))
     [built] = builder.build(query, [document], instruction)
     found.ids = built.prompts[0].ids
     found.max_query_tokens = builder.max_query_tokens(instruction)

@@ -5,7 +5,7 @@ from typing import Any
 
 from winnow.errors import ModelError, TemplateError
 from winnow.models import Checkpoint, open_checkpoint
-from winnow.prompts import Limits, PromptBuilder
+from winnow.prompts import Limits, PromptBuilder, PromptLayout
 from winnow.templates import Origin, ScoreTemplate, Segment, as_jinja, fields_of, rendered_chat
 
 _SAMPLE = {"query": "what is it?", "document": "This is it."}
@@ -151,6 +151,6 @@ def _expected(checkpoint: Checkpoint, template: ScoreTemplate) -> dict[str | Non
 
 def _ids(checkpoint: Checkpoint, template: ScoreTemplate, instruction: str | None) -> list[int]:
     segments = _segments(checkpoint, template, with_instruction=instruction is not None)
-    builder = PromptBuilder(checkpoint.tokenizer, segments, Limits(max_length=checkpoint.max_length))
+    builder = PromptBuilder(PromptLayout(checkpoint.tokenizer, segments, Limits(max_length=checkpoint.max_length)))
     [built] = builder.build(_SAMPLE["query"], [_SAMPLE["document"]], instruction)
     return built.prompts[0].ids

@@ -51,26 +51,26 @@ class ImageLoader:
         vision: Vision | None,
         documents: Sequence[str | Document | None],
         positions: Sequence[int],
-        failed: dict[int, DocumentError],
-    ) -> list[Shown | None]:
-        """The images and videos of documents, all at once; None for a document without one.
+    ) -> list[Shown | DocumentError | None]:
+        """The images and videos of documents, loaded all at once.
 
         Args:
             vision: How the model takes images; None for a text model.
             documents: The documents.
             positions: Their positions in the call, for messages.
-            failed: The method adds the errors of documents here, by position.
+
+        Returns:
+            For each document its image or video, None if it has neither, or the error if that cannot be used.
 
         Raises:
             MissingExtraError: Pillow, or PyAV, is not installed.
         """
 
-        async def load(document: str | Document | None, at: int) -> Shown | None:
+        async def load(document: str | Document | None, at: int) -> Shown | DocumentError | None:
             try:
                 return await self.of(vision, document, f"Document {at}", at)
             except DocumentError as error:
-                failed[at] = error
-                return None
+                return error
 
         return await asyncio.gather(*map(load, documents, positions))
 

@@ -1,8 +1,11 @@
 """Segments and texts become token ids that fit."""
 
-from winnow.prompts.builder import DocumentPrompts, Limits, Overflow, Prompt, PromptBuilder
+from winnow.prompts.builder import PromptBuilder
 from winnow.prompts.cutting import CHARACTERS_PER_TOKEN
+from winnow.prompts.limits import Limits, Overflow
 from winnow.prompts.parts import PART_NAMES, PartName, Piece, pieces_of, places_as_cut, tokens_of
+from winnow.prompts.scaffold import PromptLayout
+from winnow.prompts.values import DocumentPrompts, Prompt, Source
 
 __all__ = [
     "CHARACTERS_PER_TOKEN",
@@ -14,6 +17,8 @@ __all__ = [
     "Piece",
     "Prompt",
     "PromptBuilder",
+    "PromptLayout",
+    "Source",
     "pieces_of",
     "places_as_cut",
     "tokens_of",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from winnow.prompts.builder import DocumentPrompts
+from winnow.prompts.values import DocumentPrompts
 from winnow.templates import Content, PlainText, Segment
 from winnow.tokenizer import PromptTokenizer
 

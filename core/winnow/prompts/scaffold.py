@@ -1,18 +1,12 @@
 """The part of a prompt that all documents of a query share: tokenised once, with the room that a document has."""
 
-import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from winnow.errors import DocumentError, TemplateError
-from winnow.locks import ForkSafeLock
-from winnow.media import PromptVideo, Shown, Vision
-from winnow.prompts.cutting import CHARACTERS_PER_TOKEN, CUT_WORD, MOST_CHARACTERS_PER_TOKEN, cut_before
+from winnow.media import Shown, Vision
 from winnow.prompts.limits import Limits
 from winnow.templates import Content, PlainText, Segment
 from winnow.tokenizer import PromptTokenizer
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +74,8 @@ class Scaffold:
         return [tokenizer.real_ids(ids[int(self.drop_first) : stop]) for ids in encoded]
 
 
-class ScaffoldBuilder:
-    """Makes the scaffolds of one template and one model.
+class PromptLayout:
+    """Lays out the prompts of one template and one model.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -90,6 +84,9 @@ class ScaffoldBuilder:
         vision: How the model takes images and videos; None for a text model.
 
     Attributes:
+        tokenizer: As above.
+        limits: As above.
+        vision: As above.
         strip_document: Whether the template strips whitespace around the document.
     """
 
@@ -100,14 +97,13 @@ class ScaffoldBuilder:
         limits: Limits,
         vision: Vision | None = None,
     ):
-        self._tokenizer = tokenizer
-        self._limits = limits
-        self._vision = vision
+        self.tokenizer = tokenizer
+        self.limits = limits
+        self.vision = vision
+        self.strip_document = False
+        self._paired = segments is None
         self._before: list[str | Content] = []
         self._after: list[str | Content] = []
-        self._paired = segments is None
-        self._long: tuple[Hashable, Scaffold] | None = None  # the last long query's
-        self._long_lock = ForkSafeLock()
         side = self._before
         count = len(segments or ())
         for at, segment in enumerate(segments or ()):
@@ -120,101 +116,10 @@ class ScaffoldBuilder:
                 side = self._after
             else:
                 side.append(segment)
-        if self._paired:
-            self.strip_document = False
 
     def scaffold(self, query: str, instruction: str, medium: Shown | None = None) -> Scaffold:
-        """The scaffold of a query, whose text is cut if it takes more tokens than it may.
-
-        Raises:
-            DocumentError: The query is too long, and `on_overflow` is "error"; or its medium alone is too large.
-            TemplateError: Template and instruction leave no room.
-        """
-        if len(query) <= CHARACTERS_PER_TOKEN * self._limits.max_length:
-            return self._cut_to_fit(query, instruction, medium)
-        key = (query, instruction, None if medium is None else medium.key)
-        with self._long_lock:  # the slices of a call come with it one after another, and at once
-            if self._long is None or self._long[0] != key:
-                self._long = key, self._cut_to_fit(query, instruction, medium)
-            return self._long[1]
-
-    def _cut_to_fit(self, query: str, instruction: str, medium: Shown | None) -> Scaffold:
-        used, cap = self.budget(instruction, medium)
-        whole = query
-        reach, most = CHARACTERS_PER_TOKEN * (cap + CUT_WORD), MOST_CHARACTERS_PER_TOKEN * (cap + CUT_WORD)
-        while reach < min(len(query), most) and len(self._tokenizer.encode(query[:reach])) <= cap + CUT_WORD:
-            reach *= 4  # long tokens
-        query = query[:reach]
-        uncut = True
-        while True:
-            scaffold = self._whole(query, instruction, medium)
-            # If tokens merge at its edge, a query may take more tokens in the prompt than alone. Then it is cut again.
-            excess = scaffold.length - used - cap
-            if not query or (excess <= 0 and not (uncut and len(query) < len(whole))):
-                break
-            encoding = self._tokenizer.encode_with_offsets([query])[0]
-            keep = min(len(encoding.ids) - 1, cap) if uncut else len(encoding.ids) - excess
-            query = query[: cut_before(query, encoding.offsets, 0, keep)]
-            uncut = False
-        if query != whole:
-            if self._limits.on_overflow == "error":
-                raise DocumentError(
-                    f"The query ({len(whole)} characters) does not fit: it may take {cap} tokens, enough for its first "
-                    f"{len(query)} characters. Shorten it, raise max_query_tokens, or set on_overflow to 'truncate'."
-                )
-            logger.warning(
-                "The query was cut from %d to %d characters: it may take %d tokens.", len(whole), len(query), cap
-            )
-            return replace(scaffold, query_truncated=True)
-        return scaffold
-
-    def with_medium(self, scaffold: Scaffold, medium: Shown) -> Scaffold:
-        """The scaffold for a document with an image or a video, which comes before its text."""
-        with_medium = replace(
-            scaffold,
-            before=scaffold.before + self._placeholder(medium),
-            room=scaffold.room - (medium.tokens - 1),
-            medium=medium,
-        )
-        return replace(with_medium, smallest=len(with_medium.encode(self._tokenizer, [""])[0]))
-
-    def too_large(self, scaffold: Scaffold) -> str:
-        """The error message for an image or a video that does not fit."""
-        assert scaffold.medium is not None  # noqa: S101 - for mypy; the caller checked
-        cure = "raise max_length or max_document_tokens, or leave the query less with max_query_tokens"
-        return _too_large(scaffold.medium, scaffold.medium.tokens + scaffold.room - scaffold.smallest, cure)
-
-    def budget(self, instruction: str, medium: Shown | None = None) -> tuple[int, int]:
-        """Tokens that template, instruction and the query's medium take, and tokens that the query's text may take.
-
-        Raises:
-            DocumentError: The medium leaves no room.
-            TemplateError: Template and instruction leave no room.
-        """
-        used = self._whole("", instruction).length
-        left = self._limits.max_length - used
-        if left < 2:
-            raise TemplateError(
-                f"The template and the instruction take {used} tokens of the model's {self._limits.max_length}, which "
-                "leaves no room for a query and a document. Shorten the instruction or the template, or raise "
-                "max_length."
-            )
-        cap = left * 3 // 4 if self._limits.max_query_tokens is None else min(self._limits.max_query_tokens, left - 1)
-        if medium is None:
-            return used, max(cap, 1)
-        taken = self._whole("", instruction, medium).length - used
-        if taken > cap:
-            cure = "raise max_length or max_query_tokens"
-            raise DocumentError(f"The query has {_too_large(medium, cap - (taken - medium.tokens), cure)}")
-        return used + taken, cap - taken
-
-    def _placeholder(self, medium: Shown | None) -> str:
-        if medium is None or self._vision is None:
-            return ""
-        return self._tokenizer.literal(self._vision.placeholder_of(medium))
-
-    def _whole(self, query: str, instruction: str, medium: Shown | None = None) -> Scaffold:
-        tokenizer = self._tokenizer
+        """The scaffold of a query, however long it is."""
+        tokenizer = self.tokenizer
         if self._paired:
             layout = tokenizer.pair_layout
             head = [*layout.before, *tokenizer.encode(query), *layout.between]
@@ -253,11 +158,26 @@ class ScaffoldBuilder:
             )
         )
 
+    def with_medium(self, scaffold: Scaffold, medium: Shown) -> Scaffold:
+        """The scaffold for a document with an image or a video, which comes before its text."""
+        with_medium = replace(
+            scaffold,
+            before=scaffold.before + self._placeholder(medium),
+            room=scaffold.room - (medium.tokens - 1),
+            medium=medium,
+        )
+        return replace(with_medium, smallest=len(with_medium.encode(self.tokenizer, [""])[0]))
+
+    def _placeholder(self, medium: Shown | None) -> str:
+        if medium is None or self.vision is None:
+            return ""
+        return self.tokenizer.literal(self.vision.placeholder_of(medium))
+
     def _with_room(self, scaffold: Scaffold) -> Scaffold:
-        empty = len(scaffold.encode(self._tokenizer, [""])[0])
-        room = self._limits.max_length - replace(scaffold, empty=0).length
-        if self._limits.max_document_tokens is not None:
-            room = min(room, empty + self._limits.max_document_tokens)
+        empty = len(scaffold.encode(self.tokenizer, [""])[0])
+        room = self.limits.max_length - replace(scaffold, empty=0).length
+        if self.limits.max_document_tokens is not None:
+            room = min(room, empty + self.limits.max_document_tokens)
         return replace(scaffold, empty=empty, smallest=empty, room=room)
 
     def _shared_head(self, head: str, after: str) -> tuple[list[int], str, bool]:
@@ -270,7 +190,7 @@ class ScaffoldBuilder:
         Returns:
             The ids of the first part, the second part as text, and whether that begins with a control token to drop.
         """
-        tokenizer = self._tokenizer
+        tokenizer = self.tokenizer
         after_control, control = tokenizer.last_control(head)
         encoding = tokenizer.encode_with_offsets([head])[0]
         words, starts = encoding.word_ids, [start for start, _ in encoding.offsets]
@@ -288,16 +208,3 @@ class ScaffoldBuilder:
         if control:
             return tokenizer.encode(head[:after_control]), control + head[after_control:], True
         return [], head, False
-
-
-def _too_large(medium: Shown, room: int, cure: str) -> str:
-    if isinstance(medium, PromptVideo):
-        frames, high, wide, _ = medium.frames.shape
-        kind, size = "a video", f"{frames} frames of {wide} x {high} pixels, as the model takes them"
-    else:
-        kind, size = "an image", "{} x {} pixels, as the model takes it".format(*medium.pixels.size)
-    return (
-        f"{kind} of {medium.tokens} tokens ({size}), and there is room for {max(room, 0)}; {kind.split()[1]}s are "
-        "never cut. Set engine_kwargs={'mm_processor_kwargs': {'max_pixels': ...}}, to which all images and frames are "
-        f"then reduced; {cure}."
-    )

@@ -4,12 +4,12 @@ import contextlib
 import math
 import operator
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
 from winnow.ranking.config import RerankerConfig
-from winnow.ranking.judging import Call, Documents, Query, RankRequest
-from winnow.templates import TemplateLike
+from winnow.ranking.options import Call, CallOptions, Documents, Query, RankRequest
 from winnow.text import readable, shows, text_of
 from winnow.types import Document
 
@@ -60,78 +60,38 @@ def checked_deadline(deadline: Any) -> float | None:
     return float(deadline)
 
 
-def checked_call(
-    config: RerankerConfig,
-    query: Query,
-    documents: Documents,
-    top_k: Any,
-    instruction: str | None,
-    score_threshold: Any,
-    template: TemplateLike | None = None,
-    template_kwargs: Mapping[str, Any] | None = None,
-    *,
-    may_fall_back: bool = True,
-    where: str = "",
-) -> Call:
-    """A call of a reranker, with the arguments and the errors of `Reranker.rank`.
+def checked_options(config: RerankerConfig, options: CallOptions) -> CallOptions:
+    """The options of a call, with the errors of `Reranker.rank`.
 
-    An argument that is None is taken from `config`. `may_fall_back` is False if the caller gets plain scores, which
-    cannot say that a fallback made them. `where` says in messages which of several calls it is.
+    Args:
+        config: The reranker's settings, which stand in for what is None.
+        options: What the caller gave.
     """
-    if isinstance(documents, str | bytes | Document):
-        raise TypeError(f"documents{where} must be several texts, but got a single one: put it into a list")
-    if not isinstance(documents, Iterable) or isinstance(documents, Mapping):  # whose keys would be ranked
-        raise TypeError(f"documents{where} must be several texts, as in a list, but got {documents!r}")
-    for name, value, kind in (("instruction", instruction, str), ("template_kwargs", template_kwargs, Mapping)):
-        if not (value is None or isinstance(value, kind)):
-            raise TypeError(f"{name}{where} must be a {'text' if kind is str else 'mapping'}, but got {value!r}")
-    found = list(documents)
-    if config.text_only:
-        query, found = text_of(query) or "", [text_of(document) for document in found]
-    problem = None
-    if not isinstance(text_of(query), str | None):
-        raise ValueError(f"query{where} must be a text that is not blank, but got {query!r}")
-    if not (readable(query) or shows(query)):
-        problem = f"query{where} must be a text that is not blank, but got {query!r}"
-        if not (may_fall_back and (config.on_error == "skip" or config.fallback is not None)):
-            raise ValueError(problem)
-    return Call(
-        query=query,
-        documents=found,
-        instruction=config.instruction if instruction is None else instruction,
-        top_k=checked_top_k(top_k),
-        score_threshold=checked_threshold(score_threshold),
-        template=config.template if template is None else template,
-        template_kwargs=config.template_kwargs if template_kwargs is None else template_kwargs,
-        may_fall_back=may_fall_back,
-        problem=problem,
+    if not isinstance(options.template_kwargs, Mapping | None):
+        raise TypeError(f"template_kwargs must be a mapping, but got {options.template_kwargs!r}")
+    deadline = checked_deadline(options.deadline)
+    return replace(
+        options,
+        top_k=checked_top_k(options.top_k),
+        score_threshold=checked_threshold(options.score_threshold),
+        template=config.template if options.template is None else options.template,
+        template_kwargs=config.template_kwargs if options.template_kwargs is None else options.template_kwargs,
+        deadline=config.deadline if deadline is None else deadline,
     )
 
 
 def checked_calls(
-    config: RerankerConfig,
-    requests: Iterable[RankRequest],
-    top_k: Any = None,
-    score_threshold: Any = None,
-    template: TemplateLike | None = None,
-    template_kwargs: Mapping[str, Any] | None = None,
-    *,
-    may_fall_back: bool = True,
-    numbered: bool = True,
+    config: RerankerConfig, requests: Iterable[RankRequest], options: CallOptions, *, numbered: bool
 ) -> Generator[Call | None]:
-    """The calls of `Reranker.rank_many`; arguments and errors as in `checked_call`.
+    """The calls of `Reranker.rank_many`, with its errors.
 
     Documents that are not a `Collection` are read one by one, because they may wait: the generator yields None after
     each of them. A user's generator is closed if it is not read to its end.
 
     Args:
-        config: As in `checked_call`.
+        config: The reranker's settings.
         requests: `(query, documents)` or `(query, documents, instruction)`.
-        top_k: As in `checked_call`.
-        score_threshold: As in `checked_call`.
-        template: As in `checked_call`.
-        template_kwargs: As in `checked_call`.
-        may_fall_back: As in `checked_call`.
+        options: How to rank them, checked.
         numbered: Whether messages say which request it is.
     """
     with _closing(requests):
@@ -146,18 +106,8 @@ def checked_calls(
                         found.append(document)
                         yield None
                 documents = found
-            yield checked_call(
-                config,
-                query,
-                documents,
-                top_k,
-                rest[0] if rest else None,
-                score_threshold,
-                template,
-                template_kwargs,
-                may_fall_back=may_fall_back,
-                where=f" of request {number}" if numbered else "",
-            )
+            where = f" of request {number}" if numbered else ""
+            yield _checked_call(config, query, documents, rest[0] if rest else None, options, where)
 
 
 def are_in_memory(requests: Iterable[RankRequest]) -> bool:
@@ -181,3 +131,37 @@ def _closing(items: Iterable[object]) -> Iterator[None]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _checked_call(
+    config: RerankerConfig,
+    query: Query,
+    documents: Documents,
+    instruction: str | None,
+    options: CallOptions,
+    where: str,
+) -> Call:
+    """A call. `where` says in messages which of several it is."""
+    if isinstance(documents, str | bytes | Document):
+        raise TypeError(f"documents{where} must be several texts, but got a single one: put it into a list")
+    if not isinstance(documents, Iterable) or isinstance(documents, Mapping):  # whose keys would be ranked
+        raise TypeError(f"documents{where} must be several texts, as in a list, but got {documents!r}")
+    if not isinstance(instruction, str | None):
+        raise TypeError(f"instruction{where} must be a text, but got {instruction!r}")
+    found = list(documents)
+    if config.text_only:
+        query, found = text_of(query) or "", [text_of(document) for document in found]
+    problem = None
+    if not isinstance(text_of(query), str | None):
+        raise ValueError(f"query{where} must be a text that is not blank, but got {query!r}")
+    if not (readable(query) or shows(query)):
+        problem = f"query{where} must be a text that is not blank, but got {query!r}"
+        if not (options.may_fall_back and (config.on_error == "skip" or config.fallback is not None)):
+            raise ValueError(problem)
+    return Call(
+        query=query,
+        documents=found,
+        instruction=config.instruction if instruction is None else instruction,
+        options=options,
+        problem=problem,
+    )

@@ -4,7 +4,6 @@ Fitting is in `winnow.evaluation`; applying a curve needs no package.
 """
 
 import json
-import math
 import os
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal, Self, get_args
 
 from winnow.errors import ConfigurationError
+from winnow.logits import sigmoid
 
 CALIBRATION_FILE = "calibration.json"
 """The file's name in a folder, such as a model's."""
@@ -24,11 +24,6 @@ _VERSION = 1
 _VERSION_FIELD = "winnow_calibration"
 # Engines give logits in fp32. Between two knots in this range nothing overflows.
 _LARGEST_LOGIT = 3.4028234663852886e38
-
-
-def sigmoid(logit: float) -> float:
-    """1 / (1 + e^−logit)."""
-    return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0  # exp overflows beyond
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,12 @@
 """The calls of a reranker: how many run at once, their deadline, their template, and their fallback.
 
-`winnow.ranking.arguments` checks the arguments of calls, and `winnow.ranking.judging` runs one call.
+`winnow.ranking.arguments` checks the arguments of calls, and `winnow.ranking.judging` scores the documents of one.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Generator, Hashable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -15,17 +15,18 @@ from typing import Any, cast
 from winnow.engines import EngineSettings, Started, name_of, reads_model
 from winnow.errors import DocumentError
 from winnow.locks import ForkSafeLock
-from winnow.media import Shown, as_read
+from winnow.media import as_read
 from winnow.models import Checkpoint, bind_template
 from winnow.observability import DEADLINE_PASSED, observed
 from winnow.progress import Bar, progress_bar
-from winnow.prompts import DocumentPrompts, Limits, PromptBuilder
+from winnow.prompts import Limits, PromptBuilder, PromptLayout
 from winnow.ranking.calibration import Calibration
 from winnow.ranking.config import RerankerConfig
 from winnow.ranking.fallback import Fallback
-from winnow.ranking.judging import Call, Judging, Query, all_or_none
+from winnow.ranking.judging import Judging, all_or_none
+from winnow.ranking.options import Call, Query
 from winnow.ranking.pulling import pulled
-from winnow.ranking.results import as_they_came
+from winnow.ranking.results import Contents, Outcome, as_they_came, contents_of, raise_first, ranking_of
 from winnow.ranking.score_cache import ScoreCache
 from winnow.templates import TemplateLike
 from winnow.text import readable
@@ -138,7 +139,7 @@ class CallRunner:
                     raise late from error
                 for number, call in enumerate(calls):
                     if number not in rankings:
-                        if not call.may_fall_back:
+                        if not call.options.may_fall_back:
                             raise late from error
                         await keep(number, fallback.instead(call, late))
         return [rankings[number] for number in range(len(rankings))]
@@ -146,9 +147,9 @@ class CallRunner:
     async def _ranked(self, call: Call, started: Started, bar: Bar, clock: asyncio.Timeout) -> Ranking:
         if call.problem is not None:
             logger.warning("%d documents stay as they came: %s", len(call.documents), call.problem)
-            return as_they_came(self.config, call.documents, call.top_k, call.problem)
+            return as_they_came(self.config, call, call.problem)
         self._check_calibration(call)
-        fallback = self._fallback if call.may_fall_back else None
+        fallback = self._fallback if call.options.may_fall_back else None
         if fallback is None:
             return await self._run_one(call, started, bar)
         try:
@@ -171,7 +172,22 @@ class CallRunner:
             )
 
     async def _run_one(self, call: Call, started: Started, bar: Bar) -> Ranking:
-        return await Judging(self.config, call, self._as_read_by, self._build, self.cache, bar).run(started)
+        """The engine's ranking of a call. The engine is not used if there is nothing to score."""
+        contents, outcome = self._contents(call), Outcome()
+        if contents.positions:
+            requests = await started()
+            bar.unpause()  # loading is not reranking
+            call = self._as_read_by(requests.engine.checkpoint, call)
+            contents = self._contents(call)
+            judging = Judging(self.config, call, contents, requests, self._builder_of, self.cache, bar)
+            outcome = await judging.run()
+        return ranking_of(self.config, call, contents, outcome)
+
+    def _contents(self, call: Call) -> Contents:
+        contents = contents_of(call.documents)
+        if self.config.on_error == "raise":
+            raise_first(contents.failed)
+        return contents
 
     def _as_read_by(self, checkpoint: Checkpoint, call: Call) -> Call:
         """The call without the images and videos that the model does not take, if their documents have a text."""
@@ -187,28 +203,9 @@ class CallRunner:
             )
         return replace(call, query=cast("Query", query), documents=documents)
 
-    def _build(
-        self,
-        checkpoint: Checkpoint,
-        call: Call,
-        query_medium: Shown | None,
-        positions: Sequence[int],
-        media: Sequence[Shown | None],
-        failed: dict[int, DocumentError],
-        is_over: Callable[[], bool],
-    ) -> list[DocumentPrompts]:
-        instruction = (call.instruction or "").strip() and call.instruction
-        builder = self._builder(checkpoint, call.template, call.template_kwargs, bool(instruction))
-        return builder.build(
-            readable(call.query),
-            [readable(call.documents[at]) for at in positions],
-            instruction,
-            query_medium=query_medium,
-            media=media,
-            positions=positions,
-            errors=failed,
-            is_over=is_over,
-        )
+    def _builder_of(self, checkpoint: Checkpoint, call: Call) -> PromptBuilder:
+        instruction = readable(call.instruction)
+        return self._builder(checkpoint, call.options.template, call.options.template_kwargs, bool(instruction))
 
     def _builder(
         self,
@@ -237,7 +234,7 @@ class CallRunner:
             on_overflow=self.config.on_overflow,
             window_overlap=self.config.window_overlap,
         )
-        builder = PromptBuilder(checkpoint.tokenizer, bound, limits, checkpoint.vision)
+        builder = PromptBuilder(PromptLayout(checkpoint.tokenizer, bound, limits, checkpoint.vision))
         with _builders_lock:
             self._builders[key] = (checkpoint, builder)  # the checkpoint is kept, so that no other one gets its id
             if len(self._builders) > _BUILDERS:  # the oldest is dropped: each call may have a template of its own

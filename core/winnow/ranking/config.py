@@ -3,11 +3,12 @@
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from os import PathLike
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from winnow.engines import (
     SETTINGS,
     Engine,
+    EngineSettings,
     check_names,
     check_values,
     engine_names,
@@ -43,6 +44,14 @@ _TYPES: Mapping[str, tuple[Any, str]] = {
     "calibration": (str | Calibration, "a Calibration, its file, or the folder of its calibration.json"),
     "score_cache": (int | str, "a number of pairs > 0, or a folder"),
 }
+
+
+class HasConfig(Protocol):
+    """A `Reranker`."""
+
+    @property
+    def config(self) -> "RerankerConfig":
+        """Its settings."""
 
 
 @hinting
@@ -137,7 +146,7 @@ class RerankerConfig:
     text_only: bool = False
     deadline: float | None = None
     score_cache: int | str | PathLike[str] | None = None
-    fallback: "str | RerankerConfig | None" = None
+    fallback: "str | RerankerConfig | HasConfig | None" = None
     max_restarts: int = 1
 
     def __post_init__(self) -> None:
@@ -205,7 +214,7 @@ class RerankerConfig:
             raise ConfigurationError(
                 f"engine must be one of {', '.join(map(repr, engine_names()))}, or an Engine, but got {self.engine!r}"
             )
-        if not isinstance(self.fallback, str | RerankerConfig | None):
+        if not isinstance(self.fallback, str | None) and self.fallback_config is None:
             raise ConfigurationError(
                 f"fallback must be one of {', '.join(map(repr, fallback_names()))}, or a Reranker, "
                 f"but got {self.fallback!r}"
@@ -225,6 +234,16 @@ class RerankerConfig:
             check_names(self.engine, given)
 
     @property
+    def fallback_config(self) -> "RerankerConfig | None":
+        """The settings of the fallback, if that is another reranker."""
+        settings = getattr(self.fallback, "config", self.fallback)
+        return settings if isinstance(settings, RerankerConfig) else None
+
+    @property
     def engine_key(self) -> Hashable:
         """Equal for two configurations that share an engine, with the environment's settings."""
-        return (self.model, self.recipe, resolve(self).key)
+        return self.key_with(resolve(self))
+
+    def key_with(self, settings: EngineSettings) -> Hashable:
+        """`engine_key`, if `settings` are what the environment makes of the engine's settings."""
+        return (self.model, self.recipe, settings.key)

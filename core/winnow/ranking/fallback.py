@@ -4,17 +4,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
 from winnow.engines import name_of, settings_of
 from winnow.errors import EngineError, EngineLoadError
 from winnow.ranking.config import RerankerConfig
+from winnow.ranking.options import Call
 from winnow.ranking.results import as_they_came
 from winnow.types import RETRIEVAL_ORDER, Ranking
-
-if TYPE_CHECKING:
-    from winnow.ranking.judging import Call
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +27,10 @@ class Fallback:
         rank: Ranks a call with the other engine; None for the retrieval order.
     """
 
-    def __init__(self, config: RerankerConfig, rank: "Callable[[Call], Awaitable[Ranking]] | None"):
+    def __init__(self, config: RerankerConfig, rank: Callable[[Call], Awaitable[Ranking]] | None):
         self._config = config
-        other = config.fallback
-        self._name = name_of(other.engine) if isinstance(other, RerankerConfig) else str(other)
+        other = config.fallback_config
+        self._name = str(config.fallback) if other is None else name_of(other.engine)
         self._rank = rank
         self._failure: EngineLoadError | None = None
         self._retry_at = 0.0
@@ -61,7 +58,7 @@ class Fallback:
         else:
             self._failure = None
 
-    async def rank(self, engine: Callable[[], Awaitable[Ranking]], call: "Call") -> Ranking:
+    async def rank(self, engine: Callable[[], Awaitable[Ranking]], call: Call) -> Ranking:
         """The engine's ranking of a call, or the fallback's if the engine fails.
 
         Raises:
@@ -80,7 +77,7 @@ class Fallback:
         self._failure = None
         return ranking
 
-    async def instead(self, call: "Call", failure: Exception) -> Ranking:
+    async def instead(self, call: Call, failure: Exception) -> Ranking:
         """The fallback's ranking.
 
         Args:
@@ -90,12 +87,11 @@ class Fallback:
         logger.warning("fallback=%r ranks %d documents: %s", self._name, len(call.documents), failure)
         why = str(failure)
         if self._rank is None:
-            return as_they_came(self._config, call.documents, call.top_k, why)
-        if isinstance(other := self._config.fallback, RerankerConfig):  # its model may need another template
+            return as_they_came(self._config, call, why)
+        if (other := self._config.fallback_config) is not None:  # its model may need another template
             instruction = other.instruction if call.instruction is None else call.instruction
-            call = replace(
-                call, instruction=instruction, template=other.template, template_kwargs=other.template_kwargs
-            )
+            options = replace(call.options, template=other.template, template_kwargs=other.template_kwargs)
+            call = replace(call, instruction=instruction, options=options)
         try:
             ranking = await self._rank(call)
         except EngineError as error:
@@ -117,19 +113,23 @@ class Fallback:
         self._retry_at = time.monotonic() + _RETRY_SECONDS
 
 
-def settings_of_fallback(config: RerankerConfig) -> dict[str, Any] | None:
-    """Arguments of the reranker that is the fallback; None if there is none.
+def config_of_fallback(config: RerankerConfig) -> RerankerConfig | None:
+    """The settings of the reranker that is the fallback; None if there is none.
 
     If the fallback is the name of an engine, it has the same model and prompts, and the engine settings that it knows.
     """
-    other = config.fallback
-    if other is None or other == RETRIEVAL_ORDER:
+    if config.fallback is None or config.fallback == RETRIEVAL_ORDER:
         return None
-    base = config if isinstance(other, str) else other
-    settings = {field.name: getattr(base, field.name) for field in fields(RerankerConfig)}
-    if isinstance(other, str):
-        kwargs = {name: value for name, value in config.engine_kwargs.items() if name in settings_of(other)}
-        settings |= {"engine": other, "url": None, "api_key": None, "engine_kwargs": kwargs, "fallback": None}
-        if "device" not in settings_of(other):
-            settings["device"] = None
-    return settings | {"raw_scores": config.raw_scores}
+    if (other := config.fallback_config) is not None:
+        return replace(other, raw_scores=config.raw_scores)
+    engine = str(config.fallback)
+    known = settings_of(engine)
+    return replace(
+        config,
+        engine=engine,
+        url=None,
+        api_key=None,
+        engine_kwargs={name: value for name, value in config.engine_kwargs.items() if name in known},
+        device=config.device if "device" in known else None,
+        fallback=None,
+    )

@@ -4,11 +4,13 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from winnow.engines import SETTINGS
 
 T = TypeVar("T")
+C = TypeVar("C")
+P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
 
 _MODEL = ("model",)
@@ -124,6 +126,37 @@ def hinting(cls: type[T]) -> type[T]:
 
     cls.__init__ = checked  # type: ignore[assignment,method-assign]
     return cls
+
+
+def taking(config: Callable[P, C]) -> Callable[[Callable[[T, C], None]], Callable[Concatenate[T, P], None]]:
+    """A decorator: an `__init__` that needs a configuration takes the configuration's arguments.
+
+    Type checkers, editors and `inspect` see these arguments, which are written down only in the configuration's class.
+    Unknown ones are refused with a hint, as by `hinting`.
+
+    Args:
+        config: Makes the configuration.
+    """
+    signature = inspect.signature(config)
+    known = list(signature.parameters)
+
+    def decorator(init: Callable[[T, C], None]) -> Callable[Concatenate[T, P], None]:
+        @functools.wraps(init)
+        def checked(self: T, /, *args: P.args, **given: P.kwargs) -> None:
+            owner = type(self).__name__
+            _check(owner, given, known)
+            try:
+                signature.bind(*args, **given)
+            except TypeError as error:
+                raise TypeError(f"{owner}: {error}") from None
+            init(self, config(*args, **given))
+
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        parameters = [own, *signature.parameters.values()]
+        checked.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return checked
+
+    return decorator
 
 
 def hinting_call(method: F) -> F:

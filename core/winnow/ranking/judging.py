@@ -1,29 +1,25 @@
-"""Runs one call: slices of its documents become prompts, prompts become scores, and scores a ranking."""
+"""Scores the documents of one call: slices of them become prompts, and prompts become scores."""
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterator, Sequence
 from typing import Any
 
-from winnow.engines import EngineScore, Requests, Started, Turn, is_logit
+from winnow.engines import Requests, Turn, is_logit
 from winnow.errors import DocumentError, EngineError
-from winnow.media import ImageLoader, Shown
+from winnow.media import ImageLoader
 from winnow.models import Checkpoint
 from winnow.progress import Bar
-from winnow.prompts import CHARACTERS_PER_TOKEN, DocumentPrompts
+from winnow.prompts import CHARACTERS_PER_TOKEN, DocumentPrompts, PromptBuilder, Source
 from winnow.ranking.config import RerankerConfig
-from winnow.ranking.results import Judged, best_first, hits_of, positions_by_content
-from winnow.ranking.score_cache import ScoreCache
+from winnow.ranking.options import Call
+from winnow.ranking.results import Contents, Judged, Outcome, raise_first
+from winnow.ranking.score_cache import ScoreCache, Scored
 from winnow.ranking.score_cache import score as score_prompts
-from winnow.templates import TemplateLike
-from winnow.text import text_of
-from winnow.types import Document, Ranking, RankStats
+from winnow.text import readable, text_of
 
-Documents = Iterable[str | Document | None]
-Query = str | Document
-RankRequest = tuple[Query, Documents] | tuple[Query, Documents, str | None]
+BuilderOf = Callable[[Checkpoint, Call], PromptBuilder]
 
 # A call's documents are tokenised and scored in slices: while one is on the GPU the next is tokenised, and no more
 # prompts than these slices hold are in memory.
@@ -32,52 +28,16 @@ _SLICE_WITH_MEDIA = 16
 _SLICE_CHARACTERS = 2_000_000
 _SLICES_AT_ONCE = 3
 
-# Stats that are sums over a call's slices.
-_COSTS = ("prompt_tokens", "cached_tokens", "reused", "cache_hits")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
-    """One query and its documents, checked.
-
-    Attributes:
-        may_fall_back: Whether a fallback may rank it.
-        problem: Why the call cannot be ranked, if that is not an error; the documents then keep their order.
-    """
-
-    query: Query
-    documents: list[str | Document | None]
-    instruction: str | None
-    top_k: int | None
-    score_threshold: float | None
-    template: TemplateLike | None
-    template_kwargs: Mapping[str, Any] | None
-    may_fall_back: bool = True
-    problem: str | None = None
-
-
-Build = Callable[
-    [
-        Checkpoint,
-        Call,
-        Shown | None,
-        Sequence[int],
-        Sequence[Shown | None],
-        dict[int, DocumentError],
-        Callable[[], bool],
-    ],
-    list[DocumentPrompts],
-]
-
 
 class Judging:
-    """Runs one call, once.
+    """Scores the documents of one call, once.
 
     Args:
         config: The reranker's settings.
-        call: The call.
-        as_read_by: Removes the images and videos that a model does not take from a call.
-        build: Makes the prompts of a call's documents; it runs in a thread.
+        call: The call, without the images and videos that the model does not take.
+        contents: Its different documents.
+        requests: The running engine's queue.
+        builder_of: The prompt builder of a call; it runs in a thread.
         cache: The score cache, if the reranker has one.
         bar: The progress bar.
     """
@@ -86,64 +46,44 @@ class Judging:
         self,
         config: RerankerConfig,
         call: Call,
-        as_read_by: Callable[[Checkpoint, Call], Call],
-        build: Build,
+        contents: Contents,
+        requests: Requests,
+        builder_of: BuilderOf,
         cache: ScoreCache | None,
         bar: Bar,
     ):
         self._config = config
         self._call = call
-        self._as_read_by = as_read_by
-        self._build = build
+        self._positions = contents.positions
+        self._requests = requests
+        self._checkpoint = requests.engine.checkpoint
+        self._builder_of = builder_of
         self._cache = cache
         self._bar = bar
         self._loader = ImageLoader(config.root_path, allow_remote=config.allow_remote_images)
-        self._query_medium: Shown | None = None
-        self._failed: dict[int, DocumentError] = {}
-        self._positions: dict[Hashable, list[int]] = {}
-        self._judged: dict[Hashable, Judged] = {}
-        self._costs: dict[str, Any] = dict.fromkeys(_COSTS, 0)
-        self._query_truncated = False
-        self._not_finite: str | None = None  # the message about a logit that is not a finite number
         self._gate = asyncio.Semaphore(_SLICES_AT_ONCE)
         self._turn = Turn()
+        self._outcome = Outcome()
 
-    async def run(self, started: Started) -> Ranking:
-        """Rank the call. The engine is not used if there is nothing to score.
+    async def run(self) -> Outcome:
+        """What scoring the documents found.
 
         Raises:
             DocumentError: A document cannot be scored, and `on_error` is "raise"; or the query cannot.
             EngineError: The engine failed, or scored nothing.
         """
-        self._positions = positions_by_content(self._call.documents, self._failed)
-        self._raise_first()
-        if self._positions:
-            requests = await started()
-            self._bar.unpause()  # loading is not reranking
-            checkpoint = requests.engine.checkpoint
-            self._call = self._as_read_by(checkpoint, self._call)
-            self._positions = positions_by_content(self._call.documents, self._failed)
-            self._query_medium = await self._loader.of(checkpoint.vision, self._call.query, "The query")
-            async with all_or_none() as start:
-                for contents in self._slices(checkpoint):
-                    start(self._slice(requests, contents))
-            self._raise_if_nothing_is_finite()
-        hits = hits_of(self._config, self._call.documents, self._judged, self._positions, self._failed)
-        return Ranking(
-            best_first(hits, self._call.top_k, self._call.score_threshold),
-            RankStats(
-                documents=len(hits),
-                unique=len(self._judged),
-                truncated=sum(hit.truncated for hit in hits),
-                failed=sum(hit.error is not None for hit in hits),
-                query_truncated=self._query_truncated,
-                **self._costs,
-            ),
-        )
+        call = self._call
+        medium = await self._loader.of(self._checkpoint.vision, call.query, "The query")
+        query = Source(readable(call.query), medium)
+        async with all_or_none() as start:
+            for contents in self._slices():
+                start(self._run_slice(query, contents))
+        self._raise_if_nothing_is_finite()
+        return self._outcome
 
-    def _slices(self, checkpoint: Checkpoint) -> Iterator[list[Hashable]]:
+    def _slices(self) -> Iterator[list[Hashable]]:
         most = _SLICE if all(isinstance(content, str) for content in self._positions) else _SLICE_WITH_MEDIA
-        reach = CHARACTERS_PER_TOKEN * (self._config.max_length or checkpoint.max_length)
+        reach = CHARACTERS_PER_TOKEN * (self._config.max_length or self._checkpoint.max_length)
         contents: list[Hashable] = []
         characters = 0
         for content, (at, *_) in self._positions.items():
@@ -158,64 +98,85 @@ class Judging:
         if contents:
             yield contents
 
-    async def _slice(self, requests: Requests, contents: Sequence[Hashable]) -> None:
+    async def _run_slice(self, query: Source, contents: Sequence[Hashable]) -> None:
         async with self._gate:
-            self._raise_first()
-            first = [self._positions[content][0] for content in contents]
-            checkpoint = requests.engine.checkpoint
-            documents = [self._call.documents[at] for at in first]
-            media = await self._loader.of_documents(checkpoint.vision, documents, first, self._failed)
-            self._raise_first()
-            over = threading.Event()
-            try:
-                built = await asyncio.to_thread(
-                    self._build, checkpoint, self._call, self._query_medium, first, media, self._failed, over.is_set
-                )
-            finally:
-                over.set()
-            self._raise_first()
-            prompts = [prompt for document in built for prompt in document.prompts]
-            scored = await score_prompts(requests, prompts, self._turn, self._cache)
-            for name in _COSTS:
-                self._costs[name] += getattr(scored, name)
-            scores = iter(scored.scores)
-            for content, at, document in zip(contents, first, built, strict=True):
-                own = [next(scores) for _ in document.prompts]
-                self._query_truncated |= document.query_truncated
-                if own and (why := self._why_not(own, requests.engine.name)) is not None:
-                    self._failed[at] = DocumentError(f"Document {at} cannot be scored: {why}", at)
-                elif own:
-                    self._judged[content] = Judged(
-                        logits=[one.logit for one in own],
-                        truncated=document.truncated,
-                        document_tokens=document.document_tokens,
-                    )
+            self._outcome.add(await self._judged(query, contents))
             if self._config.on_error == "raise":
                 self._raise_if_nothing_is_finite()
-                self._raise_first()
+                raise_first(self._outcome.failed)
             self._bar.update(sum(len(self._positions[content]) for content in contents))
 
-    def _why_not(self, scores: Sequence[EngineScore], engine: str) -> str | None:
-        """Why a document has no score, although its prompts were sent: at least one of its windows failed."""
-        for one in scores:
-            if one.error is not None:
-                return one.error
-            if not is_logit(one.logit):
-                self._not_finite = (
-                    f"the engine {engine} returned the logit {one.logit}. On a GPU this is usually an overflow: try "
-                    "dtype='bfloat16' or 'float32' in engine_kwargs; it may also be a damaged checkpoint."
+    async def _judged(self, query: Source, contents: Sequence[Hashable]) -> Outcome:
+        """What scoring some of the documents found."""
+        built = await self._built(query, contents)
+        prompts = [prompt for document in built for prompt in document.prompts]
+        scored = await score_prompts(self._requests, prompts, self._turn, self._cache)
+        return self._outcome_of(contents, built, scored)
+
+    async def _built(self, query: Source, contents: Sequence[Hashable]) -> list[DocumentPrompts]:
+        """The prompts of documents.
+
+        Raises:
+            DocumentError: A document has none, and `on_error` is "raise"; or the query cannot be used.
+        """
+        first = [self._positions[content][0] for content in contents]
+        documents = [self._call.documents[at] for at in first]
+        media = await self._loader.of_documents(self._checkpoint.vision, documents, first)
+        sources: list[Source] = []
+        for document, at, medium in zip(documents, first, media, strict=True):
+            if not isinstance(medium, DocumentError):
+                sources.append(Source(readable(document), medium, at))
+            elif self._config.on_error == "raise":
+                raise medium
+        over = threading.Event()
+        try:
+            built = iter(await asyncio.to_thread(self._build, query, sources, over.is_set))
+        finally:
+            over.set()
+        return [DocumentPrompts(error=medium) if isinstance(medium, DocumentError) else next(built) for medium in media]
+
+    def _build(self, query: Source, documents: Sequence[Source], is_over: Callable[[], bool]) -> list[DocumentPrompts]:
+        builder = self._builder_of(self._checkpoint, self._call)
+        return builder.build(
+            query, documents, readable(self._call.instruction), on_error=self._config.on_error, is_over=is_over
+        )
+
+    def _outcome_of(self, contents: Sequence[Hashable], built: Sequence[DocumentPrompts], scored: Scored) -> Outcome:
+        outcome = Outcome(costs=scored.costs, query_truncated=any(document.query_truncated for document in built))
+        scores = iter(scored.scores)
+        for content, document in zip(contents, built, strict=True):
+            at = self._positions[content][0]
+            own = [next(scores) for _ in document.prompts]
+            # A document has no score if one of its windows has none.
+            bad = next((one for one in own if one.error is not None or not is_logit(one.logit)), None)
+            if document.error is not None:
+                outcome.failed[at] = document.error
+            elif bad is not None:
+                why = bad.error
+                if why is None:
+                    why = outcome.not_finite = _not_finite(self._requests.engine.name, bad.logit)
+                outcome.failed[at] = DocumentError(f"Document {at} cannot be scored: {why}", at)
+            else:
+                outcome.judged[content] = Judged(
+                    logits=[one.logit for one in own],
+                    truncated=document.truncated,
+                    document_tokens=document.document_tokens,
                 )
-                return self._not_finite
-        return None
+        return outcome
 
     def _raise_if_nothing_is_finite(self) -> None:
         """If no document has a finite score, the engine has failed, not the documents, and a fallback may rank."""
-        if self._not_finite is not None and not self._judged:
-            raise EngineError(self._not_finite[0].upper() + self._not_finite[1:])
+        why = self._outcome.not_finite
+        if why is not None and not self._outcome.judged:
+            raise EngineError(why[0].upper() + why[1:])
 
-    def _raise_first(self) -> None:
-        if self._failed and self._config.on_error == "raise":
-            raise self._failed[min(self._failed)]
+
+def _not_finite(engine: str, logit: float) -> str:
+    """Why a logit is no score."""
+    return (
+        f"the engine {engine} returned the logit {logit}. On a GPU this is usually an overflow: try dtype='bfloat16' "
+        "or 'float32' in engine_kwargs; it may also be a damaged checkpoint."
+    )
 
 
 @contextlib.asynccontextmanager

@@ -1,15 +1,18 @@
-"""Group equal documents before scoring, and order them after it. Pure functions."""
+"""Group equal documents before scoring, and order them after it."""
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field
 from operator import attrgetter, itemgetter
 from statistics import fmean
 
 from winnow.errors import DocumentError
+from winnow.logits import sigmoid
 from winnow.media import image_identity
-from winnow.ranking.calibration import Calibration, sigmoid
+from winnow.ranking.calibration import Calibration
 from winnow.ranking.config import RerankerConfig
+from winnow.ranking.options import Call, CallOptions
+from winnow.ranking.score_cache import Costs
 from winnow.text import readable, shows, text_of
 from winnow.types import RETRIEVAL_ORDER, Document, RankedDocument, Ranking, RankStats
 
@@ -19,7 +22,7 @@ class Judged:
     """The result of scoring one document.
 
     Attributes:
-        logits: One for each window; empty if the document could not be scored.
+        logits: One for each window.
         truncated: As in `RankedDocument`.
         document_tokens: As in `RankedDocument`.
     """
@@ -29,16 +32,50 @@ class Judged:
     document_tokens: int
 
 
-def positions_by_content(
-    documents: Sequence[str | Document | None], failed: dict[int, DocumentError]
-) -> dict[Hashable, list[int]]:
-    """The positions of each different document, without blank ones. Equal documents are scored once.
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The different documents of a call.
 
-    Args:
-        documents: The caller's documents.
-        failed: The function adds the errors of documents of a wrong type here, by position.
+    Attributes:
+        positions: The positions of each, by what it holds, without blank ones. Equal documents are scored once.
+        failed: The errors of documents of a wrong type, by position.
     """
+
+    positions: Mapping[Hashable, Sequence[int]]
+    failed: Mapping[int, DocumentError]
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What scoring documents of a call found.
+
+    Attributes:
+        judged: The results of documents that were scored, by what they hold.
+        failed: The errors of the others, by the first position of each.
+        costs: What it cost.
+        query_truncated: Whether the query was cut.
+        not_finite: Why a logit is not a finite number, if there was one.
+    """
+
+    judged: dict[Hashable, Judged] = field(default_factory=dict)
+    failed: dict[int, DocumentError] = field(default_factory=dict)
+    costs: Costs = field(default_factory=Costs)
+    query_truncated: bool = False
+    not_finite: str | None = None
+
+    def add(self, other: "Outcome") -> None:
+        """Add what scoring other documents of the call found."""
+        self.judged.update(other.judged)
+        self.failed.update(other.failed)
+        self.costs += other.costs
+        self.query_truncated |= other.query_truncated
+        self.not_finite = self.not_finite or other.not_finite
+
+
+def contents_of(documents: Sequence[str | Document | None]) -> Contents:
+    """The different documents among those of a call."""
     positions: dict[Hashable, list[int]] = {}
+    failed: dict[int, DocumentError] = {}
     for at, document in enumerate(documents):
         text = text_of(document)
         if text is not None and not isinstance(text, str):
@@ -49,68 +86,49 @@ def positions_by_content(
             positions.setdefault((readable(document), *media), []).append(at)
         elif readable(document):
             positions.setdefault(text, []).append(at)
-    return positions
+    return Contents(positions, failed)
 
 
-def hits_of(
-    config: RerankerConfig,
-    documents: Sequence[str | Document | None],
-    judged: Mapping[Hashable, Judged],
-    positions: Mapping[Hashable, Sequence[int]],
-    failed: Mapping[int, DocumentError],
-) -> list[RankedDocument]:
-    """One hit for each document, in input order."""
-    to_score = _scale(config)
-    unscored = -math.inf if config.raw_scores else 0.0
-    hits = [
-        RankedDocument(index=at, score=unscored, logit=-math.inf, text=text_of(document), windows=0)
-        for at, document in enumerate(documents)
-    ]
-    for content, what in judged.items():
-        if not what.logits:
-            continue
-        logit = _LOGIT_OF_WINDOWS[config.window_score](what.logits)
-        for at in positions[content]:
-            hits[at] = replace(
-                hits[at],
-                score=to_score(logit),
-                logit=logit,
-                truncated=what.truncated,
-                document_tokens=what.document_tokens,
-                windows=len(what.logits),
-                best_window=what.logits.index(max(what.logits)),
-            )
-    same_as = {at: same for same in positions.values() for at in same}
-    for at, error in failed.items():
-        for same in same_as.get(at, [at]):
-            hits[same] = replace(hits[same], error=str(error))
-    return hits
+def raise_first(failed: Mapping[int, DocumentError]) -> None:
+    """Raise the error of the first document that has one."""
+    if failed:
+        raise failed[min(failed)]
 
 
-def best_first(
-    hits: Sequence[RankedDocument], top_k: int | None, score_threshold: float | None
-) -> tuple[RankedDocument, ...]:
-    """The `top_k` best hits that reach the threshold, best first; ties keep the input's order."""
-    ranked = sorted(hits, key=lambda hit: -hit.logit)
-    if score_threshold is not None:
-        ranked = [hit for hit in ranked if hit.score >= score_threshold]
-    return tuple(ranked[:top_k])
+def ranking_of(config: RerankerConfig, call: Call, contents: Contents, outcome: Outcome) -> Ranking:
+    """The ranking of a call.
+
+    Args:
+        config: The reranker's settings.
+        call: The call.
+        contents: Its different documents.
+        outcome: What scoring them found.
+    """
+    hits = _hits(config, call.documents, contents, outcome)
+    return Ranking(
+        _best_first(hits, call.options),
+        RankStats(
+            documents=len(hits),
+            unique=len(outcome.judged),
+            truncated=sum(hit.truncated for hit in hits),
+            failed=sum(hit.error is not None for hit in hits),
+            query_truncated=outcome.query_truncated,
+            **asdict(outcome.costs),
+        ),
+    )
 
 
-def as_they_came(
-    config: RerankerConfig, documents: Sequence[str | Document | None], top_k: int | None, why: str
-) -> Ranking:
+def as_they_came(config: RerankerConfig, call: Call, why: str) -> Ranking:
     """A ranking in input order, without scores.
 
     Args:
         config: The reranker's settings.
-        documents: The documents.
-        top_k: How many to return; None for all.
+        call: The call.
         why: Why nothing was scored.
     """
-    hits = hits_of(config, documents, {}, {}, {})
+    hits = [_unscored(config, at, document, why) for at, document in enumerate(call.documents)]
     return Ranking(
-        tuple(replace(hit, error=why) for hit in hits[:top_k]),
+        tuple(hits[: call.options.top_k]),
         RankStats(documents=len(hits), failed=len(hits), fallback=RETRIEVAL_ORDER, error=why),
     )
 
@@ -118,6 +136,55 @@ def as_they_came(
 def in_input_order(ranking: Ranking) -> list[float]:
     """The scores of all documents of a ranking, in input order."""
     return [hit.score for hit in sorted(ranking, key=attrgetter("index"))]
+
+
+def _hits(
+    config: RerankerConfig, documents: Sequence[str | Document | None], contents: Contents, outcome: Outcome
+) -> list[RankedDocument]:
+    """One hit for each document, in input order."""
+    to_score, logit_of = _scale(config), _LOGIT_OF_WINDOWS[config.window_score]
+    errors = _errors_of_all(contents, outcome)
+    scored: dict[int, RankedDocument] = {}
+    for content, what in outcome.judged.items():
+        logit = logit_of(what.logits)
+        score = to_score(logit)
+        for at in contents.positions[content]:
+            scored[at] = RankedDocument(
+                index=at,
+                score=score,
+                logit=logit,
+                text=text_of(documents[at]),
+                truncated=what.truncated,
+                document_tokens=what.document_tokens,
+                windows=len(what.logits),
+                best_window=what.logits.index(max(what.logits)),
+            )
+    return [
+        scored[at] if at in scored else _unscored(config, at, document, errors.get(at))
+        for at, document in enumerate(documents)
+    ]
+
+
+def _unscored(config: RerankerConfig, at: int, document: str | Document | None, error: str | None) -> RankedDocument:
+    score = -math.inf if config.raw_scores else 0.0
+    return RankedDocument(index=at, score=score, logit=-math.inf, text=text_of(document), windows=0, error=error)
+
+
+def _errors_of_all(contents: Contents, outcome: Outcome) -> dict[int, str]:
+    """Why documents have no score, by position, also of those that equal one that was tried."""
+    errors = {at: str(error) for at, error in contents.failed.items()}
+    if outcome.failed:
+        same_as = {same[0]: same for same in contents.positions.values()}
+        errors.update((at, str(error)) for first, error in outcome.failed.items() for at in same_as[first])
+    return errors
+
+
+def _best_first(hits: Sequence[RankedDocument], options: CallOptions) -> tuple[RankedDocument, ...]:
+    """The `top_k` best hits that reach the threshold, best first; ties keep the input's order."""
+    ranked = sorted(hits, key=lambda hit: -hit.logit)
+    if options.score_threshold is not None:
+        ranked = [hit for hit in ranked if hit.score >= options.score_threshold]
+    return tuple(ranked[: options.top_k])
 
 
 def _scale(config: RerankerConfig) -> Callable[[float], float]:

@@ -12,7 +12,7 @@ import os
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,22 +83,24 @@ class MemoryScores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """Scores of prompts in order, and what they cost; the names are those of `RankStats`.
+class Costs:
+    """What scoring prompts cost: sums that `RankStats` has under the same names, and explains."""
 
-    Attributes:
-        scores: One a prompt.
-        prompt_tokens: Tokens of the prompts that were not in the cache.
-        cached_tokens: Of these, tokens in the engine's prefix cache.
-        reused: Prompts for which another call waited already.
-        cache_hits: Prompts whose scores were in the cache.
-    """
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    reused: int = 0
+    cache_hits: int = 0
+
+    def __add__(self, other: "Costs") -> "Costs":
+        return Costs(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(Costs)})
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores of prompts in order, and what they cost."""
 
     scores: list[EngineScore]
-    prompt_tokens: int
-    cached_tokens: int
-    reused: int
-    cache_hits: int = 0
+    costs: Costs
 
 
 async def score(requests: Requests, prompts: Sequence[Prompt], turn: Turn, cache: "ScoreCache | None") -> Scored:
@@ -110,12 +112,12 @@ async def score(requests: Requests, prompts: Sequence[Prompt], turn: Turn, cache
     if cache is not None:
         return await cache.score(requests, prompts, turn)
     found = await requests.score(prompts, turn)
-    return Scored(
-        scores=[one.score for one in found],
+    costs = Costs(
         prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
         cached_tokens=sum(one.score.cached_tokens for one in found),
         reused=sum(one.shared for one in found),
     )
+    return Scored([one.score for one in found], costs)
 
 
 class ScoreCache:
@@ -144,11 +146,8 @@ class ScoreCache:
         if good := {keys[at]: one.logit for at, one in scores.items() if one.error is None and is_logit(one.logit)}:
             await asyncio.to_thread(self._keep, good)
         return Scored(
-            scores=[scores[at] if logit is None else EngineScore(logit) for at, logit in enumerate(known)],
-            prompt_tokens=fresh.prompt_tokens,
-            cached_tokens=fresh.cached_tokens,
-            reused=fresh.reused,
-            cache_hits=len(prompts) - len(missing),
+            [scores[at] if logit is None else EngineScore(logit) for at, logit in enumerate(known)],
+            fresh.costs + Costs(cache_hits=len(prompts) - len(missing)),
         )
 
     def retry(self) -> None:

@@ -27,7 +27,7 @@ from haystack_integrations.components.rankers.winnow.checks import (
 )
 from haystack_integrations.components.rankers.winnow.documents import DocumentReader, without_duplicates
 from winnow import Calibration, Engine, ModelRecipe, Ranking, Reranker, RerankerConfig
-from winnow.engines import name_of, needs_url, reads_model, resolve
+from winnow.engines import name_of, needs_url, reads_model
 from winnow.locks import ForkSafeLock
 from winnow.plain import plain
 from winnow.ranking import checked_deadline, checked_threshold, checked_top_k, hinting
@@ -260,13 +260,14 @@ class WinnowRanker:
         with _making:
             if self._reranker is None:
                 key = self.api_key.resolve_value() if self.api_key is not None and needs_url(self.engine) else None
-                settings = self._settings()
-                if token := self._hub_token():
-                    settings["engine_kwargs"] = {**self.engine_kwargs, "hf_token": token}
-                self._reranker = Reranker(**settings, api_key=key)
+                settings = {**self._settings(), "api_key": key}
+                reranker = Reranker(**settings)
+                if token := self._hub_token(reranker):
+                    reranker = Reranker(**settings | {"engine_kwargs": {**self.engine_kwargs, "hf_token": token}})
+                self._reranker = reranker
             return self._reranker
 
-    def _hub_token(self) -> str | None:
+    def _hub_token(self, reranker: Reranker) -> str | None:
         """`token`, if the model comes from the Hub and the Hub's library would not find the same token in HF_TOKEN.
 
         An engine with a token of its own is not shared with rankers that have none.
@@ -274,7 +275,7 @@ class WinnowRanker:
         given = self.engine_kwargs.get("hf_token") is not None
         if self.token is None or given or Path(self.model).expanduser().is_dir():
             return None
-        if not reads_model(resolve(RerankerConfig(**self._settings())).engine):
+        if not reads_model(reranker.engine_settings.engine):  # the environment may have chosen it
             return None
         token = self.token.resolve_value()
         return token if token and token.strip() and token != os.environ.get("HF_TOKEN") else None
