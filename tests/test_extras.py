@@ -21,6 +21,8 @@ OPTIONAL = {
     "prometheus_client": "prometheus-client",
     "opentelemetry": "opentelemetry-api",
     "pandas": "pandas",
+    "fastapi": "fastapi",
+    "uvicorn": "uvicorn",
 }
 # Packages that Winnow needs and loads when it first uses them, so that `import winnow` stays fast.
 LOADED_LATER = [
@@ -107,6 +109,8 @@ def test_an_engine_without_its_package_names_its_extra(package: str, engine: str
         ("av", "import winnow.media.videos; winnow.media.videos.decoded(b'', max)"),
         ("prometheus_client", "import winnow.observability.metrics; winnow.observability.metrics.enable()"),
         ("pandas", "import winnow; winnow.Ranking().to_dataframe()"),
+        ("fastapi", "import winnow.service"),
+        ("uvicorn", "import winnow.service"),
     ],
 )
 def test_what_is_switched_on_without_its_package_names_its_extra(package: str, code: str) -> None:

@@ -14,6 +14,18 @@ import typer
 from typer.core import TyperGroup
 
 from winnow.cli.documents import as_json, read_documents, what_to_know
+from winnow.cli.options import (
+    EngineArguments,
+    EngineName,
+    Instruction,
+    MaxLength,
+    OnOverflow,
+    OverflowPolicy,
+    Recipe,
+    Template,
+    Urls,
+)
+from winnow.cli.serve import serve
 from winnow.cli.terminal import LogFormatter, one_line, put_away_on_interrupt, run, shown, tell, write, write_json
 
 
@@ -28,27 +40,11 @@ class Commands(TyperGroup):
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-class OverflowPolicy(StrEnum):
-    """Values of --on-overflow."""
-
-    TRUNCATE = "truncate"
-    ERROR = "error"
-    WINDOW = "window"
-
-
 class ConvertMethod(StrEnum):
     """Values of --method."""
 
     FROM_2_WAY_SOFTMAX = "from_2_way_softmax"
     NO_POST_PROCESSING = "no_post_processing"
-
-
-def _checked_engine(name: str) -> str:
-    from winnow.engines import engine_names  # here, so that --help is instant
-
-    if name not in engine_names():
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, engine_names()))}.")
-    return name
 
 
 def _show_version(wanted: bool) -> None:
@@ -76,7 +72,7 @@ def rank(
     file: Annotated[str, typer.Argument(help='Documents: a line each, or JSONL with "text" ("-" reads stdin).')],
     model: Annotated[str, typer.Option("--model", "-m", help="A folder, or a name on the Hugging Face Hub.")],
     query: Annotated[str, typer.Option("--query", "-q", help="What is searched for.")],
-    instruction: Annotated[str | None, typer.Option(help="What counts as relevant, for models that take it.")] = None,
+    instruction: Instruction = None,
     top_k: Annotated[int | None, typer.Option("--top-k", "-k", help="How many to print; all by default.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Least score to print.")] = None,
     deadline: Annotated[float | None, typer.Option(help="Seconds after which to give up, loading included.")] = None,
@@ -84,32 +80,16 @@ def rank(
     calibration: Annotated[
         str | None, typer.Option(metavar="PATH", help="Print probabilities, by what `winnow calibrate` wrote.")
     ] = None,
-    template: Annotated[str | None, typer.Option(help="A score template: a built-in's name, or a Jinja file.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="The model's family, if its name does not identify it.")] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Most tokens of a prompt; the model's limit by default.")
-    ] = None,
-    on_overflow: Annotated[
-        OverflowPolicy, typer.Option(help="What to do with longer documents.")
-    ] = OverflowPolicy.TRUNCATE,
-    engine: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            callback=_checked_engine,
-            help="vllm, server or transformers; auto takes vLLM if it runs here, and servers if there is a --url.",
-        ),
-    ] = "auto",
-    url: Annotated[
-        list[str] | None, typer.Option(help="Address of a vLLM server; once for each that serves the model.")
-    ] = None,
+    template: Template = None,
+    recipe: Recipe = None,
+    max_length: MaxLength = None,
+    on_overflow: OnOverflow = OverflowPolicy.TRUNCATE,
+    engine: EngineName = "auto",
+    url: Urls = None,
     api_key: Annotated[
         str | None, typer.Option(envvar="WINNOW_API_KEY", help="Key of these servers; better not on a command line.")
     ] = None,
-    engine_arg: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A setting of the engine, such as dtype=float16; once for each."),
-    ] = None,
+    engine_arg: EngineArguments = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object with results and stats.")] = False,
 ) -> None:
     """Print the documents in order of relevance to the query, best first.
@@ -163,14 +143,17 @@ def rank(
         tell(note)
 
 
+app.command()(serve)
+
+
 @app.command()
 def doctor(
     model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face Hub.")],
     query: Annotated[str | None, typer.Option("--query", "-q", help="Query of the pair that is shown.")] = None,
     document: Annotated[str | None, typer.Option("--document", "-d", help="Its document.")] = None,
-    instruction: Annotated[str | None, typer.Option(help="What counts as relevant, for models that take it.")] = None,
-    template: Annotated[str | None, typer.Option(help="A score template: a built-in's name, or a Jinja file.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="The model's family, if its name does not identify it.")] = None,
+    instruction: Instruction = None,
+    template: Template = None,
+    recipe: Recipe = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show how a model is prompted and what is wrong with it; exit code 1 if it cannot be used. Loads no weights.
@@ -203,8 +186,8 @@ def convert(
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist, or be empty.")],
     method: Annotated[ConvertMethod | None, typer.Option(help="By default what the labels say.")] = None,
     labels: Annotated[str | None, typer.Option(help='"no,yes" or "yes"; by default those of the family.')] = None,
-    recipe: Annotated[str | None, typer.Option(help="The model's family, if its name does not identify it.")] = None,
-    template: Annotated[str | None, typer.Option(help="A score template: a built-in's name, or a Jinja file.")] = None,
+    recipe: Recipe = None,
+    template: Template = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Score pairs with both, and fail if they differ.")] = False,
 ) -> None:

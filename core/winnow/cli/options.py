@@ -1,0 +1,48 @@
+"""Options that several commands have."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class OverflowPolicy(StrEnum):
+    """Values of --on-overflow."""
+
+    TRUNCATE = "truncate"
+    ERROR = "error"
+    WINDOW = "window"
+
+
+def _checked_engine(name: str) -> str:
+    from winnow.engines import engine_names  # here, so that --help is instant
+
+    if name not in engine_names():
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, engine_names()))}.")
+    return name
+
+
+Instruction = Annotated[str | None, typer.Option(help="What counts as relevant, for models that take it.")]
+Template = Annotated[str | None, typer.Option(help="A score template: a built-in's name, or a Jinja file.")]
+Recipe = Annotated[str | None, typer.Option(help="The model's family, if its name does not identify it.")]
+MaxLength = Annotated[int | None, typer.Option(help="Most tokens of a prompt; the model's limit by default.")]
+OnOverflow = Annotated[OverflowPolicy, typer.Option(help="What to do with longer documents.")]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        callback=_checked_engine,
+        help="vllm, server or transformers; auto takes vLLM if it runs here, and servers if there is a --url.",
+    ),
+]
+Urls = Annotated[
+    list[str] | None, typer.Option("--url", help="Address of a vLLM server; once for each that serves the model.")
+]
+EngineArguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-arg",
+        metavar="NAME=VALUE",
+        help="A setting of the engine, such as dtype=float16; once for each.",
+    ),
+]

@@ -1,0 +1,123 @@
+"""The life of the service: it loads the model, answers, starts a dead engine again, and ends when its work is done."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from winnow.errors import EngineError
+from winnow.ranking import Reranker
+from winnow.service.errors import RETRY_LOADING, ServiceError
+
+logger = logging.getLogger(__name__)
+
+# A model is ready when it has scored this: a GPU compiles kernels and fills caches with its first prompt.
+_FIRST_PAIR = ("Is the model ready?", ["It is."])
+
+# Between two tries to start an engine that died.
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+# After so many tries in vain the service says that it is not healthy: who watches it may start it elsewhere.
+_HOPELESS = 3
+
+
+class Life:
+    """Whether the service can answer, and what it does until it can.
+
+    Args:
+        reranker: What scores.
+        on_failure: Called if the model cannot be loaded.
+
+    Attributes:
+        state: What the service does.
+        failure: Why the model could not be loaded.
+    """
+
+    def __init__(self, reranker: Reranker, on_failure: Callable[[], None] = lambda: None):
+        self.state: Literal["loading", "ready", "restarting", "draining"] = "loading"
+        self.failure: Exception | None = None
+        self.on_failure = on_failure
+        self._reranker = reranker
+        self._restarts_in_vain = 0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are answered."""
+        return self.state == "ready"
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the process should go on."""
+        return self.failure is None and self._restarts_in_vain < _HOPELESS
+
+    def refuse_unless_ready(self) -> None:
+        """Refuse a request that cannot be answered now.
+
+        Raises:
+            ServiceError: The service loads its model, or ends.
+        """
+        if self.state == "draining":
+            raise ServiceError(
+                503, "This server is ending: send the request to another one.", retry_after=RETRY_LOADING
+            )
+        if self.state != "ready":
+            raise ServiceError(503, "The model is being loaded: try again later.", retry_after=RETRY_LOADING)
+
+    def begin(self) -> None:
+        """Load the model, beside whatever else the event loop does."""
+        self._task = asyncio.get_running_loop().create_task(self._load())
+
+    def engine_died(self) -> None:
+        """Start the engine again, unless that goes on already."""
+        if self.state == "ready":
+            self.state = "restarting"
+            self._task = asyncio.get_running_loop().create_task(self._restart())
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; those that came before are answered."""
+        self.state = "draining"
+
+    async def end(self) -> None:
+        """Free the model."""
+        self.state = "draining"
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        with contextlib.suppress(EngineError):  # the process ends: nothing can be done about it
+            await self._reranker.aclose()
+
+    async def _load(self) -> None:
+        begin = time.monotonic()
+        try:
+            await self._reranker.astart()
+            await self._reranker.arank(*_FIRST_PAIR)
+        except Exception as error:  # noqa: BLE001 - whoever runs the server raises it
+            self.failure = error
+            self.on_failure()
+            return
+        logger.info("The model is loaded after %.0f s, and requests are answered.", time.monotonic() - begin)
+        self._now_ready()
+
+    async def _restart(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await self._reranker.arank(*_FIRST_PAIR)
+            except EngineError as error:
+                self._restarts_in_vain += 1
+                logger.warning("The engine could not be started again, and is tried again in %g s: %s", pause, error)
+                with contextlib.suppress(EngineError):
+                    await self._reranker.aclose()  # so that the next call starts it, however often it died
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                logger.info("The engine runs again, and requests are answered.")
+                self._now_ready()
+                return
+
+    def _now_ready(self) -> None:
+        self._restarts_in_vain = 0
+        if self.state != "draining":
+            self.state = "ready"

@@ -1,0 +1,175 @@
+"""Scores what requests ask, in whichever dialect: limits, the queue, the deadline, and clients that go away."""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from winnow.errors import EngineDeadError, EngineLoadError
+from winnow.ranking import Reranker, sigmoid
+from winnow.service.config import ServiceConfig
+from winnow.service.documents import length_of
+from winnow.service.errors import ClientGoneError, ServiceError
+from winnow.service.life import Life
+from winnow.service.options import Options
+from winnow.service.presets import Preset
+from winnow.service.queueing import RequestQueue
+from winnow.text import readable, shows
+from winnow.types import Document, RankedDocument, Ranking, finite
+
+T = TypeVar("T")
+
+Pairs = Sequence[tuple[str | Document | None, Sequence[str | Document | None]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a request gets.
+
+    Attributes:
+        model: The name under which the model was asked for.
+        rankings: One for each query, with all of its documents.
+        raw: Whether scores are logits.
+    """
+
+    model: str
+    rankings: Sequence[Ranking]
+    raw: bool
+
+    def score_of(self, hit: RankedDocument) -> float:
+        """A score for JSON, which has no infinities."""
+        return finite(hit.logit) if self.raw else sigmoid(hit.logit)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(ranking.stats.prompt_tokens for ranking in self.rankings)
+
+
+class Scorer:
+    """Scores for requests.
+
+    Args:
+        reranker: What scores.
+        config: The service's settings.
+        life: Whether it can.
+    """
+
+    def __init__(self, reranker: Reranker, config: ServiceConfig, life: Life):
+        self.reranker = reranker
+        self.config = config
+        self.queue = RequestQueue(config.max_running, config.max_waiting)
+        self._life = life
+        names = config.served_names or (reranker.model,)
+        self.models: Mapping[str, Preset] = {**dict.fromkeys(names, Preset()), **config.presets}
+
+    def name_of(self, asked: str | None) -> str:
+        """The name of a model that is served.
+
+        Raises:
+            ServiceError: There is none of this name.
+        """
+        if asked is None or not asked.strip():
+            return next(iter(self.models))
+        if asked not in self.models:
+            raise ServiceError(404, "No model of this name is served here: GET /v1/models lists them.", "body.model")
+        return asked
+
+    async def score(self, request: Request, options: Options, pairs: Pairs) -> Answer:
+        """Score pairs.
+
+        Args:
+            request: The request; if its client goes away, its prompts are withdrawn from the engine.
+            options: What it says besides the pairs.
+            pairs: Queries, each with its documents.
+
+        Raises:
+            ClientGoneError: The client has closed the connection.
+            ServiceError: It is refused. So are errors of the reranker (`winnow.service.errors`).
+        """
+        self._life.refuse_unless_ready()
+        name = self.name_of(options.model)
+        self._check(pairs, options)
+        deadline = self._deadline(options)
+        begin = time.monotonic()
+
+        async def in_turn() -> list[Ranking]:
+            async with asyncio.timeout(deadline), self.queue.turn():
+                left = None if deadline is None else deadline - (time.monotonic() - begin)
+                return await self._rank(options, self.models[name], pairs, left)
+
+        try:
+            rankings = await _unless_client_leaves(request, in_turn())
+        except (EngineDeadError, EngineLoadError):
+            self._life.engine_died()
+            raise
+        answer = Answer(model=name, rankings=rankings, raw=options.raw(self.reranker.raw_scores))
+        count = sum(len(documents) for _, documents in pairs)
+        request.state.note = f", {count} documents, {answer.prompt_tokens} tokens"
+        return answer
+
+    async def _rank(self, options: Options, preset: Preset, pairs: Pairs, deadline: float | None) -> list[Ranking]:
+        instruction = preset.instruction if options.wanted_instruction is None else options.wanted_instruction
+        if len(pairs) != 1:
+            requests = [(query or "", documents, instruction) for query, documents in pairs]
+            return await self.reranker.arank_many(requests, deadline=deadline)
+        [(query, documents)] = pairs
+        ranking = await self.reranker.arank(
+            query or "",
+            documents,
+            instruction=instruction,
+            template=preset.template,
+            template_kwargs=preset.template_kwargs,
+            deadline=deadline,
+        )
+        return [ranking]
+
+    def _deadline(self, options: Options) -> float | None:
+        """The request's, but not later than the server's."""
+        given = [one for one in (options.deadline, self.reranker.deadline) if one is not None]
+        return min(given, default=None)
+
+    def _check(self, pairs: Pairs, options: Options) -> None:
+        count = sum(len(documents) for _, documents in pairs)
+        if count > self.config.max_documents:
+            raise ServiceError(
+                413,
+                f"The request has {count:,} documents, and may have {self.config.max_documents:,}: split it into "
+                "several requests.",
+                "body.documents",
+            )
+        texts = [text for query, documents in pairs for text in (query, *documents)]
+        longest = max(map(length_of, [*texts, options.wanted_instruction]), default=0)
+        if longest > self.config.max_characters:
+            raise ServiceError(
+                413, f"A text has {longest:,} characters, and may have {self.config.max_characters:,}: shorten it."
+            )
+        if not all(readable(query) or shows(query) for query, _ in pairs):
+            raise ServiceError(400, "The query must not be blank.", "body.query")
+
+
+async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work; cancel it if the client closes the connection.
+
+    Raises:
+        ClientGoneError: The client did.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientGoneError
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.wait([working, leaving])
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
