@@ -56,6 +56,9 @@ def serve(
     drain_seconds: Annotated[float, typer.Option(help="How long requests may go on after SIGTERM.")] = 30,
     deadline: Annotated[float | None, typer.Option(help="Most seconds of a request, its wait included.")] = None,
     raw_scores: Annotated[bool, typer.Option("--raw-scores", help="Answer with logits where no request asks.")] = False,
+    calibration: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Answer with probabilities, by what `winnow calibrate` wrote.")
+    ] = None,
     instruction: Instruction = None,
     template: Template = None,
     recipe: Recipe = None,
@@ -114,6 +117,7 @@ def serve(
         max_length=max_length,
         on_overflow=on_overflow.value,
         raw_scores=raw_scores,
+        calibration=calibration,
         deadline=deadline,
         allow_remote_images=allow_remote_images,
     )

@@ -6,7 +6,6 @@ from winnow.ranking.config import RerankerConfig
 from winnow.ranking.hints import hinting, unknown_argument
 from winnow.ranking.options import RankRequest
 from winnow.ranking.reranker import Reranker
-from winnow.ranking.results import sigmoid
 
 __all__ = [
     "Calibration",
@@ -17,6 +16,5 @@ __all__ = [
     "checked_threshold",
     "checked_top_k",
     "hinting",
-    "sigmoid",
     "unknown_argument",
 ]

@@ -24,7 +24,7 @@ def about_routes(scorer: Scorer, life: Life) -> APIRouter:
             "object": "model",
             "created": created,
             "owned_by": "winnow",
-            "root": scorer.reranker.model,  # from which `vllm bench serve` loads the tokenizer
+            "root": scorer.reranker.config.model,  # from which `vllm bench serve` loads the tokenizer
             "parent": None if name not in scorer.config.presets else next(iter(scorer.models)),
             "model_type": "rerank",  # for Xinference's client
         }

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from winnow.errors import EngineDeadError, EngineLoadError
-from winnow.ranking import Reranker, sigmoid
+from winnow.ranking import Reranker
 from winnow.service.config import ServiceConfig
 from winnow.service.documents import length_of
 from winnow.service.errors import ClientGoneError, ServiceError
@@ -41,7 +41,7 @@ class Answer:
 
     def score_of(self, hit: RankedDocument) -> float:
         """A score for JSON, which has no infinities."""
-        return finite(hit.logit) if self.raw else sigmoid(hit.logit)
+        return finite(hit.logit) if self.raw else hit.score
 
     @property
     def prompt_tokens(self) -> int:
@@ -63,7 +63,7 @@ class Scorer:
         self.config = config
         self.queue = RequestQueue(config.max_running, config.max_waiting)
         self._life = life
-        names = config.served_names or (reranker.model,)
+        names = config.served_names or (reranker.config.model,)
         self.models: Mapping[str, Preset] = {**dict.fromkeys(names, Preset()), **config.presets}
 
     def name_of(self, asked: str | None) -> str:
@@ -106,7 +106,7 @@ class Scorer:
         except (EngineDeadError, EngineLoadError):
             self._life.engine_died()
             raise
-        answer = Answer(model=name, rankings=rankings, raw=options.raw(self.reranker.raw_scores))
+        answer = Answer(model=name, rankings=rankings, raw=options.raw(self.reranker.config.raw_scores))
         count = sum(len(documents) for _, documents in pairs)
         request.state.note = f", {count} documents, {answer.prompt_tokens} tokens"
         return answer
@@ -129,7 +129,7 @@ class Scorer:
 
     def _deadline(self, options: Options) -> float | None:
         """The request's, but not later than the server's."""
-        given = [one for one in (options.deadline, self.reranker.deadline) if one is not None]
+        given = [one for one in (options.deadline, self.reranker.config.deadline) if one is not None]
         return min(given, default=None)
 
     def _check(self, pairs: Pairs, options: Options) -> None:

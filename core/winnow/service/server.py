@@ -38,7 +38,7 @@ def serve(reranker: Reranker, config: ServiceConfig, host: str = "127.0.0.1", po
         server = Server(app, config.drain_seconds)
         address = "[{}]:{}" if listener.family is socket.AF_INET6 else "{}:{}"
         where = address.format(*listener.getsockname()[:2])
-        logger.info("Serving %s on http://%s; the model is being loaded.", reranker.model, where)
+        logger.info("Serving %s on http://%s; the model is being loaded.", reranker.config.model, where)
         if not config.keys and not _is_loopback(listener):
             logger.warning("Everybody who reaches %s can use the service: --api-key-file asks for keys.", where)
         server.run(sockets=[listener])
