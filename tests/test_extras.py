@@ -104,7 +104,7 @@ def test_an_engine_without_its_package_names_its_extra(package: str, engine: str
     [
         (
             "PIL",
-            "import asyncio, winnow.media.images as i; asyncio.run(i.ImageLoader().load(object(), b'', 'The query'))",
+            "import asyncio, winnow.media.images as i; asyncio.run(i.MediaLoader().load(object(), b'', 'The query'))",
         ),
         ("av", "import winnow.media.videos; winnow.media.videos.decoded(b'', max)"),
         ("prometheus_client", "import winnow.observability.metrics; winnow.observability.metrics.enable()"),

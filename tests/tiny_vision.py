@@ -16,7 +16,7 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
 from tiny_families import qwen_like
 from winnow import Document, Reranker
-from winnow.media.images import ImageLoader
+from winnow.media.images import MediaLoader
 from winnow.media.vision import PromptImage, PromptVideo, Vision
 from winnow.tokenizer import PromptTokenizer
 
@@ -91,12 +91,12 @@ def video_file(frames: Sequence[Image.Image], rate: int = 5, kind: str = "mp4", 
 
 def load_video(video: Any, root: Path | None = None, *, remote: bool = False) -> PromptVideo:
     """The video of document 7, as it goes into a prompt."""
-    return asyncio.run(ImageLoader(root, allow_remote=remote).load_video(VISION, video, "Document 7", 7))
+    return asyncio.run(MediaLoader(root, allow_remote=remote).load_video(VISION, video, "Document 7", 7))
 
 
 def load(image: Any, root: Path | None = None, *, remote: bool = False) -> PromptImage:
     """The image of document 7, as it goes into a prompt."""
-    return asyncio.run(ImageLoader(root, allow_remote=remote).load(VISION, image, "Document 7", 7))
+    return asyncio.run(MediaLoader(root, allow_remote=remote).load(VISION, image, "Document 7", 7))
 
 
 def smart_resize(

@@ -15,7 +15,7 @@ from winnow import Document, DocumentError, Reranker
 from winnow.cli.doctor import examine
 from winnow.engines.server.engine import serve_command
 from winnow.errors import ModelError
-from winnow.media.images import ImageLoader
+from winnow.media.images import MediaLoader
 from winnow.models.checkpoint import Checkpoint, bind_template, open_checkpoint
 from winnow.prompts import Limits, PromptBuilder, PromptLayout
 
@@ -101,7 +101,7 @@ def test_sizes_are_those_of_the_models_own_code(model: Path, tmp_path: Path) -> 
 def test_videos_are_refused(model: Path) -> None:
     vision = open_checkpoint(str(model)).vision
     with pytest.raises(DocumentError, match=r"Document 3 has a video .*: the model takes images, but no videos\."):
-        asyncio.run(ImageLoader().load_video(vision, [MAP, MAP], "Document 3", 3))
+        asyncio.run(MediaLoader().load_video(vision, [MAP, MAP], "Document 3", 3))
 
 
 def test_a_server_gives_the_same_scores_of_texts_and_no_others(model: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tiny_families import LENGTH, build_qwen3_vl
 from tiny_vision import INSTRUCTION, by_hand, clip, load_video, logits, model_card_inputs, picture, video_file
 from winnow import ConfigurationError, Document, DocumentError, Reranker
 from winnow.engines.server.engine import ServerEngine
-from winnow.media.images import ImageLoader
+from winnow.media.images import MediaLoader
 from winnow.models.checkpoint import open_checkpoint
 from winnow.prompts import Prompt
 from winnow_llama_index import WinnowRerank as LlamaIndexRerank
@@ -139,7 +139,7 @@ def test_servers_take_no_videos(model: Path) -> None:
     with pytest.raises(ConfigurationError, match="servers take no videos"):
         asyncio.run(engine.score([Prompt([1], videos=(load_video(MOVES),))]))
     with pytest.raises(DocumentError, match="Document 3 has a video that cannot be used: vLLM servers take no videos"):
-        asyncio.run(ImageLoader().load_video(engine.checkpoint.vision, MOVES, "Document 3", 3))
+        asyncio.run(MediaLoader().load_video(engine.checkpoint.vision, MOVES, "Document 3", 3))
 
 
 # --- integrations -----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tiny_vision import FACTOR, MAX_PIXELS, MIN_PIXELS, VISION, encoded, fetch_image, load, picture, smart_resize
 from winnow import Document, DocumentError
-from winnow.media.images import ImageLoader, image_identity
+from winnow.media.images import MediaLoader, medium_identity
 
 MAP = picture(320, 200, "lightblue", "Beijing")
 PNG = encoded(MAP)
@@ -162,7 +162,7 @@ def test_reading_many_images_leaves_the_warnings_of_the_process_alone() -> None:
 
     async def load_all() -> None:
         documents = [Document(image=encoded(picture(64, 64, (at, at, at)))) for at in range(200)]
-        loaded = await ImageLoader().of_documents(VISION, documents, range(200))
+        loaded = await MediaLoader().of_documents(VISION, documents, range(200))
         assert not [one for one in loaded if isinstance(one, DocumentError)]
         assert None not in loaded
 
@@ -178,9 +178,9 @@ def test_the_first_frame_of_an_animation_is_read() -> None:
 
 
 def test_identity_before_loading_and_after() -> None:
-    assert image_identity(PNG) == image_identity(bytearray(PNG)) != image_identity(encoded(MAP, "GIF"))
-    assert image_identity(Path("a.png")) == image_identity("a.png") != image_identity("b.png")
-    assert image_identity(MAP) != image_identity(MAP.copy())
+    assert medium_identity(PNG) == medium_identity(bytearray(PNG)) != medium_identity(encoded(MAP, "GIF"))
+    assert medium_identity(Path("a.png")) == medium_identity("a.png") != medium_identity("b.png")
+    assert medium_identity(MAP) != medium_identity(MAP.copy())
     assert load(PNG).key == load(MAP.copy()).key != load(picture(320, 200, "lightblue", "Nanjing")).key
     # The same bytes in another shape.
     assert load(Image.new("RGB", (64, 128))).key != load(Image.new("RGB", (128, 64))).key
@@ -267,7 +267,7 @@ def test_small_files_that_take_long_are_refused_before_they_are_decoded() -> Non
 
 def test_models_that_only_read_refuse_images() -> None:
     with pytest.raises(DocumentError, match="Document 7 has an image, but the model only reads text"):
-        asyncio.run(ImageLoader().load(None, MAP, "Document 7", 7))
+        asyncio.run(MediaLoader().load(None, MAP, "Document 7", 7))
 
 
 def test_paths_stay_below_the_root(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from tiny_vision import clip, encoded, load, load_video, picture, video_file
 from winnow import DocumentError
-from winnow.media.images import ImageLoader
-from winnow.media.limits import MAX_BYTES, ImageError
+from winnow.media.images import MediaLoader
+from winnow.media.limits import MAX_BYTES, MediumError
 from winnow.media.local_files import read_below
 
 INSIDE, SECRET = b"inside", b"secret"
@@ -55,7 +55,7 @@ def test_a_swap_after_the_check_is_refused(
         return found
 
     monkeypatch.setattr("os.path.realpath", and_swap)
-    with pytest.raises(ImageError, match=r"does not lie below root_path|there is no file"):
+    with pytest.raises(MediumError, match=r"does not lie below root_path|there is no file"):
         read_below(root, "maps/china.png")
 
 
@@ -93,7 +93,7 @@ def test_a_thread_that_swaps_links_in_gets_nothing_out(root: Path) -> None:
             try:
                 assert read_below(root, "maps/china.png") == INSIDE
                 read += 1
-            except ImageError:
+            except MediumError:
                 refused += 1
 
 
@@ -111,10 +111,10 @@ def test_links_that_stay_inside_are_followed(root: Path) -> None:
     assert read_below(root.parent / "alias", str(root.parent / "alias" / "folder" / "china.png")) == INSIDE
     assert read_below(root.parent / "alias", str(root / "file.png")) == INSIDE
     for path in ("out/china.png", "out/../images/maps/china.png", "folder/../maps/china.png"):
-        with pytest.raises(ImageError, match="does not lie below root_path"):
+        with pytest.raises(MediumError, match="does not lie below root_path"):
             read_below(root, path)
     for path in ("round", "round/china.png"):
-        with pytest.raises(ImageError, match=r"does not lie below root_path|there is no file"):
+        with pytest.raises(MediumError, match=r"does not lie below root_path|there is no file"):
             read_below(root, path)
     assert read_below(root, "through.png") == INSIDE
 
@@ -124,15 +124,15 @@ def test_the_folder_may_be_written_in_many_ways(given: str, root: Path, monkeypa
     (root.parent / "other").mkdir()
     monkeypatch.chdir(root.parent)
     monkeypatch.setenv("HOME", str(root.parent))
-    loader = ImageLoader(given)
+    loader = MediaLoader(given)
     below = "images/maps/china.png" if given in ("other/..", "~") else "maps/china.png"
     expanded = os.path.expanduser(given)  # noqa: PTH111 - as users do it
     # The last is how Haystack's integration names a file.
     for path in (below, f"./{below}", str(root / "maps" / "china.png"), str(Path(expanded, below).absolute())):
         assert loader._bytes(path) == INSIDE
     for path in ("../outside/china.png", f"{root}/../outside/china.png", "~/outside/china.png"):
-        with pytest.raises(ImageError, match=r"does not lie below root_path|there is no file"):
-            ImageLoader(root)._bytes(path)
+        with pytest.raises(MediumError, match=r"does not lie below root_path|there is no file"):
+            MediaLoader(root)._bytes(path)
 
 
 def test_no_descriptor_is_left_open(root: Path) -> None:
@@ -144,7 +144,7 @@ def test_no_descriptor_is_left_open(root: Path) -> None:
         pytest.skip("nothing here says which descriptors are open")
     before = sorted(descriptors.iterdir())
     for path in ("maps/china.png", "maps", "", "pipe.png", "link.png", "maps/none/x.png", "maps/large.png"):
-        with contextlib.suppress(ImageError):
+        with contextlib.suppress(MediumError):
             read_below(root, path)
     assert sorted(descriptors.iterdir()) == before
 

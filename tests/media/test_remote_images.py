@@ -22,7 +22,7 @@ from PIL import Image
 from tiny_vision import clip, encoded, load, load_video, picture, video_file
 from winnow import DocumentError
 from winnow.media.fetch import fetch, resolve
-from winnow.media.limits import ImageError
+from winnow.media.limits import MediumError
 from winnow.media.public_addresses import is_public
 
 PNG = encoded(picture(320, 200, "lightblue", "Beijing"))
@@ -186,9 +186,9 @@ def test_redirects_are_followed_and_each_is_checked(site: ThreadingHTTPServer) -
     assert [host for _, host, _ in network.asked] == ["pictures.example", "other.example:81"]
     inside = names(pictures_example=["93.184.215.14"], inner_example=["10.0.0.5"])
     for target in ("http://inner.example/map.png", "http://127.0.0.1/map.png", "file:///etc/passwd"):
-        with pytest.raises(ImageError, match=r"private network|no http\(s\) address|not found"):
+        with pytest.raises(MediumError, match=r"private network|no http\(s\) address|not found"):
             fetched(site, f"http://pictures.example/to/{target}", inside)
-    with pytest.raises(ImageError, match=r"http://pictures\.example/to/ redirects more than 5 times"):
+    with pytest.raises(MediumError, match=r"http://pictures\.example/to/ redirects more than 5 times"):
         fetched(site, "http://pictures.example/to/")
 
 
@@ -206,13 +206,13 @@ async def literal(host: str, port: int) -> list[str]:
     ],
 )
 def test_private_networks_are_refused(site: ThreadingHTTPServer, host: str) -> None:
-    with pytest.raises(ImageError, match=r"is on a private network|not found|malformed"):
+    with pytest.raises(MediumError, match=r"is on a private network|not found|malformed"):
         fetched(site, f"http://{host}:{site.server_port}/map.png", literal)
     assert not site.seen  # type: ignore[attr-defined]
 
 
 def test_a_name_with_one_private_address_is_refused(site: ThreadingHTTPServer) -> None:
-    with pytest.raises(ImageError, match=r"private network \(10\.0\.0\.5\).*give its bytes"):
+    with pytest.raises(MediumError, match=r"private network \(10\.0\.0\.5\).*give its bytes"):
         fetched(site, "http://mixed.example/map.png", names(mixed_example=["93.184.215.14", "10.0.0.5"]))
 
 
@@ -275,7 +275,7 @@ def test_addresses_that_hide_another_are_as_private_as_that() -> None:
     ],
 )
 def test_limits_of_the_web(site: ThreadingHTTPServer, path: str, limits: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ImageError, match=reason):
+    with pytest.raises(MediumError, match=reason):
         fetched(site, f"http://pictures.example/{path}", **limits)
 
 
@@ -375,7 +375,7 @@ def test_bad_answers_are_errors_of_the_document(
 
 
 def test_errors_show_no_secrets(site: ThreadingHTTPServer) -> None:
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(MediumError) as caught:
         fetched(site, "http://user:word@pictures.example/missing.png?token=abc")
     assert "word" not in str(caught.value)
     assert "abc" not in str(caught.value)
@@ -389,7 +389,7 @@ def test_errors_show_no_secrets(site: ThreadingHTTPServer) -> None:
     ],
 )
 def test_addresses_that_lead_nowhere(site: ThreadingHTTPServer, url: str) -> None:
-    with pytest.raises(ImageError):
+    with pytest.raises(MediumError):
         fetched(site, url)
 
 
@@ -422,10 +422,10 @@ def test_a_process_ends_while_a_name_server_does_not_answer() -> None:
 import asyncio, socket, time
 socket.getaddrinfo = lambda *_, **__: time.sleep(3600)
 from winnow.media.fetch import fetch
-from winnow.media.limits import ImageError
+from winnow.media.limits import MediumError
 try:
     asyncio.run(fetch("http://slow.example/map.png", max_seconds=0.1))
-except ImageError as error:
+except MediumError as error:
     print(error)
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)

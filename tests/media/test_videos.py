@@ -14,7 +14,7 @@ from PIL import Image
 
 from tiny_vision import FACTOR, TOKENIZER, VISION, clip, encoded, fetch_video, load, load_video, picture, video_file
 from winnow import Document, DocumentError, Prompt
-from winnow.media.images import ImageLoader, image_identity
+from winnow.media.images import MediaLoader, medium_identity
 from winnow.media.videos import decoded, sampled
 from winnow.prompts import PromptBuilder, PromptLayout, Source
 from winnow.prompts.limits import Limits
@@ -110,8 +110,8 @@ def test_sizes_of_lists_are_those_of_the_reference_code(size: tuple[int, int], c
 
 def test_identity_before_loading_and_after() -> None:
     frames = clip(2)
-    assert image_identity(frames) == image_identity(tuple(frames)) != image_identity(frames[::-1])
-    assert image_identity(FILE) == image_identity(bytearray(FILE))
+    assert medium_identity(frames) == medium_identity(tuple(frames)) != medium_identity(frames[::-1])
+    assert medium_identity(FILE) == medium_identity(bytearray(FILE))
     assert load_video(frames).key == load_video([frame.copy() for frame in frames]).key
     assert load_video(frames).key != load_video(frames[::-1]).key
     documents = [Document("a", video=frames), Document("a", frames[0]), Document("a", video=list(frames)), "a"]
@@ -193,12 +193,12 @@ def test_paths_stay_below_the_root(tmp_path: Path) -> None:
 def test_a_document_has_an_image_or_a_video() -> None:
     both = Document("a", picture(64, 64), clip(2))
     with pytest.raises(DocumentError, match="Document 2 has an image and a video: make two of it"):
-        asyncio.run(ImageLoader().of(VISION, both, "Document 2", 2))
+        asyncio.run(MediaLoader().of(VISION, both, "Document 2", 2))
 
 
 def test_models_that_only_read_refuse_videos() -> None:
     with pytest.raises(DocumentError, match="Document 7 has a video, but the model only reads text"):
-        asyncio.run(ImageLoader().load_video(None, FILE, "Document 7", 7))
+        asyncio.run(MediaLoader().load_video(None, FILE, "Document 7", 7))
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
@@ -272,6 +272,6 @@ def test_texts_are_cut_to_what_a_video_leaves_and_it_is_not() -> None:
 
 def test_max_pixels_makes_frames_smaller() -> None:
     small = replace(VISION, max_pixels=16 * FACTOR**2)
-    video = asyncio.run(ImageLoader().load_video(small, clip(4), "Document 7", 7))
+    video = asyncio.run(MediaLoader().load_video(small, clip(4), "Document 7", 7))
     assert video.ids.count(VISION.video_id) <= 2 * 16
     assert small.video_pixels == 64 * 16 * FACTOR**2

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 
-from winnow.media.limits import MAX_BYTES, ImageError
+from winnow.media.limits import MAX_BYTES, MediumError
 from winnow.media.public_addresses import is_public
 from winnow.threads import in_daemon_thread
 
@@ -55,7 +55,7 @@ async def fetch(
         max_seconds: Most seconds that all of it takes.
 
     Raises:
-        ImageError: The address is malformed or not public, does not answer with 200, or is over a limit.
+        MediumError: The address is malformed or not public, does not answer with 200, or is over a limit.
     """
     try:
         async with (
@@ -74,14 +74,14 @@ async def fetch(
                     target = _parsed(str(target.join(response.headers["location"])))
                 finally:
                     await response.aclose()
-            raise ImageError(f"{_shown(_parsed(url))} redirects more than {_MAX_REDIRECTS} times")
+            raise MediumError(f"{_shown(_parsed(url))} redirects more than {_MAX_REDIRECTS} times")
     except TimeoutError:
-        raise ImageError(f"{_shown(_parsed(url))} did not answer in full within {max_seconds:g} s") from None
-    except ImageError:
+        raise MediumError(f"{_shown(_parsed(url))} did not answer in full within {max_seconds:g} s") from None
+    except MediumError:
         raise
     except Exception as error:  # strangers' addresses and servers fail in every way, also past httpx's own errors
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise ImageError(f"{_shown(_parsed(url))} could not be fetched ({reason})") from error
+        raise MediumError(f"{_shown(_parsed(url))} could not be fetched ({reason})") from error
 
 
 @functools.cache
@@ -95,11 +95,11 @@ def _parsed(url: str) -> httpx.URL:
         parsed = httpx.URL(url)
         host, port = parsed.host, parsed.port
     except (httpx.InvalidURL, ValueError) as error:  # the latter of characters that no name or path has
-        raise ImageError(f"its address is malformed ({error})") from None
+        raise MediumError(f"its address is malformed ({error})") from None
     if parsed.scheme not in ("http", "https") or not host:
-        raise ImageError(f"{_shown(parsed)!r} is no http(s) address")
+        raise MediumError(f"{_shown(parsed)!r} is no http(s) address")
     if port is not None and not 0 < port < 1 << 16:
-        raise ImageError(f"its address is malformed (there is no port {port})")
+        raise MediumError(f"its address is malformed (there is no port {port})")
     return parsed
 
 
@@ -114,15 +114,15 @@ async def _pinned(client: httpx.AsyncClient, url: httpx.URL, resolver: Resolver)
     try:
         found = await resolver(host, url.port or (443 if url.scheme == "https" else 80))
     except (OSError, UnicodeError) as error:
-        raise ImageError(f"the host {host!r} is not found ({error})") from error
+        raise MediumError(f"the host {host!r} is not found ({error})") from error
     for address in found:
         if not is_public(address):
-            raise ImageError(
+            raise MediumError(
                 f"{_shown(url)} is on a private network ({address}), from which nothing is fetched: read the file, and "
                 "give its bytes"
             )
     if not found:
-        raise ImageError(f"the host {host!r} is not found")
+        raise MediumError(f"the host {host!r} is not found")
     named = client.build_request("GET", url, headers={"Accept": "image/*", "Accept-Encoding": "identity"})
     # httpx's own way to connect to one address and ask for, and check the certificate of, another name.
     return httpx.Request(
@@ -135,11 +135,11 @@ async def _pinned(client: httpx.AsyncClient, url: httpx.URL, resolver: Resolver)
 
 async def _body(response: httpx.Response, url: httpx.URL, max_bytes: int) -> bytes:
     if response.status_code != 200:
-        raise ImageError(f"{_shown(url)} answered with {response.status_code}")
+        raise MediumError(f"{_shown(url)} answered with {response.status_code}")
     packed = response.headers.get("content-encoding", "identity").strip().lower()
     if packed not in ("", "identity"):
-        raise ImageError(f"{_shown(url)} answered in {packed!r}, which it was not asked for")
-    too_large = ImageError(f"{_shown(url)} holds more than {max_bytes >> 20} MiB")
+        raise MediumError(f"{_shown(url)} answered in {packed!r}, which it was not asked for")
+    too_large = MediumError(f"{_shown(url)} holds more than {max_bytes >> 20} MiB")
     length = response.headers.get("content-length", "")
     if length.isdigit() and int(length) > max_bytes:
         raise too_large
@@ -150,7 +150,7 @@ async def _body(response: httpx.Response, url: httpx.URL, max_bytes: int) -> byt
             raise too_large
     if body[:1000].lstrip(_BLANK).startswith(b"<"):  # no image or video begins so, whatever the server calls it
         kind = response.headers.get("content-type", "text")
-        raise ImageError(
+        raise MediumError(
             f"{_shown(url)} answered with a page or a drawing ({kind}), not with an image or a video: see in a browser "
             "whether it wants a login"
         )

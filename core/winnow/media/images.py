@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from winnow.errors import DocumentError, MissingExtraError
-from winnow.media.limits import MAX_BYTES, ImageError
+from winnow.media.limits import MAX_BYTES, MediumError
 from winnow.media.local_files import read_below
 from winnow.media.pixels import in_rgb
 from winnow.media.videos import NO_VIDEOS, decoded, sampled, times_of_list
@@ -33,7 +33,7 @@ T = TypeVar("T")
 _FRAMES_AT_ONCE = 4
 
 
-class ImageLoader:
+class MediaLoader:
     """Loads the images and videos of one call.
 
     Args:
@@ -108,9 +108,9 @@ class ImageLoader:
         """A video as it goes into a prompt; arguments and errors are those of `load`, of a video."""
         with _refusing("a video", vision, what, index) as seeing:
             if seeing.video_id < 0:
-                raise ImageError("the model takes images, but no videos")
+                raise MediumError("the model takes images, but no videos")
             if seeing.as_text:
-                raise ImageError(NO_VIDEOS)
+                raise MediumError(NO_VIDEOS)
             if not isinstance(video, list | tuple):
                 fetched = await self._fetched(video)
                 return await self._in_turn(lambda: self._from_file(seeing, fetched))
@@ -125,8 +125,8 @@ class ImageLoader:
             try:
                 fetched = await self._fetched(image)
                 return await self._in_turn(lambda: vision.prepared_frame(self._opened(fetched), frames))
-            except (ImageError, ValueError, OSError) as error:
-                raise ImageError(f"of frame {at}, {error}") from error
+            except (MediumError, ValueError, OSError) as error:
+                raise MediumError(f"of frame {at}, {error}") from error
 
     async def _in_turn(self, work: Callable[[], T]) -> T:
         """Reads and decodes, in as many threads at once as there are processors: each may take much memory.
@@ -141,7 +141,7 @@ class ImageLoader:
         if not _is_address(given):
             return given
         if not self._allow_remote:
-            raise ImageError("it is a web address, and these are only fetched with allow_remote_images=True")
+            raise MediumError("it is a web address, and these are only fetched with allow_remote_images=True")
         from winnow.media.fetch import fetch  # here, because it imports an HTTP client
 
         return await fetch(given.strip())
@@ -152,7 +152,7 @@ class ImageLoader:
     def _from_file(self, vision: Vision, video: Any) -> PromptVideo:
         data = self._bytes(video)
         if data is None:
-            raise ImageError(
+            raise MediumError(
                 f"it is of type {type(video).__name__}; give a path, an http(s) address, a data URI, the bytes of a "
                 "video file, or a list of frames, each of them an image"
             )
@@ -166,7 +166,7 @@ class ImageLoader:
             return in_rgb(image)
         data = self._bytes(image)
         if data is None:
-            raise ImageError(
+            raise MediumError(
                 f"it is of type {type(image).__name__}; give a path, an http(s) address, a data URI, the bytes of an "
                 "image file, or a PIL.Image.Image"
             )
@@ -183,7 +183,7 @@ class ImageLoader:
     def _read(self, path: str | bytes) -> bytes:
         """The bytes of a file below the root."""
         if self._root is None:
-            raise ImageError(
+            raise MediumError(
                 f"{os.fsdecode(path)!r} is a local path, and these are only read below root_path: set it to their "
                 "folder"
             )
@@ -217,33 +217,33 @@ def _refusing(kind: str, vision: Vision | None, what: str, index: int | None) ->
         raise MissingExtraError("pillow", "images") from error
     try:
         yield vision
-    except (ImageError, ValueError, OSError) as error:  # too long a strip; a Pillow image with a lost or damaged file
+    except (MediumError, ValueError, OSError) as error:  # too long a strip; a Pillow image with a lost or damaged file
         raise DocumentError(f"{what} has {kind} that cannot be used: {error}.", index) from error
 
 
-def image_identity(image: Any) -> Hashable:
+def medium_identity(medium: Any) -> Hashable:
     """A key for an image or a video that is not loaded yet: its address, a hash of its bytes, its frames or its id."""
-    if isinstance(image, list | tuple):
-        return tuple(map(image_identity, image))
-    if isinstance(image, bytes | bytearray | memoryview):
-        return hashlib.blake2b(image, digest_size=16).digest()
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else id(image)
+    if isinstance(medium, list | tuple):
+        return tuple(map(medium_identity, medium))
+    if isinstance(medium, bytes | bytearray | memoryview):
+        return hashlib.blake2b(medium, digest_size=16).digest()
+    return os.fspath(medium) if isinstance(medium, str | os.PathLike) else id(medium)
 
 
-def _is_address(image: Any) -> bool:
-    return isinstance(image, str) and image.lstrip()[:8].lower().startswith(("http://", "https://"))
+def _is_address(medium: Any) -> bool:
+    return isinstance(medium, str) and medium.lstrip()[:8].lower().startswith(("http://", "https://"))
 
 
 def _of_data_uri(uri: str) -> bytes:
     head, comma, data = uri.partition(",")
     if not comma:
-        raise ImageError("it is a data URI without data: it must look like data:image/png;base64,iVBORw0KGgo…")
+        raise MediumError("it is a data URI without data: it must look like data:image/png;base64,iVBORw0KGgo…")
     if len(data) > MAX_BYTES * 3:  # at most three characters a byte
-        raise ImageError(f"its data URI holds more than {MAX_BYTES >> 20} MiB: reduce it")
+        raise MediumError(f"its data URI holds more than {MAX_BYTES >> 20} MiB: reduce it")
     raw = unquote_to_bytes(data)
     if not head.lower().endswith(";base64"):
         return raw
     try:
         return base64.b64decode(b"".join(raw.split()), validate=True)
     except binascii.Error as error:
-        raise ImageError(f"its data URI is not base64 ({error})") from error
+        raise MediumError(f"its data URI is not base64 ({error})") from error

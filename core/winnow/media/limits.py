@@ -3,5 +3,5 @@
 MAX_BYTES = 20 << 20
 
 
-class ImageError(Exception):
-    """An image cannot be used; the message is the reason, to be followed by a full stop."""
+class MediumError(Exception):
+    """An image or a video cannot be used; the message is the reason, to be followed by a full stop."""

@@ -5,7 +5,7 @@ import os
 import stat
 from pathlib import Path
 
-from winnow.media.limits import MAX_BYTES, ImageError
+from winnow.media.limits import MAX_BYTES, MediumError
 
 
 def read_below(root: Path, path: str | bytes) -> bytes:
@@ -19,18 +19,18 @@ def read_below(root: Path, path: str | bytes) -> bytes:
         path: The file's path. A relative one starts at the folder.
 
     Raises:
-        ImageError: The file is missing, not below the folder, or too large, or it cannot be read.
+        MediumError: The file is missing, not below the folder, or too large, or it cannot be read.
     """
     name = os.fsdecode(path)
     if "\0" in name or "://" in name:
-        raise ImageError(f"{name!r} is neither a local path nor an http(s) address")
+        raise MediumError(f"{name!r} is neither a local path nor an http(s) address")
     if os.open not in os.supports_dir_fd:  # Windows
-        raise ImageError("paths cannot be read safely on this operating system: read the file, and give its bytes")
-    outside = ImageError(
+        raise MediumError("paths cannot be read safely on this operating system: read the file, and give its bytes")
+    outside = MediumError(
         f"the path {name!r} does not lie below root_path ({root}), where alone files are read; '..' and symbolic links "
         "do not lead out of it"
     )
-    missing = ImageError(f"there is no file {name!r} below root_path ({root})")
+    missing = MediumError(f"there is no file {name!r} below root_path ({root})")
     try:
         start = Path(os.path.realpath(root))
         below = _below(start, root.absolute(), Path(name))
@@ -42,11 +42,11 @@ def read_below(root: Path, path: str | bytes) -> bytes:
             raise outside from error
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
             raise missing from error
-        raise ImageError(f"the file {name!r} cannot be read ({error.strerror})") from error
+        raise MediumError(f"the file {name!r} cannot be read ({error.strerror})") from error
     if data is None:
         raise missing
     if len(data) > MAX_BYTES:
-        raise ImageError(f"the file {name!r} is larger than {MAX_BYTES >> 20} MiB: reduce it")
+        raise MediumError(f"the file {name!r} is larger than {MAX_BYTES >> 20} MiB: reduce it")
     return data
 
 

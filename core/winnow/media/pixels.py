@@ -4,7 +4,7 @@ import io
 import math
 from typing import TYPE_CHECKING
 
-from winnow.media.limits import MAX_BYTES, ImageError
+from winnow.media.limits import MAX_BYTES, MediumError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,7 +24,7 @@ def in_rgb(image: "bytes | Image") -> "Image":
         image: The bytes of an image file, or an image of Pillow.
 
     Raises:
-        ImageError: It is not an image, or it is damaged or too large.
+        MediumError: It is not an image, or it is damaged or too large.
     """
     from PIL import Image
 
@@ -36,24 +36,24 @@ def in_rgb(image: "bytes | Image") -> "Image":
             _check_work(opened, image)
         opened.load()
         return _on_white(opened)
-    except ImageError:
+    except MediumError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # far more, which Pillow itself refuses
-        raise ImageError(_TOO_MANY_PIXELS) from None
+        raise MediumError(_TOO_MANY_PIXELS) from None
     except Exception as error:  # Pillow's decoders fail with errors of every kind
-        raise ImageError(f"it is damaged ({type(error).__name__}: {error})") from error
+        raise MediumError(f"it is damaged ({type(error).__name__}: {error})") from error
 
 
 def _opened(data: bytes) -> "Image":
     from PIL import Image, UnidentifiedImageError
 
     if len(data) > MAX_BYTES:
-        raise ImageError(f"it has more than {MAX_BYTES >> 20} MiB: reduce it")
+        raise MediumError(f"it has more than {MAX_BYTES >> 20} MiB: reduce it")
     Image.init()
     try:
         return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
     except UnidentifiedImageError:
-        raise ImageError(
+        raise MediumError(
             f"its {len(data)} bytes are not those of an image; {', '.join(_FORMATS)} can be read"
         ) from None
 
@@ -61,9 +61,9 @@ def _opened(data: bytes) -> "Image":
 def _check_size(image: "Image") -> None:
     width, height = image.size
     if not width or not height:
-        raise ImageError(f"it measures {width} x {height} pixels")
+        raise MediumError(f"it measures {width} x {height} pixels")
     if width * height > MAX_PIXELS:
-        raise ImageError(_TOO_MANY_PIXELS)
+        raise MediumError(_TOO_MANY_PIXELS)
 
 
 def _check_work(image: "Image", data: bytes) -> None:
@@ -75,12 +75,12 @@ def _check_work(image: "Image", data: bytes) -> None:
         tags = image.tag_v2  # type: ignore[attr-defined]
         wide, high = tags.get(322, image.width), tags.get(323, image.height)
         if wide * high > MAX_PIXELS:  # libtiff decodes a tile as a whole, however little of it the image shows
-            raise ImageError(_TOO_MANY_PIXELS)
+            raise MediumError(_TOO_MANY_PIXELS)
         if "jpeg" in image.info.get("compression", ""):
             rows = min(high, tags.get(278, high))
             passes = _MAX_PASSES + math.ceil(image.width / wide) * math.ceil(image.height / rows)
     if passes and data.count(b"\xff\xda") > passes:  # the marker of a pass; no compressed data hold it
-        raise ImageError(f"it is a JPEG of more than {_MAX_PASSES} passes: save it again")
+        raise MediumError(f"it is a JPEG of more than {_MAX_PASSES} passes: save it again")
 
 
 def _on_white(image: "Image") -> "Image":

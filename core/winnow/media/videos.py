@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from winnow.errors import MissingExtraError
-from winnow.media.limits import MAX_BYTES, ImageError
+from winnow.media.limits import MAX_BYTES, MediumError
 from winnow.media.vision import MAX_FRAMES
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def sampled(frames: Sequence[T]) -> list[T]:
     import numpy as np
 
     if not frames:
-        raise ImageError("it has no frames")
+        raise MediumError("it has no frames")
     kept = list(frames)
     if len(kept) > MAX_FRAMES:
         kept = [kept[at] for at in np.linspace(0, len(kept) - 1, MAX_FRAMES, dtype=int)]
@@ -63,7 +63,7 @@ def decoded(data: bytes, size: Callable[[int, int, int], tuple[int, int]]) -> tu
         size: Returns the size to which frames are resized, from their width, height and number.
 
     Raises:
-        ImageError: It is not a video, or it is damaged, too long or too large.
+        MediumError: It is not a video, or it is damaged, too long or too large.
         MissingExtraError: PyAV is not installed.
     """
     try:
@@ -71,18 +71,18 @@ def decoded(data: bytes, size: Callable[[int, int, int], tuple[int, int]]) -> tu
     except ImportError as error:
         raise MissingExtraError("av", "videos") from error
     if len(data) > MAX_BYTES:
-        raise ImageError(f"it has more than {MAX_BYTES >> 20} MiB: reduce it, or give some of its frames in a list")
+        raise MediumError(f"it has more than {MAX_BYTES >> 20} MiB: reduce it, or give some of its frames in a list")
     try:
         container = av.open(io.BytesIO(data), "r", options={"format_whitelist": _FORMATS})
     except av.FFmpegError:
-        raise ImageError(
+        raise MediumError(
             f"its {len(data)} bytes are not those of a video; MP4, WebM, AVI and such can be read"
         ) from None
     try:
         with container:
             return _frames(container, size)
     except av.FFmpegError as error:
-        raise ImageError(f"it is damaged ({error})") from error
+        raise MediumError(f"it is damaged ({error})") from error
 
 
 def _frames(
@@ -91,19 +91,19 @@ def _frames(
     import numpy as np
 
     if not container.streams.video:
-        raise ImageError("it has sound, but no picture")
+        raise MediumError("it has sound, but no picture")
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
     if stream.width * stream.height > _MAX_FRAME_PIXELS:
-        raise ImageError(f"it measures {stream.width} x {stream.height} pixels, more than 4K: reduce it")
+        raise MediumError(f"it measures {stream.width} x {stream.height} pixels, more than 4K: reduce it")
     # The file may say one size, and its frames have another from some time on.
     stream.codec_context.options = {"max_pixels": str(_MAX_FRAME_PIXELS)}
     # Not every format says how many frames there are.
     count = sum(packet.size > 0 for packet in itertools.islice(container.demux(stream), _MAX_DECODED + 1))
     if count > _MAX_DECODED:
-        raise ImageError(f"it has more than {_MAX_DECODED} frames: cut it")
+        raise MediumError(f"it has more than {_MAX_DECODED} frames: cut it")
     if count < 2 or not stream.average_rate:
-        raise ImageError("it does not move: give one of its frames as an image")
+        raise MediumError("it does not move: give one of its frames as an image")
     rate = float(stream.average_rate)
     most = min(max(count / rate * _FILE_RATE, _MIN_FRAMES), MAX_FRAMES, count)
     wanted = np.linspace(0, count - 1, int(most // 2) * 2).round().astype(int).tolist()
@@ -114,6 +114,6 @@ def _frames(
         if at in wanted
     }
     if not kept:
-        raise ImageError("it is damaged (none of its frames can be decoded)")
+        raise MediumError("it is damaged (none of its frames can be decoded)")
     # A packet may hold no frame of its own: then the last frame is shown longer.
     return [kept.get(at, kept[max(kept)]) for at in wanted], [at / rate for at in wanted]

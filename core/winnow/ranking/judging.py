@@ -8,7 +8,7 @@ from typing import Any
 
 from winnow.engines import Requests, Turn, is_logit
 from winnow.errors import DocumentError, EngineError
-from winnow.media import ImageLoader
+from winnow.media import MediaLoader
 from winnow.models import Checkpoint
 from winnow.progress import Bar
 from winnow.prompts import CHARACTERS_PER_TOKEN, DocumentPrompts, PromptBuilder, Source
@@ -60,7 +60,7 @@ class Judging:
         self._builder_of = builder_of
         self._cache = cache
         self._bar = bar
-        self._loader = ImageLoader(config.root_path, allow_remote=config.allow_remote_images)
+        self._loader = MediaLoader(config.root_path, allow_remote=config.allow_remote_images)
         self._gate = asyncio.Semaphore(_SLICES_AT_ONCE)
         self._turn = Turn()
         self._outcome = Outcome()

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from winnow.errors import DocumentError
 from winnow.logits import sigmoid
-from winnow.media import image_identity
+from winnow.media import medium_identity
 from winnow.ranking.calibration import Calibration
 from winnow.ranking.config import RerankerConfig
 from winnow.ranking.options import Call, CallOptions
@@ -82,7 +82,7 @@ def contents_of(documents: Sequence[str | Document | None]) -> Contents:
             kind = type(text).__name__
             failed[at] = DocumentError(f"Document {at} is of type {kind}, not a text or a winnow.Document.", at)
         elif isinstance(document, Document) and shows(document):
-            media = tuple(map(image_identity, (document.image, document.video)))
+            media = tuple(map(medium_identity, (document.image, document.video)))
             positions.setdefault((readable(document), *media), []).append(at)
         elif readable(document):
             positions.setdefault(text, []).append(at)
