@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 # Arguments of a reranker that are also settings of its engine.
 _OF_BOTH = ("device", "cache_dir")
 
+# Variables of the tests, and of `winnow serve`.
+_NOT_SETTINGS = (f"{PREFIX}TEST_", f"{PREFIX}SERVE_")
+
 _warned_about: set[str] = set()
 
 
@@ -132,7 +135,7 @@ def warn_about_variables(environment: Mapping[str, str] | None = None) -> None:
     """
     known = [setting.variable for setting in (*RERANKER_SETTINGS.values(), *SETTINGS.values())]
     variables = os.environ if environment is None else environment
-    names = (name for name in variables if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}TEST_"))
+    names = (name for name in variables if name.startswith(PREFIX) and not name.startswith(_NOT_SETTINGS))
     for name in sorted(set(names).difference(known, _warned_about)):
         _warned_about.add(name)
         near = difflib.get_close_matches(name.removeprefix(PREFIX), [one.removeprefix(PREFIX) for one in known], n=1)

@@ -32,11 +32,13 @@ class Life:
     Attributes:
         state: What the service does.
         failure: Why the model could not be loaded.
+        cut_off: Set when the service ends though requests still run.
     """
 
     def __init__(self, reranker: Reranker, on_failure: Callable[[], None] = lambda: None):
         self.state: Literal["loading", "ready", "restarting", "draining"] = "loading"
         self.failure: Exception | None = None
+        self.cut_off = asyncio.Event()
         self.on_failure = on_failure
         self._reranker = reranker
         self._restarts_in_vain = 0
@@ -59,11 +61,14 @@ class Life:
             ServiceError: The service loads its model, or ends.
         """
         if self.state == "draining":
-            raise ServiceError(
-                503, "This server is ending: send the request to another one.", retry_after=RETRY_LOADING
-            )
+            raise self.ending()
         if self.state != "ready":
             raise ServiceError(503, "The model is being loaded: try again later.", retry_after=RETRY_LOADING)
+
+    @staticmethod
+    def ending() -> ServiceError:
+        """What a request is told that is not answered because the service ends."""
+        return ServiceError(503, "This server is ending: send the request to another one.", retry_after=RETRY_LOADING)
 
     def begin(self) -> None:
         """Load the model, beside whatever else the event loop does."""

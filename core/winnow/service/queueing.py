@@ -14,13 +14,16 @@ class RequestQueue:
     Args:
         running: Most requests that are scored at once.
         waiting: Most that wait for that; more are refused.
+
+    Attributes:
+        waiting: How many wait.
     """
 
     def __init__(self, running: int, waiting: int):
         self._turns = asyncio.Semaphore(running)
         self._most_waiting = waiting
-        self._waiting = 0
-        self._inside = 0
+        self.waiting = 0
+        self._inside = 0  # those that wait or run
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -31,8 +34,8 @@ class RequestQueue:
         Raises:
             ServiceError: Too many requests wait already.
         """
-        if self._turns.locked() and self._waiting >= self._most_waiting:
-            raise ServiceError(429, f"{self._waiting} requests wait already: try again later.", retry_after=RETRY_BUSY)
+        if self._turns.locked() and self.waiting >= self._most_waiting:
+            raise ServiceError(429, f"{self.waiting} requests wait already: try again later.", retry_after=RETRY_BUSY)
         self._enter()
         try:
             await self._wait()
@@ -50,12 +53,12 @@ class RequestQueue:
         await self._empty.wait()
 
     async def _wait(self) -> None:
-        self._waiting += 1
+        self.waiting += 1
         metrics.waiting().inc()
         try:
             await self._turns.acquire()
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
             metrics.waiting().dec()
 
     def _enter(self) -> None:

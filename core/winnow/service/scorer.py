@@ -102,7 +102,7 @@ class Scorer:
                 return await self._rank(options, self.models[name], pairs, left)
 
         try:
-            rankings = await _unless_client_leaves(request, in_turn())
+            rankings = await self._unless_in_vain(request, in_turn())
         except (EngineDeadError, EngineLoadError):
             self._life.engine_died()
             raise
@@ -127,6 +127,22 @@ class Scorer:
         )
         return [ranking]
 
+    async def _unless_in_vain(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work; cancel it if the client closes the connection, or the service ends."""
+        working = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(_disconnect(request))
+        ending = asyncio.ensure_future(self._life.cut_off.wait())
+        tasks: list[asyncio.Future[Any]] = [working, leaving, ending]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            raise self._life.ending() if ending.done() else ClientGoneError
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
     def _deadline(self, options: Options) -> float | None:
         """The request's, but not later than the server's."""
         given = [one for one in (options.deadline, self.reranker.config.deadline) if one is not None]
@@ -149,25 +165,6 @@ class Scorer:
             )
         if not all(readable(query) or shows(query) for query, _ in pairs):
             raise ServiceError(400, "The query must not be blank.", "body.query")
-
-
-async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work; cancel it if the client closes the connection.
-
-    Raises:
-        ClientGoneError: The client did.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGoneError
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.wait([working, leaving])
 
 
 async def _disconnect(request: Request) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import logging
+import os
 import signal
 import socket
 from types import FrameType
@@ -91,6 +92,7 @@ class Server(uvicorn.Server):
                 await self._queue.empty()
         except TimeoutError:
             logger.warning("Requests still ran after %g seconds, and are broken off.", self._drain_seconds)
+            self._life.cut_off.set()
         self.end()
 
 
@@ -99,8 +101,7 @@ def _listening(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        error.filename = f"{host}:{port}"
-        raise
+        raise OSError(error.errno, os.strerror(error.errno or 0), f"{host}:{port}") from error
 
 
 def _is_loopback(listener: socket.socket) -> bool:
