@@ -217,6 +217,7 @@ def test_a_variable_that_sets_nothing_is_warned_about_once(
 ) -> None:
     monkeypatch.setenv("WINNOW_DTYP", "float16")
     monkeypatch.setenv("WINNOW_XYZZY", "1")
+    monkeypatch.setenv("WINNOW_SERVE_API_KEYS", "read by winnow serve")
     for _ in range(2):
         create_engine(RerankerConfig(tiny_model, engine="transformers"))
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
