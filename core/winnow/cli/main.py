@@ -13,17 +13,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from winnow.cli.calibrate import calibrate
 from winnow.cli.documents import as_json, read_documents, what_to_know
 from winnow.cli.options import (
+    ApiKey,
+    AsJson,
     EngineArguments,
     EngineName,
     Instruction,
     MaxLength,
+    Model,
     OnOverflow,
     OverflowPolicy,
     Recipe,
     Template,
     Urls,
+    engine_settings,
 )
 from winnow.cli.serve import serve
 from winnow.cli.terminal import LogFormatter, one_line, put_away_on_interrupt, run, shown, tell, write, write_json
@@ -70,7 +75,7 @@ def main(
 @app.command()
 def rank(
     file: Annotated[str, typer.Argument(help='Documents: a line each, or JSONL with "text" ("-" reads stdin).')],
-    model: Annotated[str, typer.Option("--model", "-m", help="A folder, or a name on the Hugging Face Hub.")],
+    model: Model,
     query: Annotated[str, typer.Option("--query", "-q", help="What is searched for.")],
     instruction: Instruction = None,
     top_k: Annotated[int | None, typer.Option("--top-k", "-k", help="How many to print; all by default.")] = None,
@@ -86,9 +91,7 @@ def rank(
     on_overflow: OnOverflow = OverflowPolicy.TRUNCATE,
     engine: EngineName = "auto",
     url: Urls = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="WINNOW_API_KEY", help="Key of these servers; better not on a command line.")
-    ] = None,
+    api_key: ApiKey = None,
     engine_arg: EngineArguments = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object with results and stats.")] = False,
 ) -> None:
@@ -106,18 +109,14 @@ def rank(
 
     Settings may be given as environment variables, too, such as WINNOW_DTYPE=float16 or WINNOW_URL.
     """
-    from winnow.engines import AUTO, SERVER, parse_argument  # here, so that --help is instant
-    from winnow.ranking import Reranker
+    from winnow.ranking import Reranker  # here, so that --help is instant
 
     records = read_documents(file)
     with (
         put_away_on_interrupt(),
         Reranker(
             model,
-            engine=SERVER.name if url and engine == AUTO else engine,
-            url=url or None,
-            api_key=api_key,
-            engine_kwargs=dict(map(parse_argument, engine_arg or [])),
+            **engine_settings(engine, url, api_key, engine_arg),
             recipe=recipe,
             instruction=instruction,
             template=template,
@@ -143,6 +142,7 @@ def rank(
         tell(note)
 
 
+app.command()(calibrate)
 app.command()(serve)
 
 
@@ -154,7 +154,7 @@ def doctor(
     instruction: Instruction = None,
     template: Template = None,
     recipe: Recipe = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json_output: AsJson = False,
 ) -> None:
     """Show how a model is prompted and what is wrong with it; exit code 1 if it cannot be used. Loads no weights.
 

@@ -17,6 +17,7 @@ from winnow.cli.options import (
     Recipe,
     Template,
     Urls,
+    engine_settings,
 )
 from winnow.cli.terminal import put_away_on_interrupt
 from winnow.errors import ConfigurationError
@@ -84,8 +85,7 @@ def serve(
     Settings of the engine may be given as environment variables, too, such as WINNOW_DTYPE=float16. WINNOW_API_KEY is
     the key of the servers at --url.
     """
-    from winnow.engines import AUTO, SERVER, parse_argument  # here, so that --help is instant
-    from winnow.ranking import Reranker
+    from winnow.ranking import Reranker  # here, so that --help is instant
     from winnow.service import ServiceConfig, keys_in_file, read_preset
     from winnow.service import serve as run_service
 
@@ -108,9 +108,7 @@ def serve(
     )
     reranker = Reranker(
         model,
-        engine=SERVER.name if url and engine == AUTO else engine,
-        url=url or None,
-        engine_kwargs=dict(map(parse_argument, engine_arg or [])),
+        **engine_settings(engine, url, None, engine_arg),
         recipe=recipe,
         instruction=instruction,
         template=template,
