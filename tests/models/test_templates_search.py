@@ -12,7 +12,7 @@ import pytest
 from model_folders import HEAD, model_folder
 from tokenizer_kinds import tokenizer_of_kind
 from winnow import FakeEngine, Prompt, Reranker
-from winnow.engines.base import EngineScore
+from winnow.engines import EngineScore
 from winnow.errors import ModelError, TemplateError
 from winnow.models.checkpoint import Checkpoint, bind_template, open_checkpoint
 from winnow.models.families import ModelRecipe

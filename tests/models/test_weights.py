@@ -16,7 +16,7 @@ from tiny_families import FAMILIES, build_qwen3_seq_cls, patch_config
 from winnow import ModelRecipe, Reranker
 from winnow.cli.doctor import examine
 from winnow.convert.conversion import convert
-from winnow.engines.base import Engine
+from winnow.engines import Engine
 from winnow.engines.choose import create_engine
 from winnow.errors import ConfigurationError, EngineLoadError, ModelError
 from winnow.models.checkpoint import open_checkpoint

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from winnow import DocumentError, FakeEngine, Prompt, Ranking, Reranker
-from winnow.engines.base import EngineScore
+from winnow.engines import EngineScore
 from winnow.errors import TemplateError
 
 BAD = ["the capital of China", "half\ud83d", "nul\x00byte", "", "Beijing is the capital of China"]

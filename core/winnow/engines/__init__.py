@@ -1,7 +1,8 @@
 """Token ids become logits: what an engine is, which one runs, and one package or module for each."""
 
-from winnow.engines.base import Engine, EngineScore, FakeEngine, is_logit, name_of
+from winnow.engines.base import Engine, EngineScore, WatchedEngine, is_logit, name_of
 from winnow.engines.choose import create_engine
+from winnow.engines.fake import FakeEngine
 from winnow.engines.life import EngineLife, Started, Work
 from winnow.engines.records import SERVER, register_engine
 from winnow.engines.registry import (
@@ -41,6 +42,7 @@ __all__ = [
     "Started",
     "Turn",
     "Values",
+    "WatchedEngine",
     "Work",
     "changes_scores",
     "check_names",

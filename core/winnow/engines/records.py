@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from winnow.engines.base import Engine, FakeEngine
+from winnow.engines.base import Engine
+from winnow.engines.fake import FakeEngine
 from winnow.engines.registry import AUTO, EngineRecord, EngineSettings, add_record
 from winnow.engines.vllm.fields import field_names
 from winnow.errors import ConfigurationError
