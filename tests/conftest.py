@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share: tiny models, built once, and one running vLLM engine."""
 
+import gc
 import importlib.util
 import os
 import signal
@@ -45,6 +46,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the files without slow tests first. Files stay whole, so that no fixture of a file is built twice."""
     slow_files = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path in slow_files)
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector need not look again and again at all that PyTorch and transformers hold."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else a library reports at the end that it leaked
 
 
 @pytest.hookimpl(tryfirst=True)

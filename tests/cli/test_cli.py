@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -155,7 +154,8 @@ def test_engine_settings_reach_the_engine(tiny_model: str, monkeypatch: pytest.M
     assert found["stats"]["prompt_tokens"] == 300
 
 
-def test_servers_by_address_and_key_from_the_environment(tiny_model: str) -> None:
+def test_servers_by_address_and_key_from_the_environment(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WINNOW_API_KEY", "sk-secret")
     got: list[tuple[str, str | None]] = []
 
     class Server(BaseHTTPRequestHandler):
@@ -175,19 +175,12 @@ def test_servers_by_address_and_key_from_the_environment(tiny_model: str) -> Non
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
     urls = [word for host in hosts for word in ("--url", f"http://{host}")]
-    done = subprocess.run(
-        [sys.executable, "-m", "winnow.cli.main", "rank", "-m", tiny_model, "-q", QUERY, *urls, "-"],
-        input="a\nb",
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "WINNOW_API_KEY": "sk-secret"},
-    )
+    done = run("rank", "-m", tiny_model, "-q", QUERY, *urls, "-", stdin="a\nb")
     for server in servers:
         server.shutdown()
         server.server_close()
     assert sorted(set(got)) == sorted((host, "Bearer sk-secret") for host in hosts)
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert all(host in done.stderr for host in hosts), done.stderr
     assert "secret" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr

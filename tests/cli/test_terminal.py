@@ -30,9 +30,9 @@ def in_shell(redirection: str, *arguments: str) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("arguments", [("--version",), ("rank", "--help"), ("doctor", "MODEL")])
-def test_a_full_device_is_one_line(arguments: tuple[str, ...], tiny_model: str) -> None:
-    done = in_shell(">/dev/full", *(tiny_model if word == "MODEL" else word for word in arguments))
+@pytest.mark.parametrize("arguments", [("--version",), ("rank", "--help"), ("doctor", "./nowhere")])
+def test_a_full_device_is_one_line(arguments: tuple[str, ...]) -> None:
+    done = in_shell(">/dev/full", *arguments)
     assert done.returncode == 1
     assert done.stderr.startswith("winnow: ")
     assert done.stderr.endswith("No space left on device\n")

@@ -298,6 +298,7 @@ def test_a_fine_tune_without_a_name_needs_labels_and_a_template(tmp_path: Path) 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow  # converts 180 MB in a process of its own
 def test_memory_does_not_grow_with_the_model(qwen: Path, tmp_path: Path) -> None:
     script = """
 import re, sys

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 
-from tokenizer_kinds import qwen3
+from tokenizer_kinds import prompt_tokenizer_of_kind
 from winnow import ConfigurationError, ModelRecipe
 from winnow.errors import EngineError, ModelError
 from winnow.models.checkpoint import open_checkpoint
 from winnow.models.families import RECIPES, recipe_for
-from winnow.tokenizer import PromptTokenizer
 
 
 def config(architecture: str, **fields: Any) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def test_a_family_that_brings_code_of_its_own_is_found_by_the_name_of_its_config
 
 def test_the_score_token_of_jina_m0_is_a_byte_that_no_text_spells() -> None:
     """Id 100 in the vocabulary that Qwen's models share is the byte A7, the second half of "§"."""
-    tokenizer = PromptTokenizer(qwen3())
+    tokenizer = prompt_tokenizer_of_kind("qwen3")
     assert tokenizer.token(100) == "§"
     assert tokenizer.encode("§") != [100]
 
@@ -157,7 +156,7 @@ def test_a_family_by_name_fits_the_architecture() -> None:
 
 
 def test_yes_and_capital_yes_are_different_tokens() -> None:
-    tokenizer = PromptTokenizer(qwen3())
+    tokenizer = prompt_tokenizer_of_kind("qwen3")
     ids = {
         label: tokenizer.token_id(label) for row in RECIPES if "Qwen3" in str(row.architectures) for label in row.labels
     }

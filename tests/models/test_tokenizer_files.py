@@ -172,6 +172,7 @@ def test_a_folder_without_its_tokenizer_is_named(model_type: str, tmp_path: Path
         open_checkpoint(str(folder), recipe=HEAD)
 
 
+@pytest.mark.slow  # starts processes that import transformers
 @pytest.mark.parametrize("package", ["sentencepiece", "google.protobuf"])
 def test_a_package_that_is_needed_is_named(package: str, pieces: Path, tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "model", None, "xlm-roberta")

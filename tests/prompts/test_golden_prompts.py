@@ -8,11 +8,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 import tiny_families
-from tokenizer_kinds import data_file, qwen3
+from tokenizer_kinds import data_file, prompt_tokenizer_of_kind
 from winnow.models.families import RECIPES
 from winnow.prompts import Limits, PromptBuilder, PromptLayout
 from winnow.templates.score_template import built_in, built_in_names
-from winnow.tokenizer import PromptTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 QUERY = "what is the capital of China?"
@@ -85,7 +84,7 @@ PUBLISHED = {
 @cache
 def builder(template: str) -> PromptBuilder:
     segments = built_in(template).segments(with_instruction=False)
-    return PromptBuilder(PromptLayout(PromptTokenizer(qwen3()), segments, Limits(max_length=8192)))
+    return PromptBuilder(PromptLayout(prompt_tokenizer_of_kind("qwen3"), segments, Limits(max_length=8192)))
 
 
 @pytest.mark.parametrize("published", PUBLISHED)

@@ -89,53 +89,43 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("dressed", [False, True])
-def test_ids_equal_tokenising_the_whole_rendered_prompt(kind: str, template: str, dressed: bool) -> None:
+def check_ids_equal_tokenising_the_whole(
+    kind: str, templates: Sequence[ScoreTemplate], instructions: st.SearchStrategy[str], examples: int
+) -> None:
+    """Check each example in all templates: to draw it takes longer than to tokenise it."""
     own = tokenizer_of_kind(kind)
     tokenizer = prompt_tokenizer_of_kind(kind)
-    source = with_control_tokens(kind, TEMPLATES[template]) if dressed else TEMPLATES[template]
     builders = {
-        given_one: PromptBuilder(
-            PromptLayout(
-                tokenizer, ScoreTemplate(source, "test").segments(with_instruction=given_one), Limits(max_length=10**6)
-            )
-        )
-        for given_one in (False, True)
-    }
-
-    @settings(max_examples=150)
-    @given(query=TEXTS, document=TEXTS, instruction=st.none() | TEXTS.filter(bool))
-    def check(query: str, document: str, instruction: str | None) -> None:
-        assume(not mentions_control_token(tokenizer, query, document, instruction or ""))
-        values = {"query": query, "document": document} | ({"instruction": instruction} if instruction else {})
-        whole = own.encode(render(source, values)).ids
-        assert builders[bool(instruction)].prompt(query, document, instruction).ids == whole
-
-    check()
-
-
-@pytest.mark.parametrize("name", built_in_names())
-def test_ids_of_every_built_in_equal_tokenising_the_whole(kind: str, name: str) -> None:
-    own = tokenizer_of_kind(kind)
-    tokenizer = prompt_tokenizer_of_kind(kind)
-    template = built_in(name)
-    builders = {
-        given_one: PromptBuilder(
+        (template, given_one): PromptBuilder(
             PromptLayout(tokenizer, template.segments(with_instruction=given_one), Limits(max_length=10**6))
         )
+        for template in templates
         for given_one in (False, True)
     }
 
-    @settings(max_examples=15)
-    @given(query=TEXTS, document=TEXTS, instruction=st.none() | TEXTS.filter(str.strip))
+    @settings(max_examples=examples)
+    @given(query=TEXTS, document=TEXTS, instruction=st.none() | instructions)
     def check(query: str, document: str, instruction: str | None) -> None:
         assume(not mentions_control_token(tokenizer, query, document, instruction or ""))
         values = {"query": query, "document": document} | ({"instruction": instruction} if instruction else {})
-        whole = own.encode(render(str(template.source), values)).ids
-        assert builders[bool(instruction)].prompt(query, document, instruction).ids == whole
+        for template in templates:
+            whole = own.encode(render(str(template.source), values)).ids
+            ids = builders[template, bool(instruction)].prompt(query, document, instruction).ids
+            assert ids == whole, template.source
 
     check()
+
+
+def test_ids_equal_tokenising_the_whole_rendered_prompt(kind: str) -> None:
+    sources = [*TEMPLATES.values(), *(with_control_tokens(kind, source) for source in TEMPLATES.values())]
+    check_ids_equal_tokenising_the_whole(
+        kind, [ScoreTemplate(source, "test") for source in sources], TEXTS.filter(bool), 200
+    )
+
+
+def test_ids_of_every_built_in_equal_tokenising_the_whole(kind: str) -> None:
+    templates = [built_in(name) for name in built_in_names()]
+    check_ids_equal_tokenising_the_whole(kind, templates, TEXTS.filter(str.strip), 20)
 
 
 RUNS = st.sampled_from([" " * 300, "a" * 500, "é" * 80, "👨‍👩‍👧" * 30, "word " * 100])
@@ -148,31 +138,31 @@ def qwen_like_builder(kind: str, template: str = "words", **limits: object) -> t
     return tokenizer, PromptBuilder(PromptLayout(tokenizer, segments, Limits(**limits)))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("template", ["words", "document_first"])
-def test_a_prompt_is_never_too_long_and_little_shorter_than_it_could_be(kind: str, template: str) -> None:
+def test_a_prompt_is_never_too_long_and_little_shorter_than_it_could_be(kind: str) -> None:
     own = tokenizer_of_kind(kind)
-    source = with_control_tokens(kind, TEMPLATES[template])
     tokenizer = prompt_tokenizer_of_kind(kind)
-    segments = ScoreTemplate(source, "test").segments(with_instruction=False)
-    template_length = len(own.encode(render(source, {"query": "", "document": ""})).ids)
+    sources = [with_control_tokens(kind, TEMPLATES[template]) for template in ("words", "document_first")]
+    bound = {source: ScoreTemplate(source, "test").segments(with_instruction=False) for source in sources}
+    lengths = {source: len(own.encode(render(source, {"query": "", "document": ""})).ids) for source in sources}
 
-    @settings(max_examples=60)
+    @settings(max_examples=75)
     @given(query=LONG, document=LONG, room=st.integers(8, 120))
     def check(query: str, document: str, room: int) -> None:
         assume(not mentions_control_token(tokenizer, query, document))
-        max_length = template_length + room
-        built = PromptBuilder(PromptLayout(tokenizer, segments, Limits(max_length=max_length))).build(
-            query, [document]
-        )[0]
-        [prompt] = built.prompts
-        assert len(prompt.ids) <= max_length
-        whole = own.encode(render(source, {"query": query, "document": document})).ids
-        if len(whole) <= max_length - room // 4 - 2:  # the query fits its share for sure
-            assert prompt.ids == whole
-            assert not built.truncated
-        if built.truncated:
-            # An uncut grapheme cluster may take many tokens, so allow for the longest one here.
-            assert len(prompt.ids) >= max_length - 30
+        for source, segments in bound.items():
+            max_length = lengths[source] + room
+            built = PromptBuilder(PromptLayout(tokenizer, segments, Limits(max_length=max_length))).build(
+                query, [document]
+            )[0]
+            [prompt] = built.prompts
+            assert len(prompt.ids) <= max_length
+            whole = own.encode(render(source, {"query": query, "document": document})).ids
+            if len(whole) <= max_length - room // 4 - 2:  # the query fits its share for sure
+                assert prompt.ids == whole
+                assert not built.truncated
+            if built.truncated:
+                # An uncut grapheme cluster may take many tokens, so allow for the longest one here.
+                assert len(prompt.ids) >= max_length - 30
 
     check()
 
@@ -226,20 +216,23 @@ def test_windows_cover_the_whole_text_and_overlap(kind: str) -> None:
     assert all(earlier & later for earlier, later in pairwise(found))
 
 
-@pytest.mark.parametrize("overlap", [0.0, 0.1, 0.9])
-def test_windows_of_any_text_fit(kind: str, overlap: float) -> None:
-    tokenizer, builder = qwen_like_builder(kind, max_length=90, on_overflow="window", window_overlap=overlap)
-    _, whole = qwen_like_builder(kind, max_length=10**6)
+def test_windows_of_any_text_fit(kind: str) -> None:
+    tokenizer, whole = qwen_like_builder(kind, max_length=10**6)
+    builders = [
+        qwen_like_builder(kind, max_length=90, on_overflow="window", window_overlap=overlap)[1]
+        for overlap in (0.0, 0.1, 0.9)
+    ]
 
-    @settings(max_examples=15)
+    @settings(max_examples=20)
     @given(document=LONG)
     def check(document: str) -> None:
         assume(not mentions_control_token(tokenizer, document))
-        [built] = builder.build("q", [document])
-        assert all(len(prompt.ids) <= 90 for prompt in built.prompts)
-        assert not built.truncated
-        if len(built.prompts) == 1:
-            assert built.prompts[0] == whole.prompt("q", document)
+        for builder in builders:
+            [built] = builder.build("q", [document])
+            assert all(len(prompt.ids) <= 90 for prompt in built.prompts)
+            assert not built.truncated
+            if len(built.prompts) == 1:
+                assert built.prompts[0] == whole.prompt("q", document)
 
     check()
 
@@ -402,9 +395,8 @@ def test_bos_that_the_template_writes_is_not_doubled() -> None:
 
 def test_pairs_are_encoded_as_the_tokenizer_does_it(kind: str) -> None:
     own = tokenizer_of_kind(kind)
-    builder = PromptBuilder(
-        PromptLayout(PromptTokenizer(own, token_types=kind == "bert"), None, Limits(max_length=10**6))
-    )
+    tokenizer = PromptTokenizer(own, token_types=True) if kind == "bert" else prompt_tokenizer_of_kind(kind)
+    builder = PromptBuilder(PromptLayout(tokenizer, None, Limits(max_length=10**6)))
     for query, document in [("what is gravity?", "Gravity is a force."), (" q", "d "), ("日本", "naïve café\n\nx")]:
         encoding = own.encode(query, document)
         prompt = builder.prompt(query, document)
