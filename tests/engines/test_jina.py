@@ -16,7 +16,7 @@ from winnow.cli.doctor import examine
 from winnow.engines.server.engine import serve_command
 from winnow.errors import ModelError
 from winnow.media.images import MediaLoader
-from winnow.models.checkpoint import Checkpoint, bind_template, open_checkpoint
+from winnow.models import Checkpoint, bind_template, open_checkpoint
 from winnow.prompts import Limits, PromptBuilder, PromptLayout
 
 pytestmark = [

@@ -14,7 +14,7 @@ from tokenizer_kinds import tokenizer_of_kind
 from winnow import FakeEngine, Prompt, Reranker
 from winnow.engines import EngineScore
 from winnow.errors import ModelError, TemplateError
-from winnow.models.checkpoint import Checkpoint, bind_template, open_checkpoint
+from winnow.models import Checkpoint, bind_template, open_checkpoint
 from winnow.models.families import ModelRecipe
 from winnow.prompts import Limits, PromptBuilder, PromptLayout
 from winnow.templates.score_template import ScoreTemplate, built_in

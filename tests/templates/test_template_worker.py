@@ -18,7 +18,7 @@ from model_folders import model_folder
 from published_templates import PUBLISHED
 from winnow import Reranker
 from winnow.errors import ModelError, TemplateError
-from winnow.models.checkpoint import bind_template, open_checkpoint
+from winnow.models import bind_template, open_checkpoint
 from winnow.templates import jinja_sandbox
 from winnow.templates import worker as template_worker
 from winnow.templates.jinja_sandbox import RenderError

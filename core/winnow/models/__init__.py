@@ -1,6 +1,6 @@
 """What the files of a model say: recipe, template, tokenizer and limits. Weights are looked at, never loaded."""
 
-from winnow.models.checkpoint import Checkpoint, bind_template, open_checkpoint, template_for
+from winnow.models.checkpoint import Checkpoint, open_checkpoint
 from winnow.models.cross_encoder_head import HeadModule
 from winnow.models.families import ModelRecipe, recipe_for
 from winnow.models.folder import folder_of, folder_with_weights, read_config, read_tokenizer_config
@@ -8,6 +8,7 @@ from winnow.models.hub import uses_modelscope
 from winnow.models.judged_token import is_causal_classifier
 from winnow.models.label_logits import change_of_logits, check_labels_on_vllm, why_not_on_vllm
 from winnow.models.named_files import refuse_links_out
+from winnow.models.template_binding import bind_template, template_for
 from winnow.models.tokenizer_files import read_tokenizer
 from winnow.models.weights import (
     INDEX,
