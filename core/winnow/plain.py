@@ -1,10 +1,30 @@
 """Settings as plain data, which JSON and YAML can hold, and which is equal when it is loaded again."""
 
+import math
 import os
 import sys
 from collections.abc import Mapping
 from enum import Enum
+from numbers import Real
 from typing import Any
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number of any real type, NumPy's too. True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float can hold: a whole number of Python's may be larger than any float."""
+    try:
+        return is_number(value) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def is_seconds(value: Any) -> bool:
+    """Whether a value is a number of seconds; infinity is one."""
+    return is_finite(value) or (is_number(value) and abs(value) == math.inf)
 
 
 def plain(value: Any) -> Any:

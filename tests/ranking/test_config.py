@@ -302,6 +302,34 @@ def test_the_deadline_of_the_settings_and_of_the_call() -> None:
             reranker.rank(QUERY, ["a"], deadline="soon")  # type: ignore[arg-type]
 
 
+HUGE = 10**400  # a whole number that no float can hold
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"deadline": HUGE},
+        {"window_overlap": HUGE},
+        {"engine": "vllm", "engine_kwargs": {"gpu_memory_utilization": HUGE}},
+        {"engine": "vllm", "engine_kwargs": {"stall_timeout": HUGE}},
+        {"recipe": {"family": "mine", "temperature": HUGE}},
+        {"recipe": {"family": "mine", "temperature": float("nan")}},
+        {"recipe": {"family": "mine", "shift": HUGE}},
+    ],
+)
+def test_a_number_that_no_float_can_hold_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="must be "):
+        Reranker("m", **settings)
+
+
+def test_a_deadline_that_no_float_can_hold_is_refused_and_one_beyond_all_time_is_taken() -> None:
+    with Reranker("m", engine="fake", deadline=1e300) as reranker:
+        with pytest.raises(ValueError, match="deadline must be a number of seconds"):
+            reranker.rank(QUERY, ["a"], deadline=HUGE)
+        for seconds in (None, 1e300, float("inf")):
+            assert len(reranker.rank(QUERY, ["a"], deadline=seconds)) == 1
+
+
 @pytest.mark.parametrize(
     "options", [{"on_error": "skip"}, {"fallback": "retrieval order"}, {"fallback": "transformers"}]
 )
@@ -336,7 +364,7 @@ def test_counts_and_thresholds() -> None:
         for wrong in (True, 2.0, "2"):
             with pytest.raises(TypeError, match="top_k must be an integer"):
                 reranker.rank("a", ["a"], top_k=wrong)  # type: ignore[arg-type]
-        for bad in ("0.5", float("nan"), float("inf"), True):
+        for bad in ("0.5", float("nan"), float("inf"), True, HUGE):
             with pytest.raises(ValueError, match="score_threshold must be a finite number, but got"):
                 reranker.rank("a", ["a"], score_threshold=bad)  # type: ignore[arg-type]
 

@@ -1,10 +1,11 @@
 """The values that settings take: what they are called, which Python values they are, how they are read from text."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from winnow.plain import is_finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,7 @@ def whole(least: int) -> Values:
 
 def number(text: str, within: Callable[[float], bool]) -> Values:
     """A finite number; `text` says which, `within` tests it."""
-
-    def accepts(value: Any) -> bool:
-        return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value) and within(value)
-
-    return Values(text, accepts, float)
+    return Values(text, lambda value: is_finite(value) and within(value), float)
 
 
 def _parse_flag(text: str) -> bool:

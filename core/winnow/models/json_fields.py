@@ -4,12 +4,12 @@ These files come with the checkpoint and are not trusted. They are checked when 
 rely on them. A wrong type is an error that names file and field, not a `TypeError` of other code.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from winnow.errors import ModelError
 from winnow.outside_text import shown
+from winnow.plain import is_finite
 
 
 class Kind(NamedTuple):
@@ -27,11 +27,6 @@ class Kind(NamedTuple):
 Fields = Mapping[str, Kind]
 
 
-def _is_number(value: Any) -> bool:
-    # Whole numbers in JSON may be larger than any float.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
 def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
@@ -45,7 +40,7 @@ _TEXTS = Kind("a list of texts", _are_texts)
 _FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 _OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 _OBJECTS = Kind("a list of objects", lambda value: isinstance(value, list) and all(map(_OBJECT.fits, value)))
-_NUMBER = Kind("a number", _is_number)
+_NUMBER = Kind("a number", is_finite)
 _WHOLE = Kind("a whole number of 0 or more", lambda value: _is_whole(value, 0))
 _COUNT = Kind("a whole number above 0", lambda value: _is_whole(value, 1))
 _SIZE = Kind("a whole number from 0 to 10000", lambda value: _is_whole(value, 0) and value <= 10_000)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from winnow.errors import ConfigurationError, EngineError
+from winnow.plain import is_finite
 
 
 def classifier_of(architecture: str) -> str:
@@ -74,9 +75,13 @@ class ModelRecipe:
                 f"the recipe {self.family!r} has labels, which are tokens, and positive_label, which is one of a score "
                 "head: give one of them"
             )
-        if self.temperature <= 0:
+        if not (is_finite(self.temperature) and self.temperature > 0):
             raise ConfigurationError(
-                f"temperature of the recipe {self.family!r} must be > 0, but got {self.temperature}"
+                f"temperature of the recipe {self.family!r} must be a finite number > 0, but got {self.temperature!r}"
+            )
+        if not is_finite(self.shift):
+            raise ConfigurationError(
+                f"shift of the recipe {self.family!r} must be a finite number, but got {self.shift!r}"
             )
 
     @property

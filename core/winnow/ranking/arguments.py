@@ -1,13 +1,12 @@
 """Check the arguments of calls. An error says what was given and what is wanted."""
 
 import contextlib
-import math
 import operator
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
-from numbers import Real
 from typing import Any
 
+from winnow.plain import is_finite, is_seconds
 from winnow.ranking.config import RerankerConfig
 from winnow.ranking.options import Call, CallOptions, Documents, Query, RankRequest
 from winnow.text import readable, shows, text_of
@@ -42,7 +41,7 @@ def checked_threshold(threshold: Any) -> float | None:
     """
     if threshold is None:
         return None
-    if not _is_number(threshold) or not math.isfinite(threshold):
+    if not is_finite(threshold):
         raise ValueError(f"score_threshold must be a finite number, but got {threshold!r}")
     return float(threshold)
 
@@ -55,7 +54,7 @@ def checked_deadline(deadline: Any) -> float | None:
     """
     if deadline is None:
         return None
-    if not _is_number(deadline) or math.isnan(deadline):
+    if not is_seconds(deadline):
         raise ValueError(f"deadline must be a number of seconds, but got {deadline!r}")
     return float(deadline)
 
@@ -127,10 +126,6 @@ def _closing(items: Iterable[object]) -> Iterator[None]:
     finally:
         if isinstance(items, Generator):
             items.close()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _checked_call(

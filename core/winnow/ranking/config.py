@@ -23,7 +23,7 @@ from winnow.engines import (
 )
 from winnow.errors import ConfigurationError
 from winnow.models import ModelRecipe
-from winnow.plain import plain
+from winnow.plain import is_seconds, plain
 from winnow.prompts import Overflow
 from winnow.ranking.calibration import Calibration
 from winnow.ranking.hints import hinting
@@ -175,7 +175,7 @@ class RerankerConfig:
             raise ConfigurationError(f"max_restarts must be a whole number from 0, but got {self.max_restarts!r}")
         if type(self.window_overlap) not in (int, float) or not 0 <= self.window_overlap < 1:
             raise ConfigurationError(f"window_overlap must be at least 0 and below 1, but got {self.window_overlap!r}")
-        if self.deadline is not None and not (type(self.deadline) in (int, float) and self.deadline > 0):
+        if self.deadline is not None and not (is_seconds(self.deadline) and self.deadline > 0):
             raise ConfigurationError(f"deadline must be a number of seconds > 0, but got {self.deadline!r}")
         cache = self.score_cache
         if isinstance(cache, bool) or cache == "" or (isinstance(cache, int) and cache < 1):
