@@ -19,7 +19,9 @@ from winnow import Reranker
 from winnow.cli.doctor import examine
 from winnow.convert.conversion import convert
 from winnow.errors import ConfigurationError, ModelError, WinnowError
+from winnow.models import refuse_links_out
 from winnow.models.checkpoint import open_checkpoint
+from winnow.models.folder import read_modules
 from winnow.models.weights import INDEX
 
 COMMIT = "c" * 40
@@ -129,6 +131,23 @@ def test_a_module_is_a_folder_of_the_model(folder: Path, tmp_path: Path) -> None
     check_all_refuse(folder, r"modules.json of .*: path names '\.\./other', which is no file inside the model's folder")
 
 
+@pytest.mark.parametrize("path", ["1_LogitScore", "1_LogitScore/", "./1_LogitScore", ".//1_LogitScore/."])
+def test_a_module_may_be_named_in_any_way_that_stays_inside(path: str, folder: Path) -> None:
+    """sentence-transformers joins the texts: what leads to the module's folder is fine."""
+    (folder / "1_LogitScore").mkdir()
+    edit(folder / "1_LogitScore" / "config.json", true_token_id=1)
+    score = {"type": "sentence_transformers.cross_encoder.modules.LogitScore", "path": path}
+    (folder / "modules.json").write_text(json.dumps([score]))
+    assert [module["path"] for module in read_modules(folder, "m")] == ["1_LogitScore"]
+
+
+@pytest.mark.parametrize("path", ["/1_LogitScore", "a/../1_LogitScore", "..", "./..", "a\\b", "a\n"])
+def test_a_module_outside_is_refused(path: str, folder: Path) -> None:
+    (folder / "modules.json").write_text(json.dumps([{"type": "x", "path": path}]))
+    with pytest.raises(ModelError, match=r"which is no file inside the model's folder"):
+        read_modules(folder, "m")
+
+
 @pytest.mark.parametrize(
     ("file", "field", "value"),
     [
@@ -183,6 +202,22 @@ def test_links_that_stay_inside_are_copied_as_files(folder: Path, tmp_path: Path
     (folder / "LICENSE").symlink_to("LICENSE")  # to itself: no file
     convert(folder, tmp_path / "out")
     assert not any(file.is_symlink() for file in (tmp_path / "out").iterdir())
+
+
+def test_blobs_on_another_disk_are_copied(tiny_model: str, tmp_path: Path) -> None:
+    """The owner of a cache may have moved its blobs, and left a link to them."""
+    repository, disk = tmp_path / "hub" / "models--Qwen--Qwen3-Reranker-Tiny", tmp_path / "disk"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    shutil.copytree(tiny_model, disk)
+    (repository / "blobs").symlink_to(disk)
+    for file in disk.iterdir():
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    refuse_links_out(snapshot, "m")
+    (tmp_path / "secret").write_text("secret")
+    (snapshot / "LICENSE").symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelError, match=r"LICENSE of m is a link to"):
+        refuse_links_out(snapshot, "m")
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["blobs-of-the-repository", "blobs-of-the-whole-cache"])

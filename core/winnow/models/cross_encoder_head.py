@@ -68,7 +68,7 @@ def read_head(folder: Path, model: str) -> tuple[HeadModule, ...]:
     for module in others:
         if _class_of(module) not in MODULES or not str(module.get("type")).startswith("sentence_transformers."):
             raise _refused(model, f"has the module {module.get('type')}")
-        path: str = module.get("path") or ""
+        path: str = module["path"]
         config = folder / path / "config.json"
         head.append(
             HeadModule(_class_of(module), path, read_json(config, model, MODULE_CONFIG) if config.is_file() else {})

@@ -20,7 +20,7 @@ from winnow.models.json_fields import (
     check_config,
     check_fields,
 )
-from winnow.models.named_files import path_in
+from winnow.models.named_files import path_inside
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
 _WEIGHT_FILES = ["model*.safetensors", "*/model.safetensors", "LICENSE*"]  # in folders: modules of modules.json
@@ -158,7 +158,7 @@ def read_modules(folder: Path, model: str) -> list[dict[str, Any]]:
         raise ModelError(f"{path} of {model} is damaged: it should hold a list of JSON objects. Download it again.")
     for module in modules:
         check_fields(module, MODULE, f"{path} of {model}")
-        path_in(folder, module.get("path") or "", f"{path} of {model}: path")
+        module["path"] = path_inside(module.get("path") or "", f"{path} of {model}: path")
     return modules
 
 
@@ -240,7 +240,7 @@ def read_cross_encoder_files(folder: Path) -> CrossEncoderFiles | None:
 def _label_ids(folder: Path) -> tuple[int, ...]:
     for module in read_modules(folder, str(folder)):
         if str(module.get("type")).endswith(".LogitScore"):
-            score = read_json(folder / (module.get("path") or "") / "config.json", str(folder), MODULE_CONFIG)
+            score = read_json(folder / module["path"] / "config.json", str(folder), MODULE_CONFIG)
             ids = (score.get("false_token_id"), score.get("true_token_id"))
             return tuple(int(index) for index in ids if index is not None)
     return ()

@@ -30,12 +30,11 @@ def file_in(folder: Path, name: Any, source: str) -> Path:
     return folder / str(name)
 
 
-def path_in(folder: Path, path: Any, source: str) -> Path:
-    """The file or folder below a model's folder that a checkpoint names; "" is the folder itself.
+def path_inside(path: Any, source: str) -> str:
+    """The path of a file or folder below a model's folder that a checkpoint names; "" is the folder itself.
 
     Args:
-        folder: The model's folder.
-        path: What the checkpoint says. Every part of it must be a plain name.
+        path: What the checkpoint says. Every part of it must be a plain name; "./" before it and "/" after it may be.
         source: The file and field that say so, for the error.
 
     Raises:
@@ -43,12 +42,16 @@ def path_in(folder: Path, path: Any, source: str) -> Path:
     """
     if not leads_inside(path):
         raise _refused(path, source)
-    return folder / str(path)
+    return "/".join(_parts(path))
 
 
 def leads_inside(path: Any) -> bool:
     """Whether a text is a path to a file or folder below another, each part of it a plain name, or is empty."""
-    return path == "" or (isinstance(path, str) and all(map(_is_plain, path.split("/"))))
+    return isinstance(path, str) and not path.startswith("/") and all(map(_is_plain, _parts(path)))
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
 
 
 def refuse_links_out(folder: Path, model: str) -> None:
@@ -99,4 +102,4 @@ def _blobs_of(folder: Path) -> list[Path]:
     """
     if folder.parent.name != "snapshots" or not folder.parents[1].name.startswith("models--"):
         return []
-    return [parent / "blobs" for parent in folder.parents[1:3]]
+    return [(parent / "blobs").resolve() for parent in folder.parents[1:3]]  # on another disk it is a link
