@@ -10,10 +10,9 @@ INTERRUPTED = 130
 
 
 def end_at_once(*_: object) -> NoReturn:
-    """Say so, and end the process here and now: nothing is under way that must be put away.
+    """Say so, and end the process at once: nothing runs that needs cleaning up.
 
-    An exception would not do: it comes out wherever Python stands, and where that is a callback it only prints a
-    traceback.
+    An exception would be raised wherever Python is; inside a callback it would only print a traceback.
     """
     say_interrupted()
     os._exit(INTERRUPTED)

@@ -1,7 +1,7 @@
 """The command line's way to the terminal: all that it prints, and how errors become one line and an exit code.
 
-What documents, models and servers say is shown with its control characters escaped: it could else move the cursor,
-change the window's title, or reverse a line. JSON holds it as it is.
+Control characters in what documents, models and servers say are shown as escapes: they could move the cursor, change
+the window's title, or reverse a line. JSON holds the texts as they are.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # Exit code after the reader of the output has gone, as shells count it: 128 + SIGPIPE.
 _CLOSED_PIPE = 141
 
-# How long an interrupted command may take to end by itself: an import of PyTorch cannot be broken off.
+# How long an interrupted command may take to end by itself: an import of PyTorch cannot be interrupted.
 _SECONDS_TO_PUT_AWAY = 5
 
 _UNSAFE = regex.compile(r"[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\p{Bidi_Control}]")
@@ -121,9 +121,9 @@ def run(command: Callable[[], Any]) -> NoReturn:
 
 @contextlib.contextmanager
 def put_away_on_interrupt() -> Iterator[None]:
-    """Meanwhile Ctrl-C raises KeyboardInterrupt, so that an engine or half a file is put away.
+    """Ctrl-C raises KeyboardInterrupt here, so that an engine is closed, and half a file removed.
 
-    A second Ctrl-C, or some seconds, end the process at once: its engines end with it.
+    A second Ctrl-C, or five seconds, end the process at once: its engines end with it.
 
     It changes nothing where the process is not the command's own.
     """

@@ -106,7 +106,7 @@ def _parsed(url: str) -> httpx.URL:
 def _shown(url: httpx.URL) -> str:
     """The address without parts that may be secret.
 
-    `outside_text.shown_address` is for addresses that nobody could read: it hides all up to the last "@", and so the
+    `outside_text.shown_address` is for malformed addresses: it hides all up to the last "@", and so it would hide the
     host of https://host/@name/picture.png.
     """
     return str(url.copy_with(username=None, password=None, query=None, fragment=None))

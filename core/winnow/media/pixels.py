@@ -67,7 +67,7 @@ def _check_size(image: "Image") -> None:
 
 
 def _check_work(image: "Image", data: bytes) -> None:
-    """Refuses files of a moderate size that would take hours or gigabytes to decode."""
+    """Refuse files of a moderate size that would take hours or gigabytes to decode."""
     passes = 0
     if image.format in ("JPEG", "MPO"):
         passes = _MAX_PASSES
@@ -84,7 +84,7 @@ def _check_work(image: "Image", data: bytes) -> None:
 
 
 def _on_white(image: "Image") -> "Image":
-    """In three channels. What is transparent becomes white in all modes, as qwen_vl_utils does it in RGBA alone."""
+    """The image in three channels. Transparent pixels become white in all modes; qwen_vl_utils does so in RGBA only."""
     from PIL import Image
 
     if _has_16_bits(image):

@@ -48,10 +48,10 @@ _SPECIAL = (
     "168.63.129.16/32",  # Azure
 )
 _NETWORKS = tuple(map(ipaddress.ip_network, _SPECIAL))
-# All of IPv6 that was ever given to anybody.
+# The part of IPv6 from which public addresses are allocated.
 _UNICAST = ipaddress.IPv6Network("2000::/3")
-# Whatever is asked of these is asked of the IPv4 address in their last 32 bits. The second is how a machine without
-# IPv4 reaches hosts that have nothing else: its name server answers with such addresses (RFC 6147).
+# A connection to one of these reaches the IPv4 address in its last 32 bits. With the second range a machine that has
+# only IPv6 reaches hosts that have only IPv4: its name server answers with such addresses (RFC 6147).
 _IPV4_INSIDE = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "64:ff9b::/96")))
 
 

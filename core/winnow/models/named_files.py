@@ -1,8 +1,8 @@
-"""Files of a model's folder, by the names that its own files give: what is named is inside the folder, or refused.
+"""Files that a model's own files name. Each must be inside the model's folder; other names are refused.
 
-Whoever wrote the checkpoint wrote the names, too, and is not trusted: an index of weights that named
-`/home/you/model.safetensors` would have another model read, or overwritten. Links are for the owner of the machine to
-make, and are followed where files are read, as engines do. What leads out of the folder is never copied.
+Whoever wrote the checkpoint wrote the names, too, and is not trusted: if an index of weights named
+`/home/you/model.safetensors`, Winnow would read or overwrite another model. Only the owner of the machine can make
+links, so reading follows them, as engines do. A link that leads out of the folder is never copied.
 """
 
 from pathlib import Path
