@@ -293,6 +293,9 @@ def main() -> None:
     check = "--check" in sys.argv
     everything = [*(file for files in SOURCES.values() for file in files), *sorted(DOCS.glob("*.md"))]
     files = [Path(name) for name in sys.argv[1:] if name != "--check"] or everything
+    lost = {ours for words in WORDS.values() for ours in words if not any(ours in text for text in SHARED.values())}
+    if lost:
+        sys.exit(f"WORDS in docs/generate.py replaces what no sentence of RerankerConfig says: {', '.join(lost)}")
     stale = False
     for file in (file for file in files if file.suffix == ".py"):
         page = next(page for page in SOURCES if any(file.parts[-2:] == ours.parts[-2:] for ours in SOURCES[page]))
