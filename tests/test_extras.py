@@ -25,6 +25,8 @@ OPTIONAL = {
     "matplotlib": "matplotlib",
     "fastapi": "fastapi",
     "uvicorn": "uvicorn",
+    "ir_measures": "ir-measures",
+    "scipy": "scipy",
 }
 # Packages that Winnow needs and loads when it first uses them, so that `import winnow` stays fast.
 LOADED_LATER = [
@@ -112,9 +114,11 @@ def test_an_engine_without_its_package_names_its_extra(package: str, engine: str
         ("prometheus_client", "import winnow.observability.metrics; winnow.observability.metrics.enable()"),
         ("pandas", "import winnow; winnow.Ranking().to_dataframe()"),
         ("sklearn", "import winnow, winnow.evaluation as e; e.calibrate(winnow.Reranker('m', engine='fake'), [])"),
-        ("matplotlib", "import winnow.evaluation as e; e.check_reliability_plot('a.png')"),
+        ("matplotlib", "import winnow.evaluation as e; e.check_picture_file('a.png')"),
         ("fastapi", "import winnow.service"),
         ("uvicorn", "import winnow.service"),
+        ("ir_measures", "import winnow.evaluation as e; e.parse_metrics('nDCG@10')"),
+        ("scipy", "import winnow.evaluation.metrics as m; m._p_value([0.1, 0.2])"),
     ],
 )
 def test_what_is_switched_on_without_its_package_names_its_extra(package: str, code: str) -> None:

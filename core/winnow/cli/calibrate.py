@@ -97,11 +97,11 @@ def calibrate(
       winnow rank -m Qwen/Qwen3-Reranker-0.6B --calibration calibration.json --threshold 0.62 -q "..." passages.txt
     """
     from winnow.evaluation import calibrate as fit_calibration
-    from winnow.evaluation import check_reliability_plot, plot_reliability
+    from winnow.evaluation import check_picture_file, plot_reliability
     from winnow.ranking import Reranker
 
     if plot is not None:
-        check_reliability_plot(plot)
+        check_picture_file(plot)
     judged = _judged(pairs, corpus, queries, qrels, run_file, top_k)
     with (
         put_away_on_interrupt(),

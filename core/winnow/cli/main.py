@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from winnow.cli.calibrate import calibrate
 from winnow.cli.documents import as_json, read_documents, what_to_know
+from winnow.cli.evaluation import evaluate_files
 from winnow.cli.options import (
     ApiKey,
     AsJson,
@@ -143,6 +144,7 @@ def rank(
 
 
 app.command()(calibrate)
+app.command("eval")(evaluate_files)
 app.command()(serve)
 
 

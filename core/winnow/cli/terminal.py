@@ -57,13 +57,18 @@ def write(text: str) -> None:
 
 
 def write_json(value: Any) -> None:
-    """Write a value as JSON, exact down to characters that the output's encoding does not have."""
+    """Write a value as JSON to standard output."""
+    write(json_text(value, sys.stdout.encoding if sys.stdout else "utf-8"))
+
+
+def json_text(value: Any, encoding: str) -> str:
+    """A value as JSON, exact down to characters that an encoding does not have."""
     text = json.dumps(value, ensure_ascii=False, indent=2)
     try:
-        text.encode(sys.stdout.encoding if sys.stdout else "utf-8")
+        text.encode(encoding)
     except UnicodeEncodeError:  # also half of a surrogate pair, which JSON has only as an escape
         text = json.dumps(value, indent=2)
-    write(text + "\n")
+    return text + "\n"
 
 
 def tell(text: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from winnow.evaluation.files import is_compressed, judgement_lines, parsed_text, run_lines, text_lines
 from winnow.evaluation.runs import Run
+from winnow.text import checked
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def read_queries(file: str | PathLike[str]) -> dict[str, str]:
     for line in text_lines(path):
         if line.id in found:
             raise _twice(path, line.number, "query", line.id)
-        found[line.id] = line.text
+        found[line.id] = checked(line.text, f"{path}, line {line.number}: the query")
     if not found:
         raise ValueError(f"{path} is empty: it should have a line for each query.")
     return found

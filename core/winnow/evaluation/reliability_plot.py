@@ -1,28 +1,12 @@
 """The reliability of scores as a picture: do documents with a score of 0.8 have 8 relevant ones in 10?"""
 
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from winnow.evaluation.calibration_report import CalibrationReport
 from winnow.evaluation.packages import needed
+from winnow.evaluation.pictures import BLUE, GREY, ORANGE, check_picture_file
 from winnow.evaluation.reliability import Reliability
-
-# Of Okabe and Ito's colours, which people with any kind of colour vision can tell apart: https://jfly.uni-koeln.de/color
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8C8C8C"
-_ENDINGS = (".png", ".svg", ".pdf")
-
-
-def check_reliability_plot(file: str | PathLike[str]) -> None:
-    """Check that a picture can be written, before hours of work.
-
-    Raises:
-        ValueError: The file's name says no format that a picture can have.
-        MissingExtraError: matplotlib is not installed.
-    """
-    if Path(file).suffix.lower() not in _ENDINGS:
-        raise ValueError(f"{file}: a plot's name must end with {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}.")
-    needed("matplotlib.figure")
 
 
 def plot_reliability(report: CalibrationReport, file: str | PathLike[str]) -> None:
@@ -37,16 +21,16 @@ def plot_reliability(report: CalibrationReport, file: str | PathLike[str]) -> No
         MissingExtraError: matplotlib is not installed.
         OSError: The file cannot be written.
     """
-    check_reliability_plot(file)
+    check_picture_file(file)
     matplotlib = needed("matplotlib")
     figure = needed("matplotlib.figure").Figure(layout="constrained", figsize=(7, 8))
     curves, scores = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
     fitted = report.calibration
     figure.suptitle(f"{fitted.model}: {fitted.pairs} pairs of {fitted.queries} queries", parse_math=False)
-    curves.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--", label="a score that is a probability")
+    curves.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="a score that is a probability")
     ways: tuple[tuple[str, Reliability, Any, str], ...] = (
-        ("before: sigmoid(logit)", report.before, report.scored.before, _ORANGE),
-        (f"after: {fitted.method}, held out by query", report.after, report.scored.after, _BLUE),
+        ("before: sigmoid(logit)", report.before, report.scored.before, ORANGE),
+        (f"after: {fitted.method}, held out by query", report.after, report.scored.after, BLUE),
     )
     for name, found, values, colour in ways:
         places = [one.score for one in found.bins]
