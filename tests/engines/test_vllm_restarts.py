@@ -81,7 +81,6 @@ class Lives:
             assert re.search(why, ranking.stats.error or "")
 
 
-@pytest.mark.timeout(600)  # four starts
 def test_vllm_that_is_killed_or_hangs_is_an_error_and_the_next_call_starts_it_again(
     needs_vllm: None, tiny_model: str, monkeypatch: pytest.MonkeyPatch, counted: Any
 ) -> None:

@@ -145,7 +145,6 @@ ATTACKS = {
 }
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_is_an_error_and_costs_this_process_nothing(name: str) -> None:
