@@ -15,11 +15,12 @@ from winnow.errors import (
 from winnow.models import ModelRecipe
 from winnow.observability import metrics
 from winnow.prompts import Prompt
-from winnow.ranking import Calibration, Reranker, RerankerConfig
+from winnow.ranking import Calibration, CallLimits, Reranker, RerankerConfig
 from winnow.types import Document, RankedDocument, Ranking, RankStats
 
 __all__ = [
     "Calibration",
+    "CallLimits",
     "ConfigurationError",
     "Document",
     "DocumentError",

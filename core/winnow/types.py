@@ -80,6 +80,8 @@ class RankStats:
         cached_tokens: Of these, tokens that were in the engine's prefix cache.
         reused: Prompts that were not sent, because another call waited for the same prompt.
         cache_hits: Prompts that were not sent, because their score was in the score cache.
+        usage_tokens: Tokens of the prompts of all documents, as if nothing were shared or cached: what vLLM and hosted
+            rerankers count as usage.
         query_truncated: True if the query was cut.
         elapsed_ms: Wall time of the call in milliseconds, loading the model included.
         fallback: What ranked when the engine failed: an engine's name, or "retrieval order". None if the engine ranked.
@@ -94,6 +96,7 @@ class RankStats:
     cached_tokens: int = 0
     reused: int = 0
     cache_hits: int = 0
+    usage_tokens: int = 0
     query_truncated: bool = False
     elapsed_ms: float = 0.0
     fallback: str | None = None

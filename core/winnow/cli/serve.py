@@ -54,6 +54,9 @@ def serve(
     body_seconds: Annotated[float, typer.Option(help="Most seconds until a request's body has come.")] = 30,
     max_running: Annotated[int, typer.Option(help="Most requests that are scored at once.")] = 64,
     max_waiting: Annotated[int, typer.Option(help="Most requests that wait for that; others get 429.")] = 256,
+    max_priority: Annotated[
+        int, typer.Option(help="How far from 0 priorities of requests may be; 0 ignores them.")
+    ] = 0,
     drain_seconds: Annotated[float, typer.Option(help="How long requests may go on after SIGTERM.")] = 30,
     deadline: Annotated[float | None, typer.Option(help="Most seconds of a request, its wait included.")] = None,
     raw_scores: Annotated[bool, typer.Option("--raw-scores", help="Answer with logits where no request asks.")] = False,
@@ -104,6 +107,7 @@ def serve(
         body_seconds=body_seconds,
         max_running=max_running,
         max_waiting=max_waiting,
+        max_priority=max_priority,
         drain_seconds=drain_seconds,
     )
     reranker = Reranker(

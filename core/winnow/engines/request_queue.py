@@ -22,9 +22,11 @@ class Turn:
 
     Attributes:
         reached: The priority of the call's next request, in tokens; see `Requests`.
+        offset: Added to the priorities of its requests: how many tokens of other calls may go first.
     """
 
     reached: int = 0
+    offset: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -112,9 +114,9 @@ class Requests:
         keys = [prompt.key for prompt in prompts]
         new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._flying}
         if new:
-            priority = max(self._clock, turn.reached)
-            turn.reached = priority + sum(len(prompt.ids) for prompt in new.values())
-            flight = _Flight(asyncio.ensure_future(self._request(list(new.values()), priority)), list(new))
+            begin = max(self._clock, turn.reached)
+            turn.reached = begin + sum(len(prompt.ids) for prompt in new.values())
+            flight = _Flight(asyncio.ensure_future(self._request(list(new.values()), begin, turn.offset)), list(new))
             self._flying |= {key: (flight, at) for at, key in enumerate(new)}
             flight.task.add_done_callback(lambda _: self._land(flight))
             if self._watchdog is not None:
@@ -128,12 +130,12 @@ class Requests:
             if key in self._flying and self._flying[key][0] is flight:
                 del self._flying[key]
 
-    async def _request(self, prompts: Sequence[Prompt], priority: int) -> list[EngineScore]:
+    async def _request(self, prompts: Sequence[Prompt], begin: int, offset: int) -> list[EngineScore]:
         if self.death is not None:
             raise EngineDeadError(str(self.death)) from self.death
         try:
             with as_engine_error(self._failing(len(prompts))):
-                scores = list(await self.engine.score(prompts, priority=priority))
+                scores = list(await self.engine.score(prompts, priority=begin + offset))
         except EngineDeadError as error:
             self.death = self.death or error
             raise
@@ -142,7 +144,7 @@ class Requests:
                 raise
             raise EngineDeadError(str(self.death)) from self.death  # see `_fail_all`
         self.has_scored = True
-        self._clock = max(self._clock, priority)
+        self._clock = max(self._clock, begin)
         if len(scores) != len(prompts):
             raise EngineError(
                 f"The engine {self.engine.name} returned {len(scores)} scores for {len(prompts)} prompts."

@@ -2,7 +2,7 @@
 
 from winnow.prompts.builder import PromptBuilder
 from winnow.prompts.cutting import CHARACTERS_PER_TOKEN
-from winnow.prompts.limits import Limits, Overflow
+from winnow.prompts.limits import Keep, Limits, Overflow
 from winnow.prompts.parts import PART_NAMES, PartName, Piece, pieces_of, places_as_cut, tokens_of
 from winnow.prompts.scaffold import PromptLayout
 from winnow.prompts.values import DocumentPrompts, Prompt, Source
@@ -11,6 +11,7 @@ __all__ = [
     "CHARACTERS_PER_TOKEN",
     "PART_NAMES",
     "DocumentPrompts",
+    "Keep",
     "Limits",
     "Overflow",
     "PartName",

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from winnow.errors import DocumentError
 from winnow.media import PromptImage, PromptVideo
-from winnow.prompts.cutting import CHARACTERS_PER_TOKEN, CUT_WORD, MOST_CHARACTERS_PER_TOKEN, cut_before
+from winnow.prompts.cutting import CHARACTERS_PER_TOKEN, CUT_WORD, MOST_CHARACTERS_PER_TOKEN, cut_before, first_grapheme
 from winnow.prompts.queries import ScaffoldBuilder, too_large
 from winnow.prompts.scaffold import PromptLayout, Scaffold
 from winnow.prompts.values import DocumentPrompts, Prompt, Source
@@ -155,6 +155,23 @@ class PromptBuilder:
             over = [at for at in over if len(results[at]) > scaffold.room and ends[at]]
         return list(map(_Fit, results, ends))
 
+    def _end_that_fits(self, scaffold: Scaffold, text: str) -> list[int]:
+        """The ids of the longest end of a text that fits; as in `_fit`, the text is first cut by its characters."""
+        within = CHARACTERS_PER_TOKEN * max(scaffold.room, 1)
+        most = min(len(text), MOST_CHARACTERS_PER_TOKEN * max(scaffold.room, 1))
+        offset, extra = len(scaffold.before), int(scaffold.drop_first) + int(scaffold.drop_last)
+        while True:
+            piece = text[len(text) - min(within, len(text)) :]
+            encoding = self._tokenizer.encode_with_offsets([scaffold.before + piece + scaffold.after])[0]
+            if len(encoding.ids) - extra > scaffold.room or within >= most:
+                break
+            within *= 4  # uncommonly long tokens
+        while (excess := len(encoding.ids) - extra - scaffold.room) > 0 and piece:
+            own = [span for span in encoding.offsets if offset <= span[0] < offset + len(piece)]
+            piece = piece[cut_before(piece, own, offset, excess) or first_grapheme(piece) :]
+            encoding = self._tokenizer.encode_with_offsets([scaffold.before + piece + scaffold.after])[0]
+        return scaffold.encode(self._tokenizer, [piece])[0]
+
     def _prompts_of(
         self,
         source: Source,
@@ -175,7 +192,8 @@ class PromptBuilder:
             why = too_large(scaffold.medium, scaffold.medium.tokens + scaffold.room - scaffold.smallest, cure)
             raise DocumentError(f"Document {source.index} has {why}", source.index)
         if fit.end == len(text) or self._limits.on_overflow == "truncate":
-            return self._document_prompts(scaffold, [fit.ids], fit.end < len(text))
+            ids = self._end_that_fits(scaffold, text) if fit.end < len(text) and self._limits.keep == "end" else fit.ids
+            return self._document_prompts(scaffold, [ids], fit.end < len(text))
         if self._limits.on_overflow == "window":
             return self._windows(text, scaffold, fit, is_over)
         raise DocumentError(

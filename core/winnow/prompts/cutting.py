@@ -39,3 +39,11 @@ def cut_before(text: str, spans: Sequence[tuple[int, int]], offset: int, keep: i
         (start + match.start() for match in regex.finditer(r"\X", around) if start + match.start() <= end), default=end
     )
     return boundary if boundary > start or start == 0 else end
+
+
+def first_grapheme(text: str) -> int:
+    """How many characters the first grapheme of a text has."""
+    import regex
+
+    found = regex.match(r"\X", text[:_GRAPHEME_REACH])
+    return found.end() if found else 1

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Overflow = Literal["truncate", "error", "window"]
+Keep = Literal["start", "end"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,7 @@ class Limits:
         max_document_tokens: Most tokens of the document, or of each window; None for all that is left.
         on_overflow: Cut the document, refuse it, or score it in windows.
         window_overlap: Share of a window that the next one repeats.
+        keep: Which end of a document that is cut the model reads.
     """
 
     max_length: int
@@ -23,3 +25,4 @@ class Limits:
     max_document_tokens: int | None = None
     on_overflow: Overflow = "truncate"
     window_overlap: float = 0.1
+    keep: Keep = "start"

@@ -4,11 +4,12 @@ from winnow.ranking.arguments import checked_deadline, checked_threshold, checke
 from winnow.ranking.calibration import Calibration
 from winnow.ranking.config import RerankerConfig
 from winnow.ranking.hints import hinting, unknown_argument
-from winnow.ranking.options import RankRequest
+from winnow.ranking.options import CallLimits, RankRequest
 from winnow.ranking.reranker import Reranker
 
 __all__ = [
     "Calibration",
+    "CallLimits",
     "RankRequest",
     "Reranker",
     "RerankerConfig",

@@ -4,13 +4,15 @@ import contextlib
 import operator
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from winnow.plain import is_finite, is_seconds
 from winnow.ranking.config import RerankerConfig
-from winnow.ranking.options import Call, CallOptions, Documents, Query, RankRequest
+from winnow.ranking.options import Call, CallLimits, CallOptions, Documents, Query, RankRequest
 from winnow.text import readable, shows, text_of
 from winnow.types import Document
+
+T = TypeVar("T")
 
 
 def checked_top_k(top_k: Any, name: str = "top_k") -> int | None:
@@ -68,6 +70,10 @@ def checked_options(config: RerankerConfig, options: CallOptions) -> CallOptions
     """
     if not isinstance(options.template_kwargs, Mapping | None):
         raise TypeError(f"template_kwargs must be a mapping, but got {options.template_kwargs!r}")
+    if not isinstance(options.raw_scores, bool | None):
+        raise TypeError(f"raw_scores must be True or False, but got {options.raw_scores!r}")
+    if type(options.priority) is not int:
+        raise TypeError(f"priority must be a whole number of tokens, but got {options.priority!r}")
     deadline = checked_deadline(options.deadline)
     return replace(
         options,
@@ -75,8 +81,26 @@ def checked_options(config: RerankerConfig, options: CallOptions) -> CallOptions
         score_threshold=checked_threshold(options.score_threshold),
         template=config.template if options.template is None else options.template,
         template_kwargs=config.template_kwargs if options.template_kwargs is None else options.template_kwargs,
+        limits=_limits(config, options.limits),
+        raw_scores=config.raw_scores if options.raw_scores is None else options.raw_scores,
         deadline=config.deadline if deadline is None else deadline,
     )
+
+
+def _limits(config: RerankerConfig, limits: CallLimits) -> CallLimits:
+    """The limits of a call, with the reranker's in the place of None."""
+    lengths = [length for length in (config.max_length, limits.max_length) if length is not None]
+    return CallLimits(
+        max_length=min(lengths, default=None),
+        max_query_tokens=_first(limits.max_query_tokens, config.max_query_tokens),
+        max_document_tokens=_first(limits.max_document_tokens, config.max_document_tokens),
+        on_overflow=_first(limits.on_overflow, config.on_overflow),
+        keep=limits.keep,
+    )
+
+
+def _first(given: T | None, configured: T) -> T:
+    return configured if given is None else given
 
 
 def checked_calls(

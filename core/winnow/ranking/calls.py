@@ -6,11 +6,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Generator, Hashable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Generator, Hashable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 from winnow.engines import EngineSettings, Started, name_of, reads_model
 from winnow.errors import DocumentError
@@ -20,16 +20,17 @@ from winnow.models import Checkpoint, bind_template
 from winnow.observability import DEADLINE_PASSED, observed
 from winnow.progress import Bar, progress_bar
 from winnow.prompts import Limits, PromptBuilder, PromptLayout
+from winnow.ranking.arguments import checked_options
 from winnow.ranking.calibration import Calibration
 from winnow.ranking.config import RerankerConfig
 from winnow.ranking.fallback import Fallback
 from winnow.ranking.judging import Judging, all_or_none
-from winnow.ranking.options import Call, Query
+from winnow.ranking.options import Call, CallOptions, Query
 from winnow.ranking.pulling import pulled
 from winnow.ranking.results import Contents, Outcome, as_they_came, contents_of, raise_first, ranking_of
 from winnow.ranking.score_cache import ScoreCache
-from winnow.templates import TemplateLike
 from winnow.text import readable
+from winnow.threads import in_daemon_thread
 from winnow.types import Ranking
 
 logger = logging.getLogger(__name__)
@@ -53,11 +54,13 @@ class CallRunner:
     Attributes:
         config: The settings.
         cache: The score cache, if the reranker has one.
+        checkpoint: What the model's files say; None until the engine has loaded it.
     """
 
     def __init__(self, config: RerankerConfig, engine_settings: EngineSettings, fallback: Fallback | None = None):
         self.config = config
         self._fallback = fallback
+        self.checkpoint: Checkpoint | None = None
         self._left_out = False  # whether the log says that images or videos are ignored
         self._mismatch = False  # whether it says that the calibration is another model's
         self._builders: dict[Hashable, tuple[Checkpoint, PromptBuilder]] = {}
@@ -77,11 +80,13 @@ class CallRunner:
             await self._fallback.start(partial(self._bind, started))
 
     async def _bind(self, started: Started) -> None:
-        requests = await started()
-        config = self.config
-        await asyncio.to_thread(
-            self._builder, requests.engine.checkpoint, config.template, config.template_kwargs, bool(config.instruction)
-        )
+        await self.bind_for(CallOptions(), bool(self.config.instruction), started)
+
+    async def bind_for(self, options: CallOptions, with_instruction: bool, started: Started) -> None:
+        """Bind the template of calls that come later."""
+        self.checkpoint = checkpoint = (await started()).engine.checkpoint
+        options = checked_options(self.config, options)
+        await in_daemon_thread(partial(self._builder, checkpoint, options, with_instruction))
 
     async def run(
         self, calls: list[Call] | Generator[Call | None], progress: bool, deadline: float | None, started: Started
@@ -147,7 +152,7 @@ class CallRunner:
     async def _ranked(self, call: Call, started: Started, bar: Bar, clock: asyncio.Timeout) -> Ranking:
         if call.problem is not None:
             logger.warning("%d documents stay as they came: %s", len(call.documents), call.problem)
-            return as_they_came(self.config, call, call.problem)
+            return as_they_came(call, call.problem)
         self._check_calibration(call)
         fallback = self._fallback if call.options.may_fall_back else None
         if fallback is None:
@@ -161,7 +166,7 @@ class CallRunner:
 
     def _check_calibration(self, call: Call) -> None:
         calibration = self.config.calibration
-        if self._mismatch or self.config.raw_scores or not isinstance(calibration, Calibration):
+        if self._mismatch or call.options.raw_scores or not isinstance(calibration, Calibration):
             return
         if (fitted_on := calibration.mismatch(self.config.model, call.instruction)) is not None:
             self._mismatch = True
@@ -176,6 +181,7 @@ class CallRunner:
         contents, outcome = self._contents(call), Outcome()
         if contents.positions:
             requests = await started()
+            self.checkpoint = requests.engine.checkpoint
             bar.unpause()  # loading is not reranking
             call = self._as_read_by(requests.engine.checkpoint, call)
             contents = self._contents(call)
@@ -205,21 +211,16 @@ class CallRunner:
 
     def _builder_of(self, checkpoint: Checkpoint, call: Call) -> PromptBuilder:
         instruction = readable(call.instruction)
-        return self._builder(checkpoint, call.options.template, call.options.template_kwargs, bool(instruction))
+        return self._builder(checkpoint, call.options, bool(instruction))
 
-    def _builder(
-        self,
-        checkpoint: Checkpoint,
-        template: TemplateLike | None,
-        template_kwargs: Mapping[str, Any] | None,
-        with_instruction: bool,
-    ) -> PromptBuilder:
-        """The prompt builder of a template; templates are bound to the model once."""
-        key = (id(checkpoint), repr(template), repr(template_kwargs), with_instruction)
+    def _builder(self, checkpoint: Checkpoint, options: CallOptions, with_instruction: bool) -> PromptBuilder:
+        """The prompt builder of a template and limits; templates are bound to the model once."""
+        template, template_kwargs, given = options.template, options.template_kwargs, options.limits
+        key = (id(checkpoint), repr(template), repr(template_kwargs), given, with_instruction)
         if (kept := self._builders.get(key)) is not None:
             return kept[1]
         bound = bind_template(checkpoint, template, template_kwargs, with_instruction=with_instruction)
-        wanted = self.config.max_length or checkpoint.max_length
+        wanted = given.max_length or checkpoint.max_length
         if not reads_model(self.config.engine) and wanted > checkpoint.max_length:  # others have said so
             logger.warning(
                 "max_length=%d becomes %d, the limit of the engine %s.",
@@ -229,10 +230,11 @@ class CallRunner:
             )
         limits = Limits(
             max_length=min(wanted, checkpoint.max_length),
-            max_query_tokens=self.config.max_query_tokens,
-            max_document_tokens=self.config.max_document_tokens,
-            on_overflow=self.config.on_overflow,
+            max_query_tokens=given.max_query_tokens,
+            max_document_tokens=given.max_document_tokens,
+            on_overflow=given.on_overflow or self.config.on_overflow,
             window_overlap=self.config.window_overlap,
+            keep=given.keep,
         )
         builder = PromptBuilder(PromptLayout(checkpoint.tokenizer, bound, limits, checkpoint.vision))
         with _builders_lock:

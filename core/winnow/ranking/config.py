@@ -27,6 +27,7 @@ from winnow.plain import is_seconds, plain
 from winnow.prompts import Overflow
 from winnow.ranking.calibration import Calibration
 from winnow.ranking.hints import hinting
+from winnow.ranking.options import check_count
 from winnow.templates import TemplateLike
 
 # Settings that are not made plain: objects, and a path, which as a text could be the name of a template.
@@ -163,9 +164,7 @@ class RerankerConfig:
                     raise ConfigurationError(f"{name} {value!r} does not make a {kind.__name__}: {error}") from None
         self._check_types()
         for name in ("max_length", "max_query_tokens", "max_document_tokens"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ConfigurationError(f"{name} must be a whole number > 0, but got {value!r}")
+            check_count(name, getattr(self, name))
         for name in ("raw_scores", "allow_remote_images", "text_only"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigurationError(f"{name} must be True or False, but got {getattr(self, name)!r}")

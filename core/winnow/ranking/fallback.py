@@ -9,7 +9,7 @@ from dataclasses import replace
 from winnow.engines import name_of, settings_of
 from winnow.errors import EngineError, EngineLoadError
 from winnow.ranking.config import RerankerConfig
-from winnow.ranking.options import Call
+from winnow.ranking.options import Call, CallLimits
 from winnow.ranking.results import as_they_came
 from winnow.types import RETRIEVAL_ORDER, Ranking
 
@@ -87,10 +87,21 @@ class Fallback:
         logger.warning("fallback=%r ranks %d documents: %s", self._name, len(call.documents), failure)
         why = str(failure)
         if self._rank is None:
-            return as_they_came(self._config, call, why)
+            return as_they_came(call, why)
         if (other := self._config.fallback_config) is not None:  # its model may need another template
             instruction = other.instruction if call.instruction is None else call.instruction
-            options = replace(call.options, template=other.template, template_kwargs=other.template_kwargs)
+            options = replace(
+                call.options,
+                template=other.template,
+                template_kwargs=other.template_kwargs,
+                limits=CallLimits(
+                    max_length=other.max_length,
+                    max_query_tokens=other.max_query_tokens,
+                    max_document_tokens=other.max_document_tokens,
+                    on_overflow=other.on_overflow,
+                    keep=call.options.limits.keep,
+                ),
+            )
             call = replace(call, instruction=instruction, options=options)
         try:
             ranking = await self._rank(call)

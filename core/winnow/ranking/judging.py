@@ -62,7 +62,7 @@ class Judging:
         self._bar = bar
         self._loader = MediaLoader(config.root_path, allow_remote=config.allow_remote_images)
         self._gate = asyncio.Semaphore(_SLICES_AT_ONCE)
-        self._turn = Turn()
+        self._turn = Turn(offset=call.options.priority)
         self._outcome = Outcome()
 
     async def run(self) -> Outcome:
@@ -83,12 +83,12 @@ class Judging:
 
     def _slices(self) -> Iterator[list[Hashable]]:
         most = _SLICE if all(isinstance(content, str) for content in self._positions) else _SLICE_WITH_MEDIA
-        reach = CHARACTERS_PER_TOKEN * (self._config.max_length or self._checkpoint.max_length)
+        reach = CHARACTERS_PER_TOKEN * (self._call.options.limits.max_length or self._checkpoint.max_length)
         contents: list[Hashable] = []
         characters = 0
         for content, (at, *_) in self._positions.items():
             length = len(text_of(self._call.documents[at]) or "")
-            if self._config.on_overflow != "window":
+            if self._call.options.limits.on_overflow != "window":
                 length = min(length, reach)  # the rest is not tokenised
             if contents and (len(contents) == most or characters + length > _SLICE_CHARACTERS):
                 yield contents
@@ -161,6 +161,7 @@ class Judging:
                     logits=[one.logit for one in own],
                     truncated=document.truncated,
                     document_tokens=document.document_tokens,
+                    prompt_tokens=sum(len(prompt.ids) for prompt in document.prompts),
                 )
         return outcome
 

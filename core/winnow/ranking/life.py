@@ -1,19 +1,21 @@
 """A reranker's settings, and its hold on an engine: loading, sleeping, closing, and work on the engine's event loop."""
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any, Self, TypeVar
 
 from winnow.engines import EngineLife, EngineSettings, Lease, Work, create_engine, resolve
+from winnow.models import Checkpoint
 from winnow.ranking.calibration import loaded
 from winnow.ranking.calls import CallRunner
 from winnow.ranking.config import RerankerConfig
 from winnow.ranking.fallback import Fallback, config_of_fallback
 from winnow.ranking.hints import taking
-from winnow.ranking.options import Call
+from winnow.ranking.options import Call, CallOptions
 from winnow.ranking.pulling import IteratorFailedError
+from winnow.templates import TemplateLike
 from winnow.threads import OwnThread
 from winnow.types import Ranking
 
@@ -85,6 +87,33 @@ class RerankerLife:
         """`start` for event loops."""
         await self._await(self._calls.bind)
         return self
+
+    async def abind(
+        self,
+        template: TemplateLike | None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        *,
+        with_instruction: bool = False,
+    ) -> None:
+        """Bind a template to the model, which calls with it then find bound.
+
+        It is rendered in a thread of its own: one that is slow keeps no other call waiting.
+
+        Args:
+            template: The template; None for the reranker's own.
+            template_kwargs: Its variables.
+            with_instruction: Whether the calls have an instruction.
+
+        Raises:
+            TemplateError: It cannot be used.
+        """
+        options = CallOptions(template=template, template_kwargs=template_kwargs)
+        await self._await(partial(self._calls.bind_for, options, with_instruction))
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """What the model's files say; None until the engine has loaded it."""
+        return self._calls.checkpoint
 
     def sleep(self) -> None:
         """Wait for calls in flight, then free the GPU's memory: the weights move to main memory.

@@ -8,7 +8,7 @@ from winnow.engines import Work
 from winnow.ranking.arguments import are_in_memory, checked_calls, checked_options
 from winnow.ranking.hints import hinting_call
 from winnow.ranking.life import RerankerLife
-from winnow.ranking.options import CallOptions, Documents, Query, RankRequest
+from winnow.ranking.options import CallLimits, CallOptions, Documents, Query, RankRequest
 from winnow.ranking.results import in_input_order
 from winnow.templates import TemplateLike
 from winnow.types import Ranking
@@ -40,6 +40,9 @@ class Reranker(RerankerLife):
         score_threshold: float | None = None,
         template: TemplateLike | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        limits: CallLimits | None = None,
+        raw_scores: bool | None = None,
+        priority: int = 0,
         deadline: float | None = None,
         progress: bool = False,
     ) -> Ranking:
@@ -54,6 +57,10 @@ class Reranker(RerankerLife):
             score_threshold: Least score to return (inclusive), applied before `top_k`.
             template: A template for this call.
             template_kwargs: Template variables for this call.
+            limits: How long the prompts of this call may be.
+            raw_scores: Whether scores are logits, instead of the reranker's.
+            priority: How many tokens of other calls' prompts may be scored before this call's fair turn comes; with a
+                negative number, how many have to wait for it.
             deadline: Seconds after which the call gives up and withdraws its prompts, instead of the reranker's.
             progress: Show a progress bar on stderr.
 
@@ -74,6 +81,9 @@ class Reranker(RerankerLife):
             score_threshold=score_threshold,
             template=template,
             template_kwargs=template_kwargs,
+            limits=limits or CallLimits(),
+            raw_scores=raw_scores,
+            priority=priority,
             deadline=deadline,
             progress=progress,
         )
@@ -90,6 +100,9 @@ class Reranker(RerankerLife):
         score_threshold: float | None = None,
         template: TemplateLike | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        limits: CallLimits | None = None,
+        raw_scores: bool | None = None,
+        priority: int = 0,
         deadline: float | None = None,
         progress: bool = False,
     ) -> Ranking:
@@ -102,6 +115,9 @@ class Reranker(RerankerLife):
             score_threshold=score_threshold,
             template=template,
             template_kwargs=template_kwargs,
+            limits=limits or CallLimits(),
+            raw_scores=raw_scores,
+            priority=priority,
             deadline=deadline,
             progress=progress,
         )
@@ -145,6 +161,11 @@ class Reranker(RerankerLife):
         *,
         top_k: int | None = None,
         score_threshold: float | None = None,
+        template: TemplateLike | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        limits: CallLimits | None = None,
+        raw_scores: bool | None = None,
+        priority: int = 0,
         deadline: float | None = None,
         progress: bool = False,
     ) -> list[Ranking]:
@@ -156,13 +177,28 @@ class Reranker(RerankerLife):
                 pairs need little memory. Its errors are raised here. A generator is closed if the call ends early.
             top_k: As in `rank`, for each query.
             score_threshold: As in `rank`.
+            template: As in `rank`.
+            template_kwargs: As in `rank`.
+            limits: As in `rank`.
+            raw_scores: As in `rank`.
+            priority: As in `rank`, for each query.
             deadline: As in `rank`, for all queries together.
             progress: Show a progress bar on stderr.
 
         Returns:
             One ranking for each request, in order.
         """
-        options = CallOptions(top_k=top_k, score_threshold=score_threshold, deadline=deadline, progress=progress)
+        options = CallOptions(
+            top_k=top_k,
+            score_threshold=score_threshold,
+            template=template,
+            template_kwargs=template_kwargs,
+            limits=limits or CallLimits(),
+            raw_scores=raw_scores,
+            priority=priority,
+            deadline=deadline,
+            progress=progress,
+        )
         return self._wait(self._work(requests, options, numbered=True))
 
     @hinting_call
@@ -172,11 +208,26 @@ class Reranker(RerankerLife):
         *,
         top_k: int | None = None,
         score_threshold: float | None = None,
+        template: TemplateLike | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        limits: CallLimits | None = None,
+        raw_scores: bool | None = None,
+        priority: int = 0,
         deadline: float | None = None,
         progress: bool = False,
     ) -> list[Ranking]:
         """`rank_many` for event loops."""
-        options = CallOptions(top_k=top_k, score_threshold=score_threshold, deadline=deadline, progress=progress)
+        options = CallOptions(
+            top_k=top_k,
+            score_threshold=score_threshold,
+            template=template,
+            template_kwargs=template_kwargs,
+            limits=limits or CallLimits(),
+            raw_scores=raw_scores,
+            priority=priority,
+            deadline=deadline,
+            progress=progress,
+        )
         return await self._await(self._work(requests, options, in_loop=True, numbered=True))
 
     # --- inside ---

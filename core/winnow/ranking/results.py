@@ -25,11 +25,13 @@ class Judged:
         logits: One for each window.
         truncated: As in `RankedDocument`.
         document_tokens: As in `RankedDocument`.
+        prompt_tokens: Tokens of its prompts.
     """
 
     logits: Sequence[float]
     truncated: bool
     document_tokens: int
+    prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def ranking_of(config: RerankerConfig, call: Call, contents: Contents, outcome: 
         contents: Its different documents.
         outcome: What scoring them found.
     """
-    hits = _hits(config, call.documents, contents, outcome)
+    hits = _hits(config, call, contents, outcome)
     return Ranking(
         _best_first(hits, call.options),
         RankStats(
@@ -112,21 +114,23 @@ def ranking_of(config: RerankerConfig, call: Call, contents: Contents, outcome: 
             unique=len(outcome.judged),
             truncated=sum(hit.truncated for hit in hits),
             failed=sum(hit.error is not None for hit in hits),
+            usage_tokens=sum(
+                judged.prompt_tokens * len(contents.positions[content]) for content, judged in outcome.judged.items()
+            ),
             query_truncated=outcome.query_truncated,
             **asdict(outcome.costs),
         ),
     )
 
 
-def as_they_came(config: RerankerConfig, call: Call, why: str) -> Ranking:
+def as_they_came(call: Call, why: str) -> Ranking:
     """A ranking in input order, without scores.
 
     Args:
-        config: The reranker's settings.
         call: The call.
         why: Why nothing was scored.
     """
-    hits = [_unscored(config, at, document, why) for at, document in enumerate(call.documents)]
+    hits = [_unscored(call, at, document, why) for at, document in enumerate(call.documents)]
     return Ranking(
         tuple(hits[: call.options.top_k]),
         RankStats(documents=len(hits), failed=len(hits), fallback=RETRIEVAL_ORDER, error=why),
@@ -138,11 +142,9 @@ def in_input_order(ranking: Ranking) -> list[float]:
     return [hit.score for hit in sorted(ranking, key=attrgetter("index"))]
 
 
-def _hits(
-    config: RerankerConfig, documents: Sequence[str | Document | None], contents: Contents, outcome: Outcome
-) -> list[RankedDocument]:
+def _hits(config: RerankerConfig, call: Call, contents: Contents, outcome: Outcome) -> list[RankedDocument]:
     """One hit for each document, in input order."""
-    to_score, logit_of = _scale(config), _LOGIT_OF_WINDOWS[config.window_score]
+    to_score, logit_of = _scale(config, call.options), _LOGIT_OF_WINDOWS[config.window_score]
     errors = _errors_of_all(contents, outcome)
     scored: dict[int, RankedDocument] = {}
     for content, what in outcome.judged.items():
@@ -153,20 +155,20 @@ def _hits(
                 index=at,
                 score=score,
                 logit=logit,
-                text=text_of(documents[at]),
+                text=text_of(call.documents[at]),
                 truncated=what.truncated,
                 document_tokens=what.document_tokens,
                 windows=len(what.logits),
                 best_window=what.logits.index(max(what.logits)),
             )
     return [
-        scored[at] if at in scored else _unscored(config, at, document, errors.get(at))
-        for at, document in enumerate(documents)
+        scored[at] if at in scored else _unscored(call, at, document, errors.get(at))
+        for at, document in enumerate(call.documents)
     ]
 
 
-def _unscored(config: RerankerConfig, at: int, document: str | Document | None, error: str | None) -> RankedDocument:
-    score = -math.inf if config.raw_scores else 0.0
+def _unscored(call: Call, at: int, document: str | Document | None, error: str | None) -> RankedDocument:
+    score = -math.inf if call.options.raw_scores else 0.0
     return RankedDocument(index=at, score=score, logit=-math.inf, text=text_of(document), windows=0, error=error)
 
 
@@ -187,9 +189,9 @@ def _best_first(hits: Sequence[RankedDocument], options: CallOptions) -> tuple[R
     return tuple(ranked[: options.top_k])
 
 
-def _scale(config: RerankerConfig) -> Callable[[float], float]:
+def _scale(config: RerankerConfig, options: CallOptions) -> Callable[[float], float]:
     """What makes scores of logits."""
-    if config.raw_scores:
+    if options.raw_scores:
         return _identity
     return config.calibration.probability if isinstance(config.calibration, Calibration) else sigmoid
 

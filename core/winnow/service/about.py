@@ -19,12 +19,14 @@ def about_routes(scorer: Scorer, life: Life) -> APIRouter:
     created = int(time.time())
 
     def model_card(name: str) -> dict[str, Any]:
+        checkpoint = scorer.reranker.checkpoint
         return {
             "id": name,
             "object": "model",
             "created": created,
             "owned_by": "winnow",
             "root": scorer.reranker.config.model,  # from which `vllm bench serve` loads the tokenizer
+            "max_model_len": None if checkpoint is None else checkpoint.max_length,
             "parent": None if name not in scorer.config.presets else next(iter(scorer.models)),
             "model_type": "rerank",  # for Xinference's client
         }

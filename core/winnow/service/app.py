@@ -33,7 +33,7 @@ def create_app(reranker: Reranker, config: ServiceConfig | None = None) -> FastA
         config: The service's settings.
     """
     config = config or ServiceConfig()
-    life = Life(reranker)
+    life = Life(reranker, list(config.presets.values()))
     scorer = Scorer(reranker, config, life)
 
     @asynccontextmanager

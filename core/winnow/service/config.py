@@ -23,6 +23,7 @@ class ServiceConfig:
         body_seconds: Most seconds until a request's body has come.
         max_running: Most requests that are scored at once.
         max_waiting: Most requests that wait for that; more get 429.
+        max_priority: How far from 0 priorities of requests may be; 0 ignores them.
         drain_seconds: How long requests may go on after SIGTERM.
 
     Raises:
@@ -40,12 +41,13 @@ class ServiceConfig:
     body_seconds: float = 30.0
     max_running: int = 64
     max_waiting: int = 256
+    max_priority: int = 0
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)
-            least = 0 if one.name == "max_waiting" else 1
+            least = 0 if one.name in ("max_waiting", "max_priority") else 1
             if one.type in (int, float, "int", "float") and value < least:
                 raise ConfigurationError(f"{one.name} must be at least {least}, but got {value!r}")
         if both := sorted(set(self.served_names).intersection(self.presets)):

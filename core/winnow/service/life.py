@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal
 
 from winnow.errors import EngineError
 from winnow.ranking import Reranker
 from winnow.service.errors import RETRY_LOADING, ServiceError
+from winnow.service.presets import Preset
+from winnow.text import readable
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ class Life:
 
     Args:
         reranker: What scores.
+        presets: Whose templates are tried when the model is loaded.
         on_failure: Called if the model cannot be loaded.
 
     Attributes:
@@ -35,12 +38,15 @@ class Life:
         cut_off: Set when the service ends though requests still run.
     """
 
-    def __init__(self, reranker: Reranker, on_failure: Callable[[], None] = lambda: None):
+    def __init__(
+        self, reranker: Reranker, presets: Collection[Preset] = (), on_failure: Callable[[], None] = lambda: None
+    ):
         self.state: Literal["loading", "ready", "restarting", "draining"] = "loading"
         self.failure: Exception | None = None
         self.cut_off = asyncio.Event()
         self.on_failure = on_failure
         self._reranker = reranker
+        self._presets = presets
         self._restarts_in_vain = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -97,6 +103,11 @@ class Life:
         begin = time.monotonic()
         try:
             await self._reranker.astart()
+            for preset in self._presets:
+                instruction = self._reranker.config.instruction if preset.instruction is None else preset.instruction
+                await self._reranker.abind(
+                    preset.template, preset.template_kwargs, with_instruction=bool(readable(instruction))
+                )
             await self._reranker.arank(*_FIRST_PAIR)
         except Exception as error:  # noqa: BLE001 - whoever runs the server raises it
             self.failure = error

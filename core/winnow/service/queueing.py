@@ -17,13 +17,14 @@ class RequestQueue:
 
     Attributes:
         waiting: How many wait.
+        inside: How many wait or run.
     """
 
     def __init__(self, running: int, waiting: int):
         self._turns = asyncio.Semaphore(running)
         self._most_waiting = waiting
         self.waiting = 0
-        self._inside = 0  # those that wait or run
+        self.inside = 0
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -62,10 +63,10 @@ class RequestQueue:
             metrics.waiting().dec()
 
     def _enter(self) -> None:
-        self._inside += 1
+        self.inside += 1
         self._empty.clear()
 
     def _leave(self) -> None:
-        self._inside -= 1
-        if not self._inside:
+        self.inside -= 1
+        if not self.inside:
             self._empty.set()

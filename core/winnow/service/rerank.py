@@ -10,8 +10,8 @@ from starlette.responses import Response
 from winnow.service.documents import DOCUMENT_SCHEMA, document_in_answer, document_of, documents_of
 from winnow.service.errors import Json
 from winnow.service.options import Count, Flag, Number, Options, first_of, required
-from winnow.service.scorer import Answer, Scorer
-from winnow.types import RankedDocument
+from winnow.service.scorer import Scorer
+from winnow.types import RankedDocument, finite
 
 Documents = Annotated[list[Any], WithJsonSchema({"type": "array", "items": DOCUMENT_SCHEMA})]
 
@@ -39,7 +39,6 @@ class RerankRequest(Options):
     return_text: Flag = Field(None, description="TEI's name for return_documents.")
     score_threshold: Number = Field(None, description="Least score of a result.")
     rank_fields: list[str] | None = Field(None, description="Cohere v1: the fields of a document that are its text.")
-    truncation: Flag = Field(None, description="Voyage's: whether to cut what is too long.")
 
     @property
     def is_voyage(self) -> bool:
@@ -107,11 +106,11 @@ def rerank_routes(scorer: Scorer) -> APIRouter:
         query = document_of(body.query, "body.query")
         documents = documents_of(given, f"body.{name}", body.rank_fields)
         found = await scorer.score(request, body, [(query, documents)])
-        hits = _kept(found, body, found.rankings[0].hits)
+        hits = _kept(body, found.rankings[0].hits)
         if name == "texts":
             return Json(
                 [
-                    {"index": hit.index, "score": found.score_of(hit)}
+                    {"index": hit.index, "score": finite(hit.score)}
                     | ({"text": hit.text or ""} if body.return_text else {})
                     for hit in hits
                 ]
@@ -119,7 +118,7 @@ def rerank_routes(scorer: Scorer) -> APIRouter:
         wanted = body.return_documents if body.return_documents is not None else with_documents
         results = []
         for hit in hits:
-            result: dict[str, Any] = {"index": hit.index, "relevance_score": found.score_of(hit)}
+            result: dict[str, Any] = {"index": hit.index, "relevance_score": finite(hit.score)}
             if wanted:
                 shown = document_in_answer(given[hit.index], documents[hit.index])
                 result["document"] = shown["text"] if body.is_voyage else shown
@@ -146,10 +145,10 @@ def rerank_routes(scorer: Scorer) -> APIRouter:
     return router
 
 
-def _kept(found: Answer, body: RerankRequest, hits: tuple[RankedDocument, ...]) -> list[RankedDocument]:
+def _kept(body: RerankRequest, hits: tuple[RankedDocument, ...]) -> list[RankedDocument]:
     """The hits that the request asks for. TEI has no number of results: its clients expect one for each text."""
     kept = list(hits)
     if body.score_threshold is not None:
-        kept = [hit for hit in kept if found.score_of(hit) >= body.score_threshold]
+        kept = [hit for hit in kept if hit.score >= body.score_threshold]
     most = None if body.texts is not None and body.documents is None else first_of(body, "top_n", "top_k")
     return kept[: most[1] or None] if most else kept

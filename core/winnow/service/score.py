@@ -11,7 +11,7 @@ from winnow.service.documents import DOCUMENT_SCHEMA, document_of
 from winnow.service.errors import Json, ServiceError
 from winnow.service.options import Options, required
 from winnow.service.scorer import Scorer
-from winnow.types import Document
+from winnow.types import Document, finite
 
 _ONE_OR_MANY: dict[str, Any] = {"anyOf": [DOCUMENT_SCHEMA, {"type": "array", "items": DOCUMENT_SCHEMA}]}
 _EXAMPLE: dict[str, Any] = {
@@ -83,7 +83,7 @@ def score_routes(scorer: Scorer) -> APIRouter:
                 "object": "list",
                 "created": int(time.time()),
                 "model": found.model,
-                "data": [{"index": at, "object": "score", "score": found.score_of(hit)} for at, hit in enumerate(hits)],
+                "data": [{"index": at, "object": "score", "score": finite(hit.score)} for at, hit in enumerate(hits)],
                 "usage": {
                     "prompt_tokens": tokens,
                     "total_tokens": tokens,

@@ -16,11 +16,15 @@ from winnow.service.errors import ClientGoneError, ServiceError
 from winnow.service.life import Life
 from winnow.service.options import Options
 from winnow.service.presets import Preset
+from winnow.service.prompting import Prompter
 from winnow.service.queueing import RequestQueue
 from winnow.text import readable, shows
-from winnow.types import Document, RankedDocument, Ranking, finite
+from winnow.types import Document, Ranking
 
 T = TypeVar("T")
+
+# How many tokens of other requests may go before one, for each step of its priority: about those of two documents.
+_TOKENS_OF_PRIORITY = 1000
 
 Pairs = Sequence[tuple[str | Document | None, Sequence[str | Document | None]]]
 
@@ -32,21 +36,15 @@ class Answer:
     Attributes:
         model: The name under which the model was asked for.
         rankings: One for each query, with all of its documents.
-        raw: Whether scores are logits.
     """
 
     model: str
     rankings: Sequence[Ranking]
-    raw: bool
-
-    def score_of(self, hit: RankedDocument) -> float:
-        """A score for JSON, which has no infinities."""
-        return finite(hit.logit) if self.raw else hit.score
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of all prompts."""
-        return sum(ranking.stats.prompt_tokens for ranking in self.rankings)
+        """Tokens of all prompts, as vLLM counts them: also of those that were not computed."""
+        return sum(ranking.stats.usage_tokens for ranking in self.rankings)
 
 
 class Scorer:
@@ -63,6 +61,7 @@ class Scorer:
         self.config = config
         self.queue = RequestQueue(config.max_running, config.max_waiting)
         self._life = life
+        self._prompter = Prompter(reranker, config.request_templates)
         names = config.served_names or (reranker.config.model,)
         self.models: Mapping[str, Preset] = {**dict.fromkeys(names, Preset()), **config.presets}
 
@@ -106,26 +105,23 @@ class Scorer:
         except (EngineDeadError, EngineLoadError):
             self._life.engine_died()
             raise
-        answer = Answer(model=name, rankings=rankings, raw=options.raw(self.reranker.config.raw_scores))
+        answer = Answer(model=name, rankings=rankings)
         count = sum(len(documents) for _, documents in pairs)
         request.state.note = f", {count} documents, {answer.prompt_tokens} tokens"
         return answer
 
     async def _rank(self, options: Options, preset: Preset, pairs: Pairs, deadline: float | None) -> list[Ranking]:
-        instruction = preset.instruction if options.wanted_instruction is None else options.wanted_instruction
-        if len(pairs) != 1:
-            requests = [(query or "", documents, instruction) for query, documents in pairs]
-            return await self.reranker.arank_many(requests, deadline=deadline)
-        [(query, documents)] = pairs
-        ranking = await self.reranker.arank(
-            query or "",
-            documents,
-            instruction=instruction,
-            template=preset.template,
-            template_kwargs=preset.template_kwargs,
+        prompting = await self._prompter.prompting(options, preset)
+        most = self.config.max_priority
+        return await self.reranker.arank_many(
+            [(query or "", documents, prompting.instruction) for query, documents in pairs],
+            template=prompting.template,
+            template_kwargs=prompting.template_kwargs,
+            limits=options.limits,
+            raw_scores=options.raw(self.reranker.config.raw_scores),
+            priority=max(-most, min(options.priority or 0, most)) * _TOKENS_OF_PRIORITY,
             deadline=deadline,
         )
-        return [ranking]
 
     async def _unless_in_vain(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
         """Do the work; cancel it if the client closes the connection, or the service ends."""
