@@ -70,7 +70,7 @@ def test_a_call_may_ask_for_logits_or_for_scores() -> None:
         for given in (scores, logits):
             raw = given.rank(QUERY, ["who", None], raw_scores=True)
             assert [hit.score for hit in raw] == [hit.logit for hit in raw]
-            assert given.rank(QUERY, ["who", None], raw_scores=False) == scores.rank(QUERY, ["who", None])
+            assert given.rank(QUERY, ["who", None], raw_scores=False).hits == scores.rank(QUERY, ["who", None]).hits
         assert logits.rank(QUERY, ["who"])[0].score > 1
 
 
