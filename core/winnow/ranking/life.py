@@ -173,7 +173,7 @@ class RerankerLife:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    # --- inside: async only -------------------------------------------------------------------------------------------
+    # --- inside ---
 
     def _wait(self, work: Work[T]) -> T:
         future = self._lease.submit(work)
