@@ -127,33 +127,39 @@ class PromptBuilder:
         A text is first cut by its number of characters, so that a book is not tokenised to keep its first page. What is
         still too long is cut at the last token that fits and tokenised again, until it fits.
         """
+        fits = self._read(scaffold, texts)
+        over = [at for at, fit in enumerate(fits) if len(fit.ids) > scaffold.room]
+        while over:
+            cut = self._cut(scaffold, [texts[at][: fits[at].end] for at in over])
+            for at, fit in zip(over, cut, strict=True):
+                fits[at] = fit
+            over = [at for at in over if len(fits[at].ids) > scaffold.room and fits[at].end]
+        return fits
+
+    def _read(self, scaffold: Scaffold, texts: Sequence[str]) -> list[_Fit]:
+        """For each text, a beginning of so many characters that its tokens fill the room, or the whole text."""
         room = max(scaffold.room, 1) + CUT_WORD
         reach, most = CHARACTERS_PER_TOKEN * room, MOST_CHARACTERS_PER_TOKEN * room
-        ends = [len(text) for text in texts]
-        results = scaffold.encode(self._tokenizer, [text[:reach] for text in texts])
-        for at, text in enumerate(texts):  # texts of uncommonly long tokens
+        fits: list[_Fit] = []
+        for text, ids in zip(texts, scaffold.encode(self._tokenizer, [text[:reach] for text in texts]), strict=True):
             within = reach
-            while len(results[at]) <= scaffold.room + CUT_WORD and within < min(len(text), most):
+            while len(ids) <= scaffold.room + CUT_WORD and within < min(len(text), most):  # uncommonly long tokens
                 within *= 4
-                results[at] = scaffold.encode(self._tokenizer, [text[:within]])[0]
-            ends[at] = min(within, len(text))
-        over = [at for at in range(len(texts)) if len(results[at]) > scaffold.room]
+                [ids] = scaffold.encode(self._tokenizer, [text[:within]])
+            fits.append(_Fit(ids, min(within, len(text))))
+        return fits
+
+    def _cut(self, scaffold: Scaffold, texts: Sequence[str]) -> list[_Fit]:
+        """Texts that are too long, each cut at its last token that fits; tokenised anew, it may be too long again."""
         offset, extra = len(scaffold.before), int(scaffold.drop_first) + int(scaffold.drop_last)
-        while over:
-            pieces = [texts[at][: ends[at]] for at in over]
-            encodings = self._tokenizer.encode_with_offsets(
-                [scaffold.before + piece + scaffold.after for piece in pieces]
-            )
-            for at, piece, encoding in zip(over, pieces, encodings, strict=True):
-                own = [span for span in encoding.offsets if offset <= span[0] < offset + len(piece)]
-                keep = len(own) - max(len(encoding.ids) - extra - scaffold.room, 1)
-                ends[at] = cut_before(piece, own, offset, keep)
-            for at, ids in zip(
-                over, scaffold.encode(self._tokenizer, [texts[at][: ends[at]] for at in over]), strict=True
-            ):
-                results[at] = ids
-            over = [at for at in over if len(results[at]) > scaffold.room and ends[at]]
-        return list(map(_Fit, results, ends))
+        encodings = self._tokenizer.encode_with_offsets([scaffold.before + text + scaffold.after for text in texts])
+        ends: list[int] = []
+        for text, encoding in zip(texts, encodings, strict=True):
+            own = [span for span in encoding.offsets if offset <= span[0] < offset + len(text)]
+            keep = len(own) - max(len(encoding.ids) - extra - scaffold.room, 1)
+            ends.append(cut_before(text, own, offset, keep))
+        cut = scaffold.encode(self._tokenizer, [text[:end] for text, end in zip(texts, ends, strict=True)])
+        return list(map(_Fit, cut, ends))
 
     def _end_that_fits(self, scaffold: Scaffold, text: str) -> list[int]:
         """The ids of the longest end of a text that fits; as in `_fit`, the text is first cut by its characters."""
