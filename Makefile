@@ -10,7 +10,7 @@ LOWEST_STAMP := $(LOWEST)/.installed
 # What leans on a dependency's version, and runs without vLLM; the few tests that need it are skipped.
 LOWEST_TESTS := tests/integrations tests/templates tests/observability tests/service $(addprefix tests/,test_extras.py \
 	test_lowest_versions.py cli/test_doctor.py cli/test_eval.py convert/test_convert_errors.py \
-	evaluation/test_evaluate.py evaluation/test_plots.py models/test_templates_search.py \
+	evaluation/test_calibrate.py evaluation/test_evaluate.py evaluation/test_plots.py models/test_templates_search.py \
 	ranking/test_disk_scores.py ranking/test_reranker.py) \
 	tests/engines/test_families.py::test_transformers_gives_what_the_model_card_computes
 # Starts a vLLM for each of many models. Most of that is imports: on a CPU three at a time take half as long. A GPU has

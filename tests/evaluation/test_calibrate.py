@@ -486,9 +486,9 @@ def test_an_interrupted_command_goes_on_with_its_score_cache(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "give --pairs, or --corpus, --queries and --qrels"),
-        (["--pairs", "a", "--corpus", "b"], 2, "give --pairs, or --corpus"),
-        (["--pairs", "a", "--run", "b"], 2, "--run belongs to --corpus"),
+        ([], 2, "give --pairs, or --collection, or --corpus"),
+        (["--pairs", "a", "--corpus", "b"], 2, "give --pairs, or --collection"),
+        (["--pairs", "a", "--run", "b"], 2, "--run belongs to a collection"),
         (["--pairs", "no.jsonl"], 1, "no.jsonl: No such file"),
         (["--corpus", "no.jsonl"], 1, "queries is missing"),
         (["--pairs", "a", "--plot", "plot.bmp"], 1, "plot.bmp: a plot's name must end with .png, .svg or .pdf"),

@@ -42,14 +42,15 @@ def calibrate(
         Path | None,
         typer.Option(help='Judged pairs: JSONL with "query", "document", "label", and perhaps "instruction".'),
     ] = None,
-    corpus: Annotated[
-        Path | None, typer.Option(help='Or a judged collection: its documents, JSONL with "_id" and "text".')
+    collection: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Or a judged collection, as `winnow eval` takes it.")
     ] = None,
-    queries: Annotated[Path | None, typer.Option(help="Its queries, in the same format.")] = None,
-    qrels: Annotated[Path | None, typer.Option(help="Its judgements, as BEIR or TREC write them.")] = None,
-    run_file: Annotated[
+    corpus: Annotated[Path | None, typer.Option(help='Its documents: JSONL with "_id", "title" and "text".')] = None,
+    queries: Annotated[Path | None, typer.Option(help='Its queries: JSONL with "_id" and "text".')] = None,
+    qrels: Annotated[Path | None, typer.Option(help="Its judgements, in BEIR's or TREC's format.")] = None,
+    run: Annotated[
         Path | None,
-        typer.Option("--run", help="What your retriever found: what nobody judged there counts as not relevant."),
+        typer.Option(help="What your retriever found: what nobody judged there counts as not relevant."),
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many of these for each query.")] = 100,
     relevant_from: Annotated[float, typer.Option(help="The least label that counts as relevant.")] = 1,
@@ -91,8 +92,8 @@ def calibrate(
     Examples:
       winnow calibrate -m Qwen/Qwen3-Reranker-0.6B --pairs judged.jsonl --precision 0.9 -o calibration.json
 
-      winnow calibrate -m Qwen/Qwen3-Reranker-0.6B --corpus corpus.jsonl --queries queries.jsonl --qrels qrels.tsv
-        --run bm25.trec --recall 0.95 --plot reliability.png --score-cache scores -o calibration.json
+      winnow calibrate -m Qwen/Qwen3-Reranker-0.6B --collection scifact --run run.bm25.trec --recall 0.95
+        --plot reliability.png --score-cache scores -o calibration.json
 
       winnow rank -m Qwen/Qwen3-Reranker-0.6B --calibration calibration.json --threshold 0.62 -q "..." passages.txt
     """
@@ -102,7 +103,7 @@ def calibrate(
 
     if plot is not None:
         check_picture_file(plot)
-    judged = _judged(pairs, corpus, queries, qrels, run_file, top_k)
+    judged = _judged(pairs, {"folder": collection, "corpus": corpus, "queries": queries, "qrels": qrels}, run, top_k)
     with (
         put_away_on_interrupt(),
         Reranker(
@@ -137,22 +138,20 @@ def calibrate(
         tell(f"wrote {plot}")
 
 
-def _judged(
-    pairs: Path | None, corpus: Path | None, queries: Path | None, qrels: Path | None, run: Path | None, top_k: int
-) -> "Iterable[JudgedPair]":
+def _judged(pairs: Path | None, files: dict[str, Path | None], run: Path | None, top_k: int) -> "Iterable[JudgedPair]":
     """The judged pairs of a file, or of a collection."""
     from winnow.evaluation import check_run, pairs_of, read_collection, read_pairs, read_run
 
-    collection = (corpus, queries, qrels)
-    if (pairs is None) == (collection == (None, None, None)):
-        raise typer.BadParameter("give --pairs, or --corpus, --queries and --qrels")
+    if (pairs is None) == (not any(files.values())):
+        raise typer.BadParameter("give --pairs, or --collection, or --corpus, --queries and --qrels")
     if pairs is not None:
         if run is not None:
-            raise typer.BadParameter("--run belongs to --corpus, --queries and --qrels, not to --pairs")
+            raise typer.BadParameter("--run belongs to a collection, not to --pairs")
         return read_pairs(pairs)
     found = None if run is None else read_run(run)
     only = None if found is None else found.documents(top_k)
-    judged = read_collection(corpus=corpus, queries=queries, qrels=qrels, only=only)
+    folder = files.pop("folder")
+    judged = read_collection(folder, **files, only=only)
     if found is not None:
         check_run(found, judged, top_k)
     return pairs_of(judged, found, top_k=top_k)

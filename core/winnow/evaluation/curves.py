@@ -112,7 +112,7 @@ def estimator(method: str, logits: Floats, relevant: Flags) -> Any:
         return fitted.fit(logits, relevant.astype(float))
     positive, negative = int(relevant.sum()), int((~relevant).sum())
     share = np.where(relevant, (positive + 1) / (positive + 2), 1 / (negative + 2))
-    regression = needed("sklearn.linear_model").LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000)
+    regression = needed("sklearn.linear_model").LogisticRegression(C=1e12, tol=1e-8, max_iter=1000)
     scaled = needed("sklearn.pipeline").make_pipeline(needed("sklearn.preprocessing").StandardScaler(), regression)
     return scaled.fit(
         np.concatenate([logits, logits]).reshape(-1, 1),
