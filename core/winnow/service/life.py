@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 # A model is ready when it has scored this: a GPU compiles kernels and fills caches with its first prompt.
 _FIRST_PAIR = ("Is the model ready?", ["It is."])
+# How long that may take, loading included, whatever the deadline of requests is.
+_FIRST_SECONDS = 3600.0
 
 # Between two tries to start an engine that died.
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
@@ -108,7 +110,7 @@ class Life:
                 await self._reranker.abind(
                     preset.template, preset.template_kwargs, with_instruction=bool(readable(instruction))
                 )
-            await self._reranker.arank(*_FIRST_PAIR)
+            await self._reranker.arank(*_FIRST_PAIR, deadline=_FIRST_SECONDS)
         except Exception as error:  # noqa: BLE001 - whoever runs the server raises it
             self.failure = error
             self.on_failure()
@@ -120,8 +122,8 @@ class Life:
         pause = _FIRST_PAUSE
         while True:
             try:
-                await self._reranker.arank(*_FIRST_PAIR)
-            except EngineError as error:
+                await self._reranker.arank(*_FIRST_PAIR, deadline=_FIRST_SECONDS)
+            except (EngineError, TimeoutError) as error:
                 self._restarts_in_vain += 1
                 logger.warning("The engine could not be started again, and is tried again in %g s: %s", pause, error)
                 with contextlib.suppress(EngineError):
