@@ -44,7 +44,10 @@ class WinnowSettings(BaseModel):
     )
 
     model: str = Field(frozen=True)
-    """A folder, or a name on the Hugging Face Hub."""
+    """A folder, or a name on the Hugging Face Hub; of a reranker, or of a LoRA adapter, see docs/models.md#adapters."""
+
+    base_model: str | None = Field(default=None, frozen=True)
+    """The base of an adapter, if it is not the one that the adapter names: a folder, or a name on the Hub."""
 
     instruction: str | None = None
     """What counts as relevant, for models that take an instruction; None or "" for the template's default."""

@@ -32,16 +32,16 @@ def test_an_interrupted_conversion_leaves_nothing(
 ) -> None:
     folder = sharded(tmp_path / "qwen3-reranker-untied")
     copied = []
-    original = files.copy_shard
+    original = files.write_tensors
 
-    def stop_at_the_third(source: Path, target: Path, **options: Any) -> int:
-        copied.append(target)
+    def stop_at_the_third(file: Path, *arguments: Any) -> int:
+        copied.append(file)
         if len(copied) == 3:
             assert copied[1].is_file()
             raise error
-        return original(source, target, **options)
+        return original(file, *arguments)
 
-    monkeypatch.setattr(files, "copy_shard", stop_at_the_third)
+    monkeypatch.setattr(files, "write_tensors", stop_at_the_third)
     with pytest.raises(error):
         convert(folder, tmp_path / "out")
     assert len(copied) == 3

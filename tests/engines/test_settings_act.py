@@ -148,6 +148,7 @@ SHOWN_OF_RERANKER: Mapping[str, Way | str] = {
     "url": "test_settings_environment.py::test_a_server_of_the_environment",
     "api_key": "test_settings_environment.py::test_a_server_of_the_environment",
     "max_length": Way(256, lambda engine: engine.checkpoint.max_length),
+    "base_model": "../models/test_adapters.py::test_the_environment_names_the_base",
 }
 
 

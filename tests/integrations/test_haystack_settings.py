@@ -42,6 +42,7 @@ def saved_and_loaded(ranker: WinnowRanker) -> WinnowRanker:
 
 EVERYTHING: dict[str, Any] = {
     "model": "some/model",
+    "base_model": "some/base",
     "top_k": 3,
     "query_prefix": "q: ",
     "query_suffix": "?",

@@ -51,6 +51,7 @@ def test_every_setting_of_the_core_is_there_with_its_default(kind: Any) -> None:
 def test_settings_reach_the_reranker(kind: Any) -> None:
     settings = {
         "model": "fake",
+        "base_model": "some/base",
         "engine": "fake",
         "recipe": ModelRecipe(family="mine", labels=("no", "yes")),
         "template": {"query_template": "q {query}", "document_template": "d {document}"},

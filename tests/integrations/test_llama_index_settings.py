@@ -108,6 +108,7 @@ def test_what_makes_the_engine_cannot_be_assigned() -> None:
 
 EVERYTHING: dict[str, Any] = {
     "model": "fake",
+    "base_model": "some/base",
     "top_n": 3,
     "instruction": "noodles",
     "template": "<i>{{ instruction }}<q>{{ query }}<d>{{ document }}<e>{{ extra }}",

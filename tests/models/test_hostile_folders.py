@@ -20,9 +20,11 @@ from winnow.cli.doctor import examine
 from winnow.convert.conversion import convert
 from winnow.errors import ConfigurationError, ModelError, WinnowError
 from winnow.models import refuse_links_out
+from winnow.models.adapters import adapter as adapter_module
+from winnow.models.adapters import find_adapter
 from winnow.models.checkpoint import open_checkpoint
 from winnow.models.folder import read_modules
-from winnow.models.weights import INDEX
+from winnow.models.weight_files import INDEX
 
 COMMIT = "c" * 40
 
@@ -171,10 +173,35 @@ def test_a_score_template_is_a_file_of_the_folder(tiny_model: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("base", ["../other", "/etc", "\x1b[31m", 5, ["x"], None])
-def test_the_base_of_an_adapter_is_not_followed(base: Any, folder: Path) -> None:
+def test_the_base_of_an_adapter_is_a_model_and_nothing_else(base: Any, folder: Path) -> None:
+    """A folder of the owner's may be named in a folder; it is read as models are, and holds one or is refused."""
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    names = {f"base_model.model.{name}": one for name, one in tensors_in(folder / "adapter_model.safetensors").items()}
+    safetensors.torch.save_file(names, folder / "adapter_model.safetensors")
     edit(folder / "adapter_config.json", base_model_name_or_path=base, peft_type="LORA")
-    message = r"adapter_config.json of .*: base_model_name_or_path must be a text|Winnow does not apply adapters"
+    message = (
+        r"adapter_config.json of .*: base_model_name_or_path must be a text|Give the base, base_model=|"
+        r"/etc has no config.json|is neither a folder nor a name on the Hugging Face Hub"
+    )
     check_all_refuse(folder, message)
+
+
+def test_an_adapter_from_a_hub_names_no_folder(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    names = {"base_model.model.lm_head.weight": torch.zeros(2, 2)}
+    safetensors.torch.save_file(names, adapter / "adapter_model.safetensors")
+    edit(adapter / "adapter_config.json", base_model_name_or_path=tiny_model, peft_type="LORA")
+    monkeypatch.setattr(adapter_module, "download", lambda *_, **__: adapter)
+    with pytest.raises(ModelError, match=r"a folder, which an adapter from a hub may not name"):
+        find_adapter(adapter, "org/adapter")
+
+
+def tensors_in(file: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = safetensors.torch.load_file(file)
+    return found
 
 
 # --- links ------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from winnow.engines import Engine
 from winnow.engines.choose import create_engine
 from winnow.errors import ConfigurationError, EngineLoadError, ModelError
 from winnow.models.checkpoint import open_checkpoint
-from winnow.models.weights import INDEX, check_weights, faults_of
+from winnow.models.weight_files import INDEX
+from winnow.models.weights import check_weights, faults_of
 
 
 @pytest.fixture
@@ -200,48 +201,10 @@ def test_no_family_has_a_fault(name: str, tmp_path: Path) -> None:
 # --- adapters ---------------------------------------------------------------------------------------------------------
 
 
-def make_adapter(folder: Path, **config: Any) -> Path:
-    folder.mkdir(exist_ok=True)
-    content = {"peft_type": "LORA", "base_model_name_or_path": "Qwen/Qwen3-Reranker-0.6B", "task_type": None, **config}
-    (folder / "adapter_config.json").write_text(json.dumps(content))
-    (folder / "adapter_model.safetensors").write_bytes(b"")
-    return folder
-
-
-@pytest.fixture(params=["beside the base", "alone"])
-def adapter(request: pytest.FixtureRequest, tiny_model: str, tmp_path: Path) -> Path:
-    folder = tmp_path / "qwen3-reranker-lora"
-    if request.param == "beside the base":
-        shutil.copytree(tiny_model, folder)
-    return make_adapter(folder)
-
-
-ADAPTER = r"holds an adapter \(adapter_config.json\) of Qwen/Qwen3-Reranker-0.6B, and Winnow .*merge_and_unload"
-
-
-@pytest.mark.parametrize("engine", ["auto", "vllm", "transformers", "server"])
-def test_every_engine_refuses_an_adapter(adapter: Path, engine: str) -> None:
-    with pytest.raises(ModelError, match=ADAPTER):
-        start(adapter, engine)
-
-
-def test_doctor_and_convert_refuse_an_adapter(adapter: Path, tmp_path: Path) -> None:
-    [problem] = examine(str(adapter)).problems
-    with pytest.raises(ModelError, match=ADAPTER) as refused:
-        convert(adapter, tmp_path / "out")
-    assert str(refused.value) == problem
-
-
-def test_an_adapter_of_a_score_head_is_merged_as_one(tmp_path: Path) -> None:
-    folder = make_adapter(tmp_path / "lora", task_type="SEQ_CLS")
-    with pytest.raises(ModelError, match=r"AutoPeftModelForSequenceClassification\.from_pretrained\("):
-        open_checkpoint(str(folder))
-
-
 def test_vllm_takes_no_enable_lora(causal: Path, needs_vllm: None) -> None:
     def made(enabled: bool) -> Engine:
         return create_engine(Reranker(str(causal), engine="vllm", engine_kwargs={"enable_lora": enabled}))
 
-    with pytest.raises(ConfigurationError, match=r"enable_lora: Winnow does not apply adapters.*merge_and_unload"):
+    with pytest.raises(ConfigurationError, match=r"enable_lora: .* Name the adapter as the model"):
         made(True)
     assert made(False).name == "vllm"

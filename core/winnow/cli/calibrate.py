@@ -10,6 +10,7 @@ import typer
 from winnow.cli.options import (
     ApiKey,
     AsJson,
+    BaseModel,
     EngineArguments,
     EngineName,
     Instruction,
@@ -75,6 +76,7 @@ def calibrate(
     instruction: Instruction = None,
     template: Template = None,
     recipe: Recipe = None,
+    base_model: BaseModel = None,
     max_length: MaxLength = None,
     on_overflow: OnOverflow = OverflowPolicy.TRUNCATE,
     engine: EngineName = "auto",
@@ -112,6 +114,7 @@ def calibrate(
             instruction=instruction,
             template=template,
             recipe=recipe,
+            base_model=base_model,
             max_length=max_length,
             on_overflow=on_overflow.value,
             on_error="skip",

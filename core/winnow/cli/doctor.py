@@ -56,6 +56,8 @@ class Diagnosis:
         tokens: How many of `ids` each part has. A token that spans two parts counts where it ends.
         judged: Text of the token that gives the score, the last of `ids`; empty for models that use more tokens.
         max_query_tokens: Most tokens of a query, with the template and this instruction.
+        adapter: For an adapter its base, the folder that both are merged into, and whether they were; None for a whole
+            model.
         serve: The command that starts a vLLM server of the model; None if its prompts cannot go over HTTP.
     """
 
@@ -73,6 +75,7 @@ class Diagnosis:
     tokens: dict[PartName, int] = field(default_factory=dict)
     judged: str = ""
     max_query_tokens: int = 0
+    adapter: dict[str, Any] | None = None
     serve: str | None = None
 
     @property
@@ -99,6 +102,7 @@ class Diagnosis:
             "judged": self.judged,
             "tokens": {**self.tokens, "total": len(self.ids)},
             "limits": {"max_length": self.max_length, "max_query_tokens": self.max_query_tokens},
+            "adapter": self.adapter,
             "serve": self.serve,
         }
 
@@ -107,6 +111,7 @@ def examine(
     model: str,
     *,
     recipe: str | ModelRecipe | None = None,
+    base_model: str | None = None,
     template: TemplateLike | None = None,
     instruction: str | None = None,
     query: str = QUERY,
@@ -117,6 +122,7 @@ def examine(
     Args:
         model: A folder, or a name on the Hugging Face Hub. If the weights are local, their names and shapes are read.
         recipe: As for `Reranker`.
+        base_model: As for `Reranker`.
         template: As for `Reranker`.
         instruction: As for `Reranker`.
         query: Query of the pair that is shown.
@@ -127,7 +133,14 @@ def examine(
     found = Diagnosis(model=model)
     with _logged_warnings(found.warnings):
         try:
-            checkpoint = open_checkpoint(model, recipe=recipe)
+            checkpoint = open_checkpoint(model, recipe=recipe, base_model=base_model)
+            if (adapter := checkpoint.adapter) is not None:
+                found.adapter = {
+                    "base": adapter.base,
+                    "merged": adapter.is_merged,
+                    "folder": str(adapter.place),
+                }
+                adapter.check()
             found.family, found.formula = checkpoint.recipe.family, checkpoint.recipe.formula
             found.architectures = tuple(checkpoint.config.get("architectures") or ())
             found.labels = dict(zip(checkpoint.recipe.labels, checkpoint.label_ids, strict=True))

@@ -27,6 +27,10 @@ def print_report(found: Diagnosis, console: Console | None = None) -> None:
         console.print(Text.assemble((f"{name:<11}", "bold"), (shown(one_line(text)), style)), soft_wrap=True)
 
     line("model", f"{found.model} ({', '.join(found.architectures) or 'unknown architecture'})")
+    if found.adapter is not None:
+        line("adapter", f"of {found.adapter['base']}")
+        when = "" if found.adapter["merged"] else ", when a reranker or winnow convert first loads it"
+        line("merged", f"into {found.adapter['folder']}{when}")
     if found.family:
         line("recipe", f"{found.family}: score = sigmoid({found.formula})")
     if found.labels:

@@ -19,6 +19,7 @@ from winnow.cli.evaluation import evaluate_files
 from winnow.cli.options import (
     ApiKey,
     AsJson,
+    BaseModel,
     EngineArguments,
     EngineName,
     Instruction,
@@ -88,6 +89,7 @@ def rank(
     ] = None,
     template: Template = None,
     recipe: Recipe = None,
+    base_model: BaseModel = None,
     max_length: MaxLength = None,
     on_overflow: OnOverflow = OverflowPolicy.TRUNCATE,
     engine: EngineName = "auto",
@@ -119,6 +121,7 @@ def rank(
             model,
             **engine_settings(engine, url, api_key, engine_arg),
             recipe=recipe,
+            base_model=base_model,
             instruction=instruction,
             template=template,
             max_length=max_length,
@@ -156,6 +159,7 @@ def doctor(
     instruction: Instruction = None,
     template: Template = None,
     recipe: Recipe = None,
+    base_model: BaseModel = None,
     json_output: AsJson = False,
 ) -> None:
     """Show how a model is prompted and what is wrong with it; exit code 1 if it cannot be used. Loads no weights.
@@ -169,6 +173,7 @@ def doctor(
     found = examine(
         model,
         recipe=recipe,
+        base_model=base_model,
         template=template,
         instruction=instruction,
         query=QUERY if query is None else query,
@@ -189,14 +194,19 @@ def convert(
     method: Annotated[ConvertMethod | None, typer.Option(help="By default what the labels say.")] = None,
     labels: Annotated[str | None, typer.Option(help='"no,yes" or "yes"; by default those of the family.')] = None,
     recipe: Recipe = None,
+    base_model: BaseModel = None,
     template: Template = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Score pairs with both, and fail if they differ.")] = False,
 ) -> None:
     """Write a causal reranker as a sequence-classification checkpoint, which loads anywhere without settings.
 
-    Example:
+    A LoRA adapter is merged into its base first.
+
+    Examples:
       winnow convert Qwen/Qwen3-Reranker-0.6B qwen3-reranker-seq-cls --verify
+
+      winnow convert my-adapter my-reranker --base-model Qwen/Qwen3-Reranker-0.6B --verify
     """
     from winnow.convert import convert as write_converted
 
@@ -209,6 +219,7 @@ def convert(
             recipe=recipe,
             template=template,
             revision=revision,
+            base_model=base_model,
             verify=verify,
             progress=True,
         )

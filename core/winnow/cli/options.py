@@ -26,6 +26,10 @@ Model = Annotated[str, typer.Option("--model", "-m", help="A folder, or a name o
 Instruction = Annotated[str | None, typer.Option(help="What counts as relevant, for models that take it.")]
 Template = Annotated[str | None, typer.Option(help="A score template: a built-in's name, or a Jinja file.")]
 Recipe = Annotated[str | None, typer.Option(help="The model's family, if its name does not identify it.")]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(envvar="WINNOW_BASE_MODEL", help="The base of a LoRA adapter, if it is not the one that it names."),
+]
 MaxLength = Annotated[int | None, typer.Option(help="Most tokens of a prompt; the model's limit by default.")]
 OnOverflow = Annotated[OverflowPolicy, typer.Option(help="What to do with longer documents.")]
 EngineName = Annotated[

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from winnow.cli.options import (
+    BaseModel,
     EngineArguments,
     EngineName,
     Instruction,
@@ -66,6 +67,7 @@ def serve(
     instruction: Instruction = None,
     template: Template = None,
     recipe: Recipe = None,
+    base_model: BaseModel = None,
     max_length: MaxLength = None,
     on_overflow: OnOverflow = OverflowPolicy.TRUNCATE,
     allow_remote_images: Annotated[
@@ -114,6 +116,7 @@ def serve(
         model,
         **engine_settings(engine, url, None, engine_arg),
         recipe=recipe,
+        base_model=base_model,
         instruction=instruction,
         template=template,
         max_length=max_length,

@@ -9,36 +9,39 @@ The names are those of vLLM's conversion at load time (`models/adapters.py`). Th
 transformers' `AutoModelForSequenceClassification`, in sentence-transformers' `CrossEncoder`, in vLLM and in Winnow.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from winnow.convert.files import (
-    check_disk,
     settle_tokenizer,
-    whole_or_nothing,
     write_config,
     write_tokenizer,
     write_weights,
 )
 from winnow.convert.prompts import check_prompts, pad_token_for, write_templates
 from winnow.convert.score_head import layout_of, score_head
-from winnow.convert.shards import find_shards
 from winnow.convert.verify import TOLERANCE, largest_difference
 from winnow.errors import ConfigurationError, MissingExtraError, ModelError
 from winnow.models import (
     Checkpoint,
     ModelRecipe,
     change_of_logits,
+    check_disk,
     faults_of,
+    find_shards,
     folder_of,
     folder_with_weights,
+    is_classifier,
     open_checkpoint,
     read_config,
     recipe_for,
     refuse_links_out,
     template_for,
+    whole_model,
+    whole_or_nothing,
 )
 from winnow.templates import TemplateLike
 
@@ -72,13 +75,15 @@ def convert(
     recipe: str | ModelRecipe | None = None,
     template: TemplateLike | None = None,
     revision: str | None = None,
+    base_model: str | None = None,
     verify: bool = False,
     progress: bool = False,
 ) -> Conversion:
     """Write a causal reranker as a sequence-classification checkpoint with one label.
 
     The weights are copied file by file, a few megabytes at a time, in their own types. The score head is float32,
-    because bfloat16 would round the difference of two bfloat16 rows. `out` appears when it is complete, or not at all.
+    because bfloat16 would round the difference of two bfloat16 rows. An adapter is merged into its base first; one that
+    has a score head is written as it is then. `out` appears when it is complete, or not at all.
 
     Args:
         model: A local folder, or the name of a repository on the Hugging Face Hub.
@@ -88,6 +93,7 @@ def convert(
         recipe: A recipe or the name of a family, if the model's name does not identify the family.
         template: The score template that is saved with it; by default the model's own, else its family's.
         revision: Branch, tag or commit on the Hub.
+        base_model: The base of an adapter, if it is not the one that the adapter names.
         verify: Score a few pairs with both models in float32, and write nothing if a logit differs by more than
             `TOLERANCE`.
         progress: Show a progress bar on stderr if it takes longer than a second.
@@ -106,6 +112,10 @@ def convert(
     model, out = str(model), Path(out).expanduser().absolute()
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ConfigurationError(f"{out} already exists. Remove it, or name another folder.")
+    named = model
+    model = whole_model(model, revision=revision, base_model=base_model)
+    if model != named and is_classifier(read_config(Path(model), named)):
+        return _copy(model, out, recipe, verify)
     checkpoint = _open(model, recipe, labels, method, revision)
     score_template = template_for(checkpoint, template)
     if score_template is None:
@@ -115,7 +125,7 @@ def convert(
     shards = find_shards(folder, model)
     if faults := faults_of(checkpoint):
         raise ModelError("\n".join(faults))
-    check_disk(out, shards)
+    check_disk(out, shards.bytes)
     layout = layout_of(shards, model)
     head = score_head(shards, layout, checkpoint)
     difference = None
@@ -135,6 +145,24 @@ def convert(
                     f"{TOLERANCE:g} is allowed. Nothing was written. Does {model} change its logits after the output "
                     "embedding?"
                 )
+    return Conversion(folder=out, formula=checkpoint.recipe.formula, bytes=size, difference=difference)
+
+
+def _copy(model: str, out: Path, recipe: str | ModelRecipe | None, verify: bool) -> Conversion:
+    """Copy a merged adapter that has a score head."""
+    folder = Path(model)
+    checkpoint = open_checkpoint(model, recipe=recipe)
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    check_disk(out, sum(file.stat().st_size for file in files))
+    difference = None
+    with whole_or_nothing(out) as part:
+        for file in files:
+            target = part / file.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        if verify:
+            difference = largest_difference(model, str(part), checkpoint, template_for(checkpoint, None))
+    size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     return Conversion(folder=out, formula=checkpoint.recipe.formula, bytes=size, difference=difference)
 
 

@@ -1,21 +1,25 @@
 """The files of a converted checkpoint: weights, config and tokenizer, all or none."""
 
-import json
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from winnow.convert.score_head import Layout
-from winnow.convert.shards import INDEX, Shards, copy_shard
-from winnow.errors import ConfigurationError, ModelError
-from winnow.models import Checkpoint, read_tokenizer, read_tokenizer_config
+from winnow.errors import ModelError
+from winnow.models import (
+    INDEX,
+    Checkpoint,
+    Shards,
+    Tensor,
+    read_tokenizer,
+    read_tokenizer_config,
+    tensors_of,
+    write_json,
+    write_tensors,
+)
 
 # Files of the model's folder that are copied. The weights, config.json, the index and templates are written.
 _COPIED = (
@@ -31,36 +35,6 @@ _COPIED = (
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 # Fields of config.json for the causal model only: another template, its own code, and conversion at load time.
 _DROPPED_FIELDS = ("score_template", "auto_map", "classifier_from_token", "method", "is_original_qwen3_reranker")
-
-
-@contextmanager
-def whole_or_nothing(out: Path) -> Iterator[Path]:
-    """A folder beside `out`. It is renamed to `out` at the end, or removed if there is any error, also by Ctrl-C."""
-    part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        part.replace(out)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError | UnicodeEncodeError):  # JSON may hold half a character, which UTF-8 cannot
-            raise ConfigurationError(f"{out} cannot be written: {error}") from error
-        raise
-
-
-def check_disk(out: Path, shards: Shards) -> None:
-    """Check that the disk has space for the weights.
-
-    Raises:
-        ConfigurationError: The disk is too full.
-    """
-    existing = next(parent for parent in out.parents if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < shards.bytes:
-        raise ConfigurationError(
-            f"{out} needs {shards.bytes / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free there. Make room, or name "
-            "another folder."
-        )
 
 
 def write_weights(part: Path, shards: Shards, layout: Layout, head: npt.NDArray[np.float32], progress: bool) -> int:
@@ -81,13 +55,16 @@ def write_weights(part: Path, shards: Shards, layout: Layout, head: npt.NDArray[
     weight_map["score.weight"] = shards.file_of[layout.heads[0]]
     with tqdm(total=shards.bytes, desc="converting", unit="B", unit_scale=True, disable=not progress, delay=1) as bar:
         for file in shards.files:
-            added = {"score.weight": head} if file == weight_map["score.weight"] else {}
-            size += copy_shard(
-                shards.folder / file, part / file, without=layout.dropped, added=added, progress=bar.update
-            )
+            kept = [one for one in tensors_of(shards.folder / file, shards.model) if one.name not in layout.dropped]
+            added = [_as_tensor("score.weight", head)] if file == weight_map["score.weight"] else []
+            size += write_tensors(part / file, [*added, *kept], bar.update)
     if shards.indexed:
-        _write_json(part / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))})
+        write_json(part / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))})
     return size
+
+
+def _as_tensor(name: str, values: npt.NDArray[np.float32]) -> Tensor:
+    return Tensor(name=name, dtype="F32", shape=values.shape, chunks=lambda: iter([values.astype("<f4").tobytes()]))
 
 
 def write_config(part: Path, checkpoint: Checkpoint, layout: Layout, pad: int | None) -> None:
@@ -101,7 +78,7 @@ def write_config(part: Path, checkpoint: Checkpoint, layout: Layout, pad: int | 
     """
     config = {name: value for name, value in checkpoint.config.items() if name not in _DROPPED_FIELDS}
     label = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "num_labels": 1}
-    _write_json(
+    write_json(
         part / "config.json",
         {
             **config,
@@ -133,7 +110,7 @@ def write_tokenizer(folder: Path, part: Path, pad: str) -> None:
         config["pad_token"] = pad
     # Padding on the right changes neither a causal model's states before it nor absolute positions.
     config["padding_side"] = "right"
-    _write_json(part / _TOKENIZER_CONFIG, config)
+    write_json(part / _TOKENIZER_CONFIG, config)
 
 
 def settle_tokenizer(part: Path, model: str) -> None:
@@ -151,14 +128,10 @@ def settle_tokenizer(part: Path, model: str) -> None:
     if not read_tokenizer(part, model).strays:
         return
     config = read_tokenizer_config(part, model)
-    _write_json(part / _TOKENIZER_CONFIG, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
+    write_json(part / _TOKENIZER_CONFIG, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
     if strays := read_tokenizer(part, model).strays:
         raise ModelError(
             f"transformers does not take the tokenizer.json of {model} as it is, whatever its class is called: texts "
             f"such as {strays[0]!r} get other ids, so the converted model would give other scores there. Score {model} "
             "with Winnow as it is."
         )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

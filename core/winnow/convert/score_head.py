@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from winnow.convert.shards import Shards
 from winnow.errors import ModelError
-from winnow.models import Checkpoint
+from winnow.models import Checkpoint, Shards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,17 +26,17 @@ PAIRS: tuple[tuple[str, tuple[str, ...]], ...] = (
 """Queries with documents of different lengths, so that batches are padded."""
 
 
-def largest_difference(original: str, converted: str, checkpoint: Checkpoint, template: ScoreTemplate) -> float:
+def largest_difference(original: str, converted: str, checkpoint: Checkpoint, template: ScoreTemplate | None) -> float:
     """Largest difference between the logits of a model and of its conversion, which are loaded one after the other.
 
     Args:
         original: Folder of the original.
         converted: Folder of the conversion; its own files say how it is prompted and scored.
         checkpoint: The original, with the recipe that was converted.
-        template: The template that was saved.
+        template: The template that was saved; None for the tokenizer's pair encoding.
     """
     pairs: list[RankRequest] = list(PAIRS)
-    if takes_instruction(checkpoint, template):
+    if template is not None and takes_instruction(checkpoint, template):
         pairs.append((*PAIRS[0], "Find what answers it"))
     before = _logits(original, pairs, recipe=checkpoint.recipe, template=template)
     after = _logits(converted, pairs)

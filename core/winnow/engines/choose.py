@@ -10,7 +10,7 @@ from winnow.engines.registry import EngineRecord, EngineSettings, record_of
 from winnow.engines.settings import EngineConfig, resolve, warn_about_variables
 from winnow.errors import MissingExtraError
 from winnow.locks import import_lock
-from winnow.models import Checkpoint, open_checkpoint
+from winnow.models import Checkpoint, open_checkpoint, with_merged_weights
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ def create_engine(config: EngineConfig, settings: EngineSettings | None = None) 
         return record.make(None, settings)
     warn_about_variables()
     checkpoint = open_checkpoint(config.model, recipe=config.recipe, **settings.of_checkpoint())
+    if record is None or not record.needs_url:  # a server has its weights already
+        checkpoint = with_merged_weights(checkpoint)
     with import_lock:
         return _engine_for(checkpoint, settings, record)
 

@@ -35,6 +35,7 @@ class EngineSettings:
         url: Addresses of servers, if the engine needs some.
         api_key: Key of these servers.
         max_length: Most tokens of a prompt; None for the model's limit.
+        base_model: The base of an adapter; None for the one that it names.
         given: The engine's settings that the user gave, except the length.
         found: Settings that only the environment has, of any engine.
         url_is_unused: Whether the environment has an address, and the engine is chosen among those without.
@@ -46,6 +47,7 @@ class EngineSettings:
     max_length: int | None
     given: Mapping[str, Any] = field(repr=False)
     found: Mapping[str, Any] = field(repr=False)
+    base_model: str | None = None
     url_is_unused: bool = False
 
     @property
@@ -54,7 +56,8 @@ class EngineSettings:
         # The record, not its name: an engine that is registered anew is not the one that runs.
         engine = _RECORDS.get(self.engine, self.engine) if isinstance(self.engine, str) else id(self.engine)
         url = self.url if self.url is None or isinstance(self.url, str) else tuple(self.url)
-        return (engine, url, self.api_key, self.max_length, repr(sorted({**self.found, **self.given}.items())))
+        settings = repr(sorted({**self.found, **self.given}.items()))
+        return (engine, url, self.api_key, self.max_length, self.base_model, settings)
 
     @property
     def device(self) -> str | int | None:
@@ -65,6 +68,7 @@ class EngineSettings:
         """Keywords of `open_checkpoint`."""
         merged = {**self.found, **self.given}
         return {
+            "base_model": self.base_model,
             "trust_remote_code": bool(merged.get("trust_remote_code")),
             **{theirs: merged.get(ours) for ours, theirs in _OF_CHECKPOINT.items()},
         }

@@ -226,6 +226,7 @@ RERANKER_SETTINGS: dict[str, Setting] = {
         Setting("url", TEXT),
         Setting("api_key", TEXT, secret=True),
         Setting("max_length", whole(1)),
+        Setting("base_model", TEXT),
     )
 }
 """Arguments of a reranker that are not in `engine_kwargs`, but have environment variables."""

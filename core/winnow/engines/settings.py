@@ -42,6 +42,8 @@ class EngineConfig(Protocol):
     @property
     def api_key(self) -> str | None: ...  # noqa: D102
     @property
+    def base_model(self) -> str | None: ...  # noqa: D102
+    @property
     def max_length(self) -> int | None: ...  # noqa: D102
     @property
     def device(self) -> str | None: ...  # noqa: D102
@@ -109,6 +111,7 @@ def resolve(config: EngineConfig, environment: Mapping[str, str] | None = None) 
         max_length=max_length,
         given=given,
         found=found,
+        base_model=variable(RERANKER_SETTINGS["base_model"]) if config.base_model is None else config.base_model,
         url_is_unused=engine == AUTO and RERANKER_SETTINGS["url"].variable in environment,
     )
 

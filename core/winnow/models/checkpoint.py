@@ -9,6 +9,7 @@ from typing import Any
 from winnow.errors import ModelError
 from winnow.locks import import_lock
 from winnow.media import Vision
+from winnow.models.adapters import Adapter, find_adapter
 from winnow.models.cross_encoder_head import HeadModule, read_head
 from winnow.models.families import ModelRecipe, recipe_for
 from winnow.models.folder import CrossEncoderFiles, folder_of, read_config, read_cross_encoder_files, read_modules
@@ -41,6 +42,8 @@ class Checkpoint:
             `model_max_length`, as in vLLM (`_get_and_verify_max_len` in vllm/config/model.py); None if neither is set.
         vision: How the model takes images and videos; None for a text model.
         head: The modules that sentence-transformers put after the transformer, if they are the score head.
+        adapter: The adapter that the model is, with its base; None for a whole model. Its weights are not there before
+            `with_merged_weights`.
         user_overrides: The user's `hf_overrides`, completed (`winnow.models.overrides`); they are in `config`, too.
     """
 
@@ -54,6 +57,7 @@ class Checkpoint:
     longest: int | None = None
     vision: Vision | None = None
     head: tuple[HeadModule, ...] = ()
+    adapter: Adapter | None = None
     user_overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -123,8 +127,9 @@ def open_checkpoint(
     token: str | None = None,
     mm_processor_kwargs: Mapping[str, Any] | None = None,
     cache_dir: str | None = None,
+    base_model: str | None = None,
 ) -> Checkpoint:
-    """Read a model's small files from a folder or the Hugging Face Hub.
+    """Read a model's small files from a folder or the Hugging Face Hub; an adapter's, with its base's.
 
     Args:
         model: A local folder, or the name of a repository on the Hub.
@@ -135,14 +140,18 @@ def open_checkpoint(
         token: Access token of the Hub, for private and gated models; by default the environment's HF_TOKEN.
         mm_processor_kwargs: `min_pixels` and `max_pixels`, between which images are resized, instead of the family's.
         cache_dir: Folder for files from the Hub; None for the environment's.
+        base_model: Name or path of an adapter's base, instead of the one that it names.
 
     Raises:
         ModelError: The model is not found or is not a reranker, or a file is missing or damaged. The message says
-            which.
+            which. Or it is an adapter that Winnow does not merge.
         TemplateError: Its `score_template` cannot be read, or its chat template exceeds the limits for templates that
             come with a model.
     """
     folder = folder_of(model, revision, token, cache_dir)
+    adapter = find_adapter(folder, model, base_model=base_model, revision=revision, token=token, cache_dir=cache_dir)
+    if adapter is not None:
+        folder = adapter.small_files()
     cross_encoder = read_cross_encoder_files(folder)
     with import_lock:
         checkpoint = _without_template(
@@ -167,7 +176,38 @@ def open_checkpoint(
                 cross_encoder.prompt,
                 model,
             )
-    return replace(checkpoint, template=template)
+    return replace(checkpoint, template=template, adapter=adapter)
+
+
+def with_merged_weights(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint of the model that an adapter and its base make; a whole model's as it is.
+
+    They are merged now unless they were before.
+
+    Raises:
+        ModelError: The adapter does not fit its base, or a file is missing or damaged.
+        ConfigurationError: The merged model cannot be written.
+    """
+    if checkpoint.adapter is None:
+        return checkpoint
+    folder = checkpoint.adapter.merged()
+    return replace(checkpoint, model=str(folder), folder=folder)
+
+
+def whole_model(model: str, *, revision: str | None = None, base_model: str | None = None) -> str:
+    """The folder of the model that an adapter and its base make, merged now unless they were before; else `model`.
+
+    Args:
+        model: A local folder, or the name of a repository on the Hub.
+        revision: Branch, tag or commit on the Hub.
+        base_model: As for `open_checkpoint`.
+
+    Raises:
+        ModelError: As for `open_checkpoint` and `with_merged_weights`.
+        ConfigurationError: The merged model cannot be written.
+    """
+    adapter = find_adapter(folder_of(model, revision), model, base_model=base_model, revision=revision)
+    return model if adapter is None else str(adapter.merged())
 
 
 def _without_template(

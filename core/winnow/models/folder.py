@@ -9,7 +9,6 @@ from typing import Any
 from winnow.errors import ModelError
 from winnow.models.hub import download, uses_modelscope
 from winnow.models.json_fields import (
-    ADAPTER,
     MODULE,
     MODULE_CONFIG,
     PROCESSING,
@@ -22,8 +21,8 @@ from winnow.models.json_fields import (
 )
 from winnow.models.named_files import path_inside
 
-_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
-_WEIGHT_FILES = ["model*.safetensors", "*/model.safetensors", "LICENSE*"]  # in folders: modules of modules.json
+SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
+WEIGHT_FILES = ["model*.safetensors", "*/model.safetensors", "LICENSE*"]  # in folders: modules of modules.json
 _OLD_WEIGHT_FILES = ["pytorch_model*.bin"]
 _DEEPEST = 100  # levels of JSON
 
@@ -32,14 +31,13 @@ def folder_of(model: str, revision: str | None, token: str | None = None, cache_
     """The local folder of a model, its small files downloaded if it is on a hub.
 
     Raises:
-        ModelError: There is no such folder or repository, there is no network, or it holds an adapter or GGUF files.
+        ModelError: There is no such folder or repository, there is no network, or it holds GGUF files.
     """
     if str(model).lower().endswith(".gguf"):
         raise _gguf(model)
     folder = _found(model, revision, token, cache_dir)
     if _has_only_gguf(folder, model):
         raise _gguf(model)
-    _refuse_adapter(folder, model)
     return folder
 
 
@@ -49,7 +47,7 @@ def _found(model: str, revision: str | None, token: str | None, cache_dir: str |
         return folder
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ModelError(f"The model folder {model} does not exist.")
-    return download(model, _SMALL_FILES, revision=revision, token=token, cache_dir=cache_dir)
+    return download(model, SMALL_FILES, revision=revision, token=token, cache_dir=cache_dir)
 
 
 def folder_with_weights(
@@ -64,7 +62,7 @@ def folder_with_weights(
     if not Path(model).expanduser().is_dir():
         # The name of a folder from the Hugging Face Hub is the commit of the small files that were downloaded.
         commit = revision if uses_modelscope() else folder.name
-        for patterns in (_WEIGHT_FILES, _OLD_WEIGHT_FILES):
+        for patterns in (WEIGHT_FILES, _OLD_WEIGHT_FILES):
             download(model, patterns, revision=commit, token=token, cache_dir=cache_dir)
             if any(folder.glob("*.safetensors")):
                 break
@@ -81,28 +79,6 @@ def _gguf(model: str) -> ModelError:
     return ModelError(
         f"{model} is in llama.cpp's format GGUF, which Winnow does not run: give the model that it was made from "
         "(base_model on its page on the Hub), with engine_kwargs={'quantization': 'fp8'} if memory is short."
-    )
-
-
-def _refuse_adapter(folder: Path, model: str) -> None:
-    """Refuse a folder with a LoRA adapter of peft: engines would load the base model and score without the adapter.
-
-    Raises:
-        ModelError: There is one. The message names its base, and says how to merge the two.
-    """
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        return
-    adapter = read_json(path, model, ADAPTER)
-    kind = "SequenceClassification" if adapter.get("task_type") == "SEQ_CLS" else "CausalLM"
-    merged = (
-        " If its weights are merged already, remove adapter_config.json." if (folder / "config.json").is_file() else ""
-    )
-    raise ModelError(
-        f"{model} holds an adapter ({path.name}) of {adapter.get('base_model_name_or_path') or 'a base model'}, and "
-        f"Winnow does not apply adapters. Merge it and use FOLDER: peft.AutoPeftModelFor{kind}"
-        f".from_pretrained({model!r}).merge_and_unload().save_pretrained(FOLDER), and save the tokenizer there, too."
-        f"{merged}"
     )
 
 

@@ -54,6 +54,10 @@ _NAMES = Kind(
 )
 
 
+def _are_all(value: Any, kind: Kind) -> bool:
+    return _OBJECT.fits(value) and all(map(kind.fits, value.values()))
+
+
 def _left_out(reason: str) -> Kind:
     return Kind(f"left out, since {reason}", lambda value: False)  # noqa: ARG005
 
@@ -125,7 +129,15 @@ MODULE_CONFIG: Fields = {
 }
 """config.json in the folder of a module."""
 
-ADAPTER: Fields = {"base_model_name_or_path": _TEXT, "task_type": _TEXT}
+ADAPTER: Fields = {
+    **dict.fromkeys(("base_model_name_or_path", "revision", "peft_type", "task_type", "bias"), _TEXT),
+    **dict.fromkeys(("use_rslora", "fan_in_fan_out", "ensure_weight_tying"), _FLAG),
+    "r": _COUNT,
+    "lora_alpha": _NUMBER,
+    "rank_pattern": Kind("an object of whole numbers above 0", lambda value: _are_all(value, _COUNT)),
+    "alpha_pattern": Kind("an object of numbers", lambda value: _are_all(value, _NUMBER)),
+    "init_lora_weights": Kind("a text, or true or false", lambda value: isinstance(value, str | bool)),
+}
 """adapter_config.json"""
 
 IMAGES: Fields = {"size": _OBJECT}

@@ -5,7 +5,8 @@ from typing import Any
 
 from winnow.errors import ModelError
 from winnow.models.checkpoint import Checkpoint
-from winnow.models.weights import config_class, shapes_of, ties_embeddings
+from winnow.models.config_class import config_class, ties_embeddings
+from winnow.models.weight_files import shapes_of
 
 # Fields of config.json that change the logits after the output embedding, and the value with which they do not.
 _FIELDS = {"final_logit_softcapping": None, "logit_scale": 1, "logits_scaling": 1, "lm_head_multiplier": 1}

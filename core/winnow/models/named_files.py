@@ -54,7 +54,7 @@ def _parts(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]
 
 
-def refuse_links_out(folder: Path, model: str) -> None:
+def refuse_links_out(folder: Path, model: str, below: str = "") -> None:
     """Refuse to copy a folder in which a file is a link to a place outside.
 
     Files of the Hugging Face Hub's cache are links to its blobs, which belong to the folder.
@@ -62,13 +62,14 @@ def refuse_links_out(folder: Path, model: str) -> None:
     Args:
         folder: The model's folder.
         model: Its name, for the error.
+        below: The folder in it whose files are checked, instead of its own.
 
     Raises:
         ModelError: There is such a link. The message names it.
     """
     real = folder.resolve()
     homes = [real, *_blobs_of(real)]
-    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+    for file in sorted(file for file in (folder / below).iterdir() if file.is_file()):
         target = file.resolve()
         if not any(target.is_relative_to(home) for home in homes):
             raise ModelError(

@@ -4,27 +4,16 @@ Only headers are read (names and shapes), in milliseconds. The engines' own erro
 error for a missing output embedding: it scores with uninitialised memory (vLLM, models/adapters.py).
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from winnow.errors import ModelError
 from winnow.models.checkpoint import Checkpoint
+from winnow.models.config_class import config_class, ties_embeddings
 from winnow.models.families import label_count
-from winnow.models.folder import read_json
-from winnow.models.json_fields import INDEX_FIELDS
-from winnow.models.named_files import file_in
+from winnow.models.weight_files import Shapes, check_folder, is_embedding, is_of_head, read_index, shapes_of
 
-INDEX = "model.safetensors.index.json"
 _OLD_INDEX = "pytorch_model.bin.index.json"
-# What models call their input embedding: the module before "weight".
-_EMBEDDINGS = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte", "embed_in")
-# What they call their score head (`*ForSequenceClassification` in transformers): a module of any depth.
-_HEADS = {"score", "classifier", "classification_head", "logits_proj", "sequence_summary"}
-
-Shapes = Mapping[str, tuple[int, ...] | None]
-"""Shapes of tensors by name; None where only the index is there."""
 
 
 def check_weights(checkpoint: Checkpoint, *, required: bool = True) -> None:
@@ -52,50 +41,6 @@ def check_files(checkpoint: Checkpoint, *, required: bool = True) -> None:
         check_folder(checkpoint.folder, checkpoint.model)
 
 
-def check_folder(folder: Path, model: str) -> None:
-    """Check that the weight files of a folder are whole: headers and lengths.
-
-    Args:
-        folder: The folder.
-        model: Name or path, as the user gave it.
-
-    Raises:
-        ModelError: A file is missing or damaged. The message names it.
-    """
-    files = {*folder.glob("*.safetensors"), *(folder / name for name in read_index(folder, model).values())}
-    if not files and not any(folder.glob("*.bin")):
-        raise ModelError(f"{model} has no weights: there is no model.safetensors in {folder}. Download it again.")
-    for file in sorted(files):
-        if not file.is_file():
-            raise ModelError(f"{file} is missing, though {INDEX} names it. Download the model again.")
-        read_header(file, model)
-
-
-def read_index(folder: Path, model: str, name: str = INDEX) -> dict[str, str]:
-    """The file of each tensor, by the tensor's name, as the index of the weights says; empty if there is no index.
-
-    Args:
-        folder: The folder.
-        model: Name or path, as the user gave it.
-        name: Name of the index.
-
-    Raises:
-        ModelError: The index is damaged, or names what is no file of weights in the folder.
-    """
-    path = folder / name
-    if not path.is_file():
-        return {}
-    named: dict[str, str] = read_json(path, model, INDEX_FIELDS).get("weight_map") or {}
-    if not named:
-        raise ModelError(f"{path} of {model}: weight_map names no files. Download it again.")
-    source = f"{path} of {model}: weight_map"
-    for file in named.values():
-        if name == INDEX and file_in(folder, file, source).suffix != ".safetensors":
-            raise ModelError(f"{source} names {file!r}, which is no safetensors file. Download it again.")
-        file_in(folder, file, source)
-    return named
-
-
 def faults_of(checkpoint: Checkpoint, ids: Iterable[int] = ()) -> list[str]:
     """How config.json, recipe and tokenizer disagree with the weights; empty if there are no local weights.
 
@@ -104,7 +49,7 @@ def faults_of(checkpoint: Checkpoint, ids: Iterable[int] = ()) -> list[str]:
         ids: Token ids of a prompt, which are checked in addition to the largest id that a caller's text can have.
     """
     shapes = shapes_of(checkpoint.folder, checkpoint.model)
-    embeddings = {name: shape for name, shape in shapes.items() if _is_embedding(name)}
+    embeddings = {name: shape for name, shape in shapes.items() if is_embedding(name)}
     if not embeddings:
         return []
     for name, shape in shapes.items():
@@ -125,11 +70,6 @@ def untied_without_head(model: str) -> str:
         "numbers. If the model was trained with one embedding for both, set tie_word_embeddings to true in config.json "
         "(or pass engine_kwargs={'hf_overrides': {'tie_word_embeddings': True}}); otherwise download it again."
     )
-
-
-def _is_embedding(name: str) -> bool:
-    *_, module, last = ["", *name.split(".")]
-    return last == "weight" and module in _EMBEDDINGS
 
 
 def _faults_of_labels(checkpoint: Checkpoint, shapes: Shapes, embeddings: Shapes) -> Iterator[str]:
@@ -157,7 +97,7 @@ def _faults_of_head(checkpoint: Checkpoint, shapes: Shapes) -> Iterator[str]:
         config_class(checkpoint.config) is None and not checkpoint.recipe.local_code
     ):
         return  # a model with code of its own may call its head anything
-    heads = {name: shape for name, shape in shapes.items() if not _HEADS.isdisjoint(name.split("."))}
+    heads = {name: shape for name, shape in shapes.items() if is_of_head(name)}
     if not heads:
         yield (
             f"config.json of {checkpoint.model} says {architecture}, but there is no score head in the weights: scores "
@@ -190,77 +130,3 @@ def _faults_of_rows(checkpoint: Checkpoint, embeddings: Shapes, largest: int) ->
             f"A prompt can hold token {largest} of the tokenizer of {checkpoint.model}, but {name} has {rows[name]} "
             "rows: the tokenizer does not belong to the model. Take the one that it was trained with."
         )
-
-
-def ties_embeddings(config: Mapping[str, Any]) -> bool | None:
-    """Whether input and output embedding are tied; None if that is not known.
-
-    Args:
-        config: The contents of config.json.
-    """
-    parts = [config, config.get("text_config") or {}]
-    said = [part["tie_word_embeddings"] for part in parts if part.get("tie_word_embeddings") is not None]
-    if said:
-        return all(said)
-    kind = config_class(config)
-    found: bool | None = None if kind is None else getattr(kind(), "tie_word_embeddings", None)
-    return found
-
-
-def config_class(config: Mapping[str, Any]) -> Any:
-    """The configuration class of transformers; None for a model that only its own code knows.
-
-    Args:
-        config: The contents of config.json.
-    """
-    from transformers import CONFIG_MAPPING
-
-    model_type = str(config.get("model_type"))
-    # Not `get`, which asks the empty dictionary below this lazy one.
-    return CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None  # noqa: SIM401
-
-
-def shapes_of(folder: Path, model: str) -> Shapes:
-    """The tensors of the safetensors files in a folder, as far as they or their index are there.
-
-    Args:
-        folder: The folder.
-        model: Name or path, as the user gave it.
-    """
-    whole = folder / "model.safetensors"
-    named = read_index(folder, model)
-    if whole.is_file():  # transformers takes that file first
-        return shapes_in(whole, model)
-    shapes: dict[str, tuple[int, ...] | None] = dict.fromkeys(named)
-    for file in sorted(set(named.values())):
-        if (folder / file).is_file():
-            shapes |= shapes_in(folder / file, model)
-    return shapes
-
-
-def shapes_in(file: Path, model: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in a safetensors file, by name.
-
-    Raises:
-        ModelError: The file is damaged.
-    """
-    header, _ = read_header(file, model)
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-
-
-def read_header(file: Path, model: str) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and where the tensors' bytes begin.
-
-    Raises:
-        ModelError: The file is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy"):  # checks all of the header, and that the tensors fill the file
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file} of {model} is damaged or cut short: {error}. Download it again.") from error
-    with file.open("rb") as reader:
-        length = int.from_bytes(reader.read(8), "little")
-        return json.loads(reader.read(length)), 8 + length

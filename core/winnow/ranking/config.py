@@ -35,6 +35,7 @@ _NOT_PLAIN = ("engine", "template", "fallback")
 # Types of settings that are plain data, and their names in messages. None means the default, except for the model.
 _TYPES: Mapping[str, tuple[Any, str]] = {
     "model": (str, "a folder, or a name on the Hugging Face Hub"),
+    "base_model": (str, "a folder, or a name on the Hugging Face Hub"),
     "url": (str | list, "a text, or a list of texts"),
     "api_key": (str, "a text"),
     "recipe": (str | ModelRecipe, "the name of a family, a ModelRecipe, or a mapping of its fields"),
@@ -66,12 +67,14 @@ class RerankerConfig:
     is written to JSON or pickled is equal when it is read back. A `recipe` and a `calibration` may be given as a
     mapping.
 
-    What is left out of `engine`, `url`, `api_key`, `max_length`, `device`, `cache_dir` and `engine_kwargs` is looked
-    for in the environment (`WINNOW_ENGINE`, `WINNOW_DTYPE`, ...: docs/settings.md) when a reranker is made. It is never
-    stored here.
+    What is left out of `base_model`, `engine`, `url`, `api_key`, `max_length`, `device`, `cache_dir` and
+    `engine_kwargs` is looked for in the environment (`WINNOW_ENGINE`, `WINNOW_DTYPE`, ...: docs/settings.md) when a
+    reranker is made. It is never stored here.
 
     Args:
-        model: A folder, or a name on the Hugging Face Hub.
+        model: A folder, or a name on the Hugging Face Hub; of a reranker, or of a LoRA adapter, see
+            docs/models.md#adapters.
+        base_model: The base of an adapter, if it is not the one that the adapter names: a folder, or a name on the Hub.
         engine: "auto" (vLLM if it runs here, else transformers; the log says which and why), "vllm" (in this process),
             "server" (vLLM servers at `url`), "transformers", "fake" (no model, for tests), or an `Engine`.
         url: Address of a vLLM server, or a list of several that serve the same model, for `engine="server"`;
@@ -123,6 +126,7 @@ class RerankerConfig:
     """
 
     model: str = field(kw_only=False)
+    base_model: str | None = None
     engine: str | Engine = "auto"
     url: str | Sequence[str] | None = None
     api_key: str | None = field(default=None, repr=False)

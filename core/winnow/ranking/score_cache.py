@@ -230,6 +230,8 @@ def fingerprint(engine: Engine, settings: EngineSettings) -> bytes:
         "config": checkpoint.config,
         "recipe": repr(checkpoint.recipe),
     }
+    if checkpoint.adapter is not None:
+        parts["files"] = checkpoint.adapter.key  # of the adapter and its base, whichever of the two a folder holds
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).digest()
 
 

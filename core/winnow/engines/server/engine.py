@@ -242,6 +242,8 @@ def serve_command(checkpoint: Checkpoint, max_length: int | None = None) -> str:
         max_length: Most tokens of a prompt; None for the model's limit.
     """
     words = ["vllm", "serve", checkpoint.model, "--runner", "pooling"]
+    if checkpoint.adapter is not None:  # vLLM loads what it was merged into, and serves it under its own name
+        words[2:3] = [str(checkpoint.adapter.place), "--served-model-name", checkpoint.model]
     if overrides := checkpoint.vllm_overrides:
         words += ["--hf-overrides", json.dumps(overrides, ensure_ascii=False)]
     words += ["--max-model-len", str(max_length or checkpoint.max_length)]

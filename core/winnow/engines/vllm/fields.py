@@ -99,8 +99,8 @@ def check_fields(engine_kwargs: Mapping[str, Any]) -> None:
     check_keywords("engine_kwargs", engine_kwargs, [*annotations])
     if engine_kwargs.get("enable_lora"):
         raise ConfigurationError(
-            "enable_lora: Winnow does not apply adapters, so scores would be the base model's. Merge the adapter (with "
-            "peft's merge_and_unload), save the result with its tokenizer, and name that folder as the model."
+            "enable_lora: vLLM would score without an adapter. Name the adapter as the model, and Winnow merges it "
+            "into its base (docs/models.md#adapters)."
         )
     for name, value in engine_kwargs.items():
         annotation: Any = annotations[name]

@@ -52,7 +52,9 @@ class WinnowRanker:
     ```
 
     Args:
-        model: A folder, or a name on the Hugging Face Hub.
+        model: A folder, or a name on the Hugging Face Hub; of a reranker, or of a LoRA adapter, see
+            docs/models.md#adapters.
+        base_model: The base of an adapter, if it is not the one that the adapter names: a folder, or a name on the Hub.
         top_k: How many documents to return; None for all.
         query_prefix: Put before the query. Models with a template of their own need none of the four.
         query_suffix: Put after the query.
@@ -122,6 +124,7 @@ class WinnowRanker:
         self,
         model: str | os.PathLike[str],
         *,
+        base_model: str | os.PathLike[str] | None = None,
         top_k: int | None = 10,
         query_prefix: str = "",
         query_suffix: str = "",
@@ -172,6 +175,7 @@ class WinnowRanker:
         self.scale_score = checked_flag("scale_score", scale_score)
         self.calibration = calibration
         self.score_threshold = checked_threshold(score_threshold)
+        self.base_model = base_model
         self.max_length = max_length
         self.max_query_tokens = max_query_tokens
         self.max_document_tokens = max_document_tokens
