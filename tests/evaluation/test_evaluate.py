@@ -154,7 +154,9 @@ def test_a_result_as_dataframe_and_as_json(fake: Reranker) -> None:
     assert as_json["comparisons"][0]["p_value"] == found.comparisons[0].p_value
     assert [(one.query, one.before < one.after) for one in found.winners()] == [("china", True), ("food", True)]
     assert found.losers() == []
-    assert [one.query for one in found.winners(1)] == ["china"]
+    assert [one.query for one in found.winners(1, metric="RR@10", against="run")] == ["china"]
+    with pytest.raises(ValueError, match=r"metric must be one of 'nDCG@10', 'RR@10', but got 'MAP'"):
+        found.winners(metric="MAP")
 
 
 def test_against_a_run_a_reranker_and_an_evaluation(fake: Reranker, tmp_path: Path) -> None:

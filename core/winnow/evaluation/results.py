@@ -107,9 +107,13 @@ class Evaluation:
         Args:
             metric: A metric of this evaluation; None for the first one.
             against: Name of the run that it is compared with; None for the run's own order.
+
+        Raises:
+            ValueError: There is no such metric, or no such run.
         """
-        other = self.others[0] if against is None else next(one for one in self.others if one.run.name == against)
-        name = self.metrics[0] if metric is None else metric
+        others = {one.run.name: one for one in self.others}
+        name = _one_of(self.metrics, metric, "metric")
+        other = others[_one_of(list(others), against, "against")]
         before, after = other.metrics.per_query[name], self.reranked.metrics.per_query[name]
         changes = [QueryChange(query, text, before[query], after[query]) for query, text in self.queries.items()]
         return sorted(changes, key=lambda change: change.difference)
@@ -177,3 +181,10 @@ class Evaluation:
             "windowed": costs.windowed,
             "failed": len(costs.failed),
         }
+
+
+def _one_of(names: Sequence[str], name: str | None, what: str) -> str:
+    """The name, or the first one for None."""
+    if name is not None and name not in names:
+        raise ValueError(f"{what} must be one of {', '.join(map(repr, names))}, but got {name!r}")
+    return names[0] if name is None else name
