@@ -46,7 +46,7 @@ from rich.progress import track
 import demo_model
 from training.gather import gather
 from training.groups import Floats, make_groups
-from training.questions import digest, first_sentence, write_questions
+from training.questions import digest, is_usable, write_questions
 
 HELD_OUT = 0.06  # share of the passages that the development groups are made of
 
@@ -116,10 +116,11 @@ def queries_of(passages: Sequence[dict[str, Any]], questions: Path) -> list[tupl
     queries = [(index, style, query) for index, passage in enumerate(passages) for style, query in passage["queries"]]
     if questions.exists():
         places = {digest(passage["text"]): index for index, passage in enumerate(passages)}
-        for line in read_lines(questions):
-            query, place = first_sentence(line["query"]), places.get(line["passage"])
-            if query and place is not None:
-                queries.append((place, "generated", query))
+        queries += [
+            (places[line["passage"]], "generated", line["query"])
+            for line in read_lines(questions)
+            if line["passage"] in places and is_usable(line["query"])
+        ]
     return queries
 
 

@@ -1,4 +1,4 @@
-"""Queries that a language model writes from passages: questions, claims, requests."""
+"""Questions that a language model writes from passages."""
 
 import json
 import re
@@ -9,36 +9,17 @@ from typing import Any
 
 from rich.progress import track
 
-# What the model is asked to write, with examples; the passage's kind says which of them.
-_DANUBE = "The Danube is the second-longest river in Europe. It flows through ten countries and ends in the Black Sea."
-_LEAVES = (
-    "Photosynthesis turns light into chemical energy. Plants take in carbon dioxide and water, and give off oxygen."
-)
-_JQ = "jq: a command-line processor that slices, filters and maps JSON data with a small query language."
-_DROPOUT = "Dropout: During training, randomly zeroes some of the elements of the input tensor with probability p."
-_TASKS: dict[str, tuple[str, dict[str, str]]] = {
-    "question": (
-        "Write one short question that this text answers.",
-        {
-            _DANUBE: "How many countries does the Danube flow through?",
-            _JQ: "How can I filter JSON data on the command line?",
-            _LEAVES: "What do plants give off when they turn light into energy?",
-        },
+# A small model writes questions well, and claims and requests badly: it repeats the text, or invents.
+_ASK = "Write one short question that this text answers."
+_EXAMPLES = {
+    "The Danube is the second-longest river in Europe. It flows through ten countries and ends in the Black Sea.": (
+        "How many countries does the Danube flow through?"
     ),
-    "claim": (
-        "Write one short statement of fact that this text supports, in other words.",
-        {
-            _DANUBE: "Only one European river is longer than the Danube.",
-            _LEAVES: "Plants release oxygen as they use the energy of light.",
-            _JQ: "JSON can be filtered from a shell without a programming language.",
-        },
+    "jq: a command-line processor that slices, filters and maps JSON data with a small query language.": (
+        "How can I filter JSON data on the command line?"
     ),
-    "request": (
-        "Write one sentence of a person who needs this, without its name.",
-        {
-            _JQ: "We get large JSON files every night and have to pick a few fields out of them in a shell script.",
-            _DROPOUT: "My neural network learns the training images by heart, and I want to regularise it.",
-        },
+    "Photosynthesis turns light into chemical energy. Plants take in carbon dioxide and water, and give off oxygen.": (
+        "What do plants give off when they turn light into energy?"
     ),
 }
 
@@ -48,15 +29,8 @@ def digest(text: str) -> str:
     return sha256(text.encode()).hexdigest()[:16]
 
 
-def task_of(passage: dict[str, Any]) -> str:
-    """What to write of a passage: requests of tools, questions or claims of others."""
-    if passage["kind"] in ("package", "api"):
-        return "request"
-    return "claim" if int(digest(passage["text"]), 16) % 2 else "question"
-
-
 def write_questions(passages: Sequence[dict[str, Any]], file: Path, writer: str, seed: int) -> None:
-    """Append a query for each passage to `file`, but for those that it has.
+    """Append a question about each passage to `file`, but for those that it has.
 
     Args:
         passages: Records of passages.jsonl.
@@ -83,7 +57,7 @@ def write_questions(passages: Sequence[dict[str, Any]], file: Path, writer: str,
         seed=seed,
     )
     # The seed is the engine's: vLLM 0.32 on a CPU fails on a seed of a request.
-    sampling = SamplingParams(temperature=0.6, top_p=0.9, max_tokens=40, stop=["\n"])
+    sampling = SamplingParams(temperature=0.5, max_tokens=32, stop=["\n", "?"], include_stop_str_in_output=True)
     for start in track(range(0, len(todo), 256), "Writing questions"):
         part = todo[start : start + 256]
         answers = model.chat([_chat(passage) for passage in part], sampling, use_tqdm=False)
@@ -94,16 +68,15 @@ def write_questions(passages: Sequence[dict[str, Any]], file: Path, writer: str,
 
 
 def _chat(passage: dict[str, Any]) -> list[Any]:
-    ask, examples = _TASKS[task_of(passage)]
-    chat = []
-    for text, query in examples.items():
-        chat += [{"role": "user", "content": f"{ask}\n\n{text}"}, {"role": "assistant", "content": query}]
-    return [*chat, {"role": "user", "content": f"{ask}\n\n{' '.join(passage['text'].split()[:80])}"}]
+    chat = [
+        {"role": role, "content": content}
+        for text, question in _EXAMPLES.items()
+        for role, content in (("user", f"{_ASK}\n\n{text}"), ("assistant", question))
+    ]
+    return [*chat, {"role": "user", "content": f"{_ASK}\n\n{' '.join(passage['text'].split()[:80])}"}]
 
 
-def first_sentence(answer: str) -> str | None:
-    """The first sentence of a model's answer; None if it cannot stand alone."""
-    sentence = re.split(r"(?<=[.?!])\s", answer)[0]
-    if not sentence.endswith((".", "?")) or not 4 <= len(sentence.split()) <= 35:
-        return None
-    return None if re.search(r"\b(?:this|the) (?:text|passage|statement)\b|\bAI\b", sentence) else sentence
+def is_usable(question: str) -> bool:
+    """Whether a model's answer is a question that can stand alone."""
+    about_itself = re.search(r"\b(?:this|the|these) (?:text|passage|statement|sentence|question)s?\b", question)
+    return question.endswith("?") and 4 <= len(question.split()) <= 30 and not about_itself
