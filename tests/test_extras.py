@@ -151,6 +151,7 @@ def test_the_public_names() -> None:
     assert winnow.__all__ == sorted(winnow.__all__)
     assert set(winnow.__all__) == {
         "Calibration",
+        "CallLimits",
         "ConfigurationError",
         "Document",
         "DocumentError",

@@ -158,6 +158,7 @@ def test_no_documents_touch_no_engine(run: Run) -> None:
         "failed": {},
         "reused": 0,
         "cache_hits": 0,
+        "usage_tokens": 0,
         "query_truncated": False,
         "elapsed_ms": 0.0,
         "fallback": None,

@@ -376,6 +376,7 @@ def test_a_child_span_says_what_the_run_cost(tracer: SpyTracer, native: bool) ->
     assert span.parent.tags["haystack.component.name"] == "ranker"
     assert span.tags.pop("winnow.elapsed_ms") > 0
     assert span.tags.pop("winnow.prompt_tokens") > 100
+    assert span.tags.pop("winnow.usage_tokens") > 100
     assert span.tags == {
         "winnow.model": "fake",
         "winnow.engine": "fake",
