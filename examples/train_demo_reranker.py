@@ -13,6 +13,7 @@ document per second, the cross encoder from some 40. Interrupt it when you like:
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -41,6 +42,7 @@ DROP_INSTRUCTION = 0.2  # how often the prompt has the template's own instructio
 WARM_UP = 500  # pairs in which the learning rate rises
 DECAY = 0.3  # share of all pairs, the last ones, in which it falls
 CALIBRATION = 0.3  # weight of the loss that looks at each document alone
+MARGINS = 0.1  # weight of the loss that looks at all differences between documents
 
 
 class StudentName(StrEnum):
@@ -97,13 +99,17 @@ def read_groups(file: Path) -> list[Group]:
 def loss_of(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """The loss of a group: how far the student's order is from the teacher's, and its scores from the teacher's.
 
+    The first part is mostly about the best document. The variance is the mean square of how far the differences between
+    documents are from the teacher's, which says of all others what is better than what.
+
     Args:
         logits: The student's, shape (documents,).
         teacher: The teacher's, of the same shape.
     """
     order = functional.kl_div(logits.log_softmax(0), teacher.softmax(0), reduction="sum")
     each = functional.binary_cross_entropy_with_logits(logits, teacher.sigmoid())
-    return order + CALIBRATION * each
+    margins = (logits - teacher.clamp(min=-4)).var()  # how bad a bad document is does not matter
+    return order + CALIBRATION * each + MARGINS * margins
 
 
 def quality(student: Student, groups: Sequence[Group]) -> dict[str, float]:
@@ -111,9 +117,10 @@ def quality(student: Student, groups: Sequence[Group]) -> dict[str, float]:
 
     Returns:
         Mean nDCG with the teacher's probabilities as gains, the share of groups whose best document is a relevant one,
-        and the share of judged documents whose score is on the right side of 0.5.
+        the share of judged documents whose score is on the right side of 0.5, and the share of pairs of documents that
+        the student has in the teacher's order.
     """
-    gains, best, right = [], [], []
+    gains, best, right, agree = [], [], [], []
     with torch.inference_mode():
         for group in groups:
             prompts = student.prompts(group.query, group.documents, group.instruction, DOCUMENT_TOKENS[-1])
@@ -123,11 +130,16 @@ def quality(student: Student, groups: Sequence[Group]) -> dict[str, float]:
             discount = 1 / torch.arange(2, len(scores) + 2).log2()
             ideal = (gain.sort(descending=True).values * discount).sum()
             gains.append(float((gain[by_score] * discount).sum() / ideal))
+            agree += [
+                scores[one] > scores[other]
+                for one, other in itertools.permutations(range(len(scores)), 2)
+                if group.teacher[one] > group.teacher[other] + 0.5
+            ]
             best.append(group.relevant[by_score[0]] is not False)
             right += [
                 (score > 0) is fact for score, fact in zip(scores, group.relevant, strict=True) if fact is not None
             ]
-    return {"ndcg": _mean(gains), "best": _mean(best), "right": _mean(right)}
+    return {"ndcg": _mean(gains), "best": _mean(best), "right": _mean(right), "agree": _mean(agree)}
 
 
 class Training:
