@@ -97,8 +97,9 @@ def choose(scores: Floats, relevant: Flags, groups: Groups, wanted: Wanted, valu
     thresholds: list[Floats] = []
     precisions: list[Floats] = []
     recalls: list[Floats] = []
-    for _ in range(0, _RESAMPLES, curve.at_once):
-        drawn = random.multinomial(curve.queries, np.full(curve.queries, 1 / curve.queries), curve.at_once)
+    for done in range(0, _RESAMPLES, curve.at_once):
+        rows = min(curve.at_once, _RESAMPLES - done)
+        drawn = random.multinomial(curve.queries, np.full(curve.queries, 1 / curve.queries), rows)
         places = curve.places(drawn, wanted, value)
         thresholds.append(np.where(places < 0, 1.0, curve.cuts[places]))
         for kept, found in zip((precisions, recalls), curve.at_cuts(drawn), strict=True):
@@ -122,7 +123,7 @@ class _Curve:
     Attributes:
         cuts: The scores, without repeats, highest first: the pairs of this score are the last that pass.
         queries: How many queries there are.
-        at_once: How many rows fit into memory.
+        at_once: How many rows to handle at once, so that they fit into memory.
     """
 
     def __init__(self, scores: Floats, relevant: Flags, groups: Groups):

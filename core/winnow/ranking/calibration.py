@@ -28,7 +28,7 @@ _LARGEST_LOGIT = 3.4028234663852886e38
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """A curve that makes probabilities of logits, and what it was fitted on. It never turns the order of two documents.
+    """A curve that makes probabilities of logits, and what it was fitted on. It never reverses two documents.
 
     Attributes:
         method: "platt": sigmoid(slope · logit + intercept). "isotonic": straight lines between `knots`, level outside.
