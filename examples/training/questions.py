@@ -79,4 +79,4 @@ def _chat(passage: dict[str, Any]) -> list[Any]:
 def is_usable(question: str) -> bool:
     """Whether a model's answer is a question that can stand alone."""
     about_itself = re.search(r"\b(?:this|the|these) (?:text|passage|statement|sentence|question)s?\b", question)
-    return question.endswith("?") and 4 <= len(question.split()) <= 30 and not about_itself
+    return question.endswith("?") and 3 <= len(question.split()) <= 30 and not about_itself

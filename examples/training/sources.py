@@ -89,7 +89,7 @@ SOURCES = (
 _IMPORTED_AS = {"scikit-learn": "sklearn", "sentence-transformers": "sentence_transformers"}
 _FREE = re.compile(
     r"\b(?:L?GPL|GNU (?:Lesser |Library )?General Public|GFDL|FDL|GNU Free Documentation|Apache|BSD|MIT|Expat|PSF|"
-    r"Python|CC0|CC-BY(?:-SA)?|Creative Commons Attribution|Artistic|public[ -]domain|PostgreSQL|WordNet|Princeton|"
+    r"CC0|CC-BY(?:-SA)?|Creative Commons Attribution|Artistic|public[ -]domain|PostgreSQL|WordNet|"
     r"Permission is granted to copy and distribute modified versions)\b[\w.+-]*",
     re.IGNORECASE,
 )
@@ -130,9 +130,8 @@ def licences(source: Source, folder: Path) -> list[str]:
         return [source.licence]
     if source.library:
         about = metadata.metadata(source.name)
-        text = "\n".join(
-            line for name in ("License-Expression", "Classifier", "License") for line in about.get_all(name, [])
-        )[:2000]
+        lines = [line for name in ("License-Expression", "License", "Classifier") for line in about.get_all(name, [])]
+        text = "\n".join(line[:200] for line in lines if not line.startswith("Programming Language"))
     else:
         text = "\n".join(file.read_text(errors="replace") for file in sorted(folder.glob("usr/share/doc/*/copyright")))
         if named := re.findall(r"^Licen[cs]e: *(\S.*)$", text, re.MULTILINE):

@@ -220,7 +220,7 @@ def test_docstrings_are_asked_for_by_what_they_do(tmp_path: Path) -> None:
     [
         ("License: GPL-2+\n This is free", ["GPL-2+"]),
         ("License: Proprietary\n This licence is not the GPL", []),
-        ("All rights reserved", []),
+        ("All rights reserved; written in Python", []),
         ("This is in the public domain.", ["public domain"]),
     ],
 )
