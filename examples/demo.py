@@ -1,148 +1,183 @@
-"""Rerank real text through all three integrations: Haystack, LlamaIndex and LangChain, on one shared vLLM engine.
+"""Rerank real text through all three integrations: Haystack, LlamaIndex and LangChain, on one shared engine.
 
-    python examples/demo.py [--model MODEL] [--query QUERY] [--instruction INSTRUCTION]
+    make demo                                        # or python examples/demo.py
+    make demo MODEL=winnow-demo-reranker             # the other model of the two in examples/models
+    make demo MODEL=Qwen/Qwen3-Reranker-0.6B         # any reranker: a folder, or a name on the Hugging Face Hub
 
-Without --model it builds a tiny random reranker first (seconds, no download): everything is real but its judgement.
+It shows what BM25 found and what the model makes of it, one query under two instructions, one long document cut and in
+windows, and what all this cost. Nothing is downloaded for the two models in examples/models: their bases are packages.
 """
 
 import argparse
+import json
+import os
 import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from haystack import Document as HaystackDocument
-from haystack import Pipeline
-from haystack.components.retrievers.in_memory import InMemoryBM25Retriever
-from haystack.document_stores.in_memory import InMemoryDocumentStore
-from langchain_classic.retrievers import ContextualCompressionRetriever
-from langchain_core.callbacks import CallbackManagerForRetrieverRun
-from langchain_core.documents import Document as LangChainDocument
-from langchain_core.retrievers import BaseRetriever
-from llama_index.core import Settings
-from llama_index.core.llms import MockLLM
-from llama_index.core.query_engine import RetrieverQueryEngine
-from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
-from llama_index.core.retrievers import BaseRetriever as LlamaIndexRetriever
-from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
-from haystack_integrations.components.rankers.winnow import WinnowRanker
-from tiny_model import build_tiny_reranker, read_passages
-from winnow import Reranker
-from winnow_langchain import WinnowRerank as LangChainRerank
-from winnow_llama_index import WinnowRerank as LlamaIndexRerank
+import demo_model
 
-TINY_MODEL = Path(__file__).parents[1] / ".cache" / "qwen3-reranker-tiny"
-CANDIDATES, TOP_K = 10, 5
+PASSAGES = Path(__file__).with_name("demo_passages.jsonl")
+LOG = demo_model.CACHE / "demo.log"
+DEFAULT_MODEL = "winnow-demo-cross-encoder"
+QUERY = "Why does the sea rise and fall twice a day?"
+CANDIDATES, SHOWN = 20, 6
+SAME = 1e-3  # a score computed twice may differ by less, as a batch does
 
-Hits = list[tuple[str, float]]  # ids and scores, best first
+# One word with several meanings: the instruction says which of them is asked for.
+WORD = "mouse"
+INSTRUCTIONS = ("Retrieve what the word means in everyday English", "Retrieve what the word means in computing")
 
-
-class Candidates(LlamaIndexRetriever):
-    """A LlamaIndex retriever that returns what BM25 found."""
-
-    def __init__(self, found: list[HaystackDocument]):
-        super().__init__()
-        self._found = found
-
-    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return [
-            NodeWithScore(node=TextNode(id_=document.id, text=document.content or ""), score=document.score)
-            for document in self._found
-        ]
-
-
-class CandidatesForLangChain(BaseRetriever):
-    """A LangChain retriever that returns what BM25 found."""
-
-    found: list[HaystackDocument]
-
-    def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun
-    ) -> list[LangChainDocument]:
-        return [LangChainDocument(id=document.id, page_content=document.content or "") for document in self.found]
-
-
-def through_haystack(model: str, query: str, instruction: str | None) -> tuple[list[HaystackDocument], Hits]:
-    """A pipeline of a BM25 retriever and the ranker. Returns what each of them gave."""
-    store = InMemoryDocumentStore()
-    store.write_documents([HaystackDocument(id=passage["id"], content=passage["text"]) for passage in read_passages()])
-    pipeline = Pipeline()
-    pipeline.add_component("retriever", InMemoryBM25Retriever(store, top_k=CANDIDATES))
-    pipeline.add_component("ranker", WinnowRanker(model, top_k=TOP_K, instruction=instruction))
-    pipeline.connect("retriever.documents", "ranker.documents")
-    result = pipeline.run(
-        {"retriever": {"query": query}, "ranker": {"query": query}}, include_outputs_from={"retriever"}
-    )
-    ranked = [(document.id, document.score or 0.0) for document in result["ranker"]["documents"]]
-    return result["retriever"]["documents"], ranked
-
-
-def through_llama_index(model: str, query: str, instruction: str | None, found: list[HaystackDocument]) -> Hits:
-    """A query engine with the postprocessor; it stops before an LLM would answer."""
-    Settings.llm = MockLLM()  # LlamaIndex wants one even where none is asked
-    engine = RetrieverQueryEngine(
-        retriever=Candidates(found),
-        response_synthesizer=get_response_synthesizer(response_mode=ResponseMode.NO_TEXT),
-        node_postprocessors=[LlamaIndexRerank(model=model, top_n=TOP_K, instruction=instruction)],
-    )
-    return [(hit.node.node_id, hit.score or 0.0) for hit in engine.query(query).source_nodes]
-
-
-def through_langchain(model: str, query: str, instruction: str | None, found: list[HaystackDocument]) -> Hits:
-    """A contextual compression retriever with the compressor."""
-    retriever = ContextualCompressionRetriever(
-        base_retriever=CandidatesForLangChain(found=found),
-        base_compressor=LangChainRerank(model=model, top_n=TOP_K, instruction=instruction),
-    )
-    return [(document.id or "", document.metadata["relevance_score"]) for document in retriever.invoke(query)]
+# A long document that answers QUERY at its end, and what the model may read of it at a time.
+LONG_DOCUMENT, DOCUMENT_TOKENS = "harbour", 64
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a reranker's folder, or its name on the Hugging Face Hub")
-    parser.add_argument("--query", default="What is the capital of China?")
-    parser.add_argument("--instruction", default="Given a question, retrieve passages that answer it")
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help=f"one of {', '.join(demo_model.ABOUT)}, a folder, or a name on the Hub (default: %(default)s)",
+    )
+    parser.add_argument("--query", default=QUERY, help="what to look for (default: %(default)s)")
     arguments = parser.parse_args()
-    console = Console()
-    query, instruction = arguments.query, arguments.instruction
+    passages = {record["id"]: record["text"] for record in map(json.loads, PASSAGES.read_text("utf-8").splitlines())}
+    with only_the_demo_on_the_screen() as console:
+        agree = show(console, arguments.model, arguments.query, passages)
+    sys.exit(not agree)
 
-    model = arguments.model
-    if model is None:
-        if not TINY_MODEL.exists():
-            build_tiny_reranker(TINY_MODEL)
-        model = str(TINY_MODEL)
-        console.print(
-            "[bold]The model is tiny and random: it has learned nothing, so its ranking means nothing.[/] Everything "
-            "else is real: vLLM, the prompt, the frameworks.\nFor a ranking that means something: --model "
-            "Qwen/Qwen3-Reranker-0.6B\n"
-        )
-    # Holding a reranker of the model keeps its engine for all three integrations; they share it in any case.
-    with console.status("Loading vLLM (about 20 s on a CPU)"):
-        reranker = Reranker(model).start()
+
+def show(console: Console, model: str, query: str, passages: Mapping[str, str]) -> bool:
+    """Print all parts of the demo. Returns whether the three integrations agree."""
+    with console.status(f"Loading {model}"):
+        from demo_integrations import through_haystack, through_langchain, through_llama_index
+        from winnow import Reranker
+
+        settings = demo_model.settings_of(model)
+        # Holding a reranker of the model keeps its engine for all three integrations; they share it in any case.
+        reranker = Reranker(**settings).start()
     with reranker:
-        found, haystack = through_haystack(model, query, instruction)
+        found, haystack = through_haystack(settings, query, passages, CANDIDATES)
         by_integration = {
             "Haystack": haystack,
-            "LlamaIndex": through_llama_index(model, query, instruction, found),
-            "LangChain": through_langchain(model, query, instruction, found),
+            "LlamaIndex": through_llama_index(settings, query, found),
+            "LangChain": through_langchain(settings, query, found),
         }
+        before = [document.id for document in found]
+        about = f", {demo_model.ABOUT[model]}" if model in demo_model.ABOUT else ""
+        console.print(f"\n[bold]Query:[/] {query}\n[bold]Model:[/] {model}{about}\n")
+        console.print(before_table(before, [document.score or 0.0 for document in found], passages))
+        console.print(after_table(before, by_integration, passages))
+        agree = all(
+            mine[0] == theirs[0] and abs(mine[1] - theirs[1]) < SAME
+            for hits in by_integration.values()
+            for mine, theirs in zip(haystack, hits, strict=True)
+        )
+        console.print("The three integrations agree.\n" if agree else "[red]The three integrations do not agree.[/]\n")
+        console.print(instructions(reranker, list(passages.values())))
+        windows = Reranker(**settings, max_document_tokens=DOCUMENT_TOKENS, on_overflow="window")
+        cut = Reranker(**settings, max_document_tokens=DOCUMENT_TOKENS)
+        console.print(long_document(cut, windows, passages[LONG_DOCUMENT]))
+        ranking = reranker.rank(query, [passages[name] for name in before])
+        stats = ranking.stats
+        console.print(
+            f"\n[bold]What a call cost:[/] {stats.unique} documents, {stats.prompt_tokens} tokens "
+            f"({stats.cached_tokens} of them from the prefix cache), {stats.elapsed_ms:.0f} ms"
+        )
+    return agree
 
-    text = {document.id: document.content or "" for document in found}
-    before = Table("", "BM25", "", title=f"Before: {query}", title_justify="left")
-    for place, document in enumerate(found, 1):
-        before.add_row(str(place), f"{document.score:.3f}", text[document.id])
-    after = Table("", *by_integration, "", title="After: reranked, scores by integration", title_justify="left")
+
+def before_table(order: Sequence[str], scores: Sequence[float], passages: Mapping[str, str]) -> Table:
+    """What BM25 found, in its order."""
+    table = Table("", "BM25", "", title="Before: what BM25 found", title_justify="left")
+    for place, (name, score) in enumerate(zip(order, scores, strict=True), 1):
+        if place <= SHOWN:
+            table.add_row(str(place), f"{score:.2f}", passages[name])
+    return table
+
+
+def after_table(
+    before: Sequence[str], by_integration: Mapping[str, Sequence[tuple[str, float]]], passages: Mapping[str, str]
+) -> Table:
+    """The same passages in the model's order: green where the model calls them relevant."""
+    table = Table("", "before", *by_integration, "", title="After: reranked, by integration", title_justify="left")
     for place, hits in enumerate(zip(*by_integration.values(), strict=True), 1):
-        after.add_row(str(place), *(f"{score:.4f}" for _, score in hits), text[hits[0][0]])
-    console.print(before, after)
-    agree = all(
-        mine[0] == theirs[0] and abs(mine[1] - theirs[1]) < 1e-5
-        for hits in by_integration.values()
-        for mine, theirs in zip(haystack, hits, strict=True)
-    )
-    console.print("The three integrations agree." if agree else "[red]The three integrations do not agree.[/]")
-    sys.exit(not agree)
+        name, score = hits[0]
+        if place <= SHOWN:
+            table.add_row(
+                str(place),
+                moved(before.index(name) + 1, place),
+                *(f"{hit[1]:.4f}" for hit in hits),
+                Text(passages[name], style="green" if score >= 0.5 else ""),
+            )
+    return table
+
+
+def instructions(reranker: Any, texts: Sequence[str]) -> Group | str:
+    """One word under two instructions, and how ranks move; a sentence for a model that takes none."""
+    first, second = (reranker.rank(WORD, texts, instruction=text) for text in INSTRUCTIONS)
+    places = {hit.index: place for place, hit in enumerate(first, 1)}
+    logits = {hit.index: hit.logit for hit in first}
+    if all(abs(hit.logit - logits[hit.index]) < SAME for hit in second):
+        return "Another instruction changes no score of this model: it reads none. Try MODEL=winnow-demo-reranker.\n"
+    table = Table("", "before", "score", "logit moved", "", title_justify="left")
+    table.title = f"Query: {WORD}\nInstruction: {INSTRUCTIONS[1]}\nBefore: {INSTRUCTIONS[0]}"
+    for place, hit in enumerate(second[:4], 1):
+        change = hit.logit - logits[hit.index]
+        table.add_row(str(place), moved(places[hit.index], place), f"{hit.score:.4f}", f"{change:+.2f}", hit.text)
+    count = sum(places[hit.index] != place for place, hit in enumerate(second, 1))
+    return Group(table, f"The instruction changed the rank of {count} of {len(texts)} passages.\n")
+
+
+def long_document(cut: Any, windows: Any, text: str) -> Table:
+    """A document that is longer than the model may read here, cut and in windows."""
+    table = Table("", "score", "truncated", "tokens read", "windows", "best window")
+    table.title = f"A long document whose end answers “{QUERY}”, {DOCUMENT_TOKENS} tokens at a time"
+    for name, reranker in (("truncated", cut), ("windowed", windows)):
+        hit = reranker.rank(QUERY, [text])[0]
+        best = str(hit.best_window + 1)
+        table.add_row(name, f"{hit.score:.4f}", str(hit.truncated), str(hit.document_tokens), str(hit.windows), best)
+    return table
+
+
+def moved(before: int, now: int) -> Text:
+    """The place that a passage had, and which way it went."""
+    if before == now:
+        return Text(f"{before} =", style="dim")
+    return Text(f"{before} ▲", style="green") if now < before else Text(f"{before} ▼", style="red")
+
+
+@contextmanager
+def only_the_demo_on_the_screen() -> Iterator[Console]:
+    """A console on the screen; what libraries print, their processes too, goes to a file.
+
+    If the demo fails, the error is shown, and where that file is.
+    """
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    screen = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    before = [os.dup(1), os.dup(2)]
+    console = Console(file=screen)
+    with LOG.open("w", encoding="utf-8") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    try:
+        yield console
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must reach the screen
+        traceback.print_exc()
+        console.print(f"[red]{type(error).__name__}:[/]", Text(str(error)), f"\nMore is in {LOG}")
+        sys.exit(1)
+    finally:
+        screen.flush()
+        for stream, kept in zip((1, 2), before, strict=True):
+            os.dup2(kept, stream)
 
 
 if __name__ == "__main__":

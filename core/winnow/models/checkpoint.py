@@ -16,7 +16,7 @@ from winnow.models.folder import CrossEncoderFiles, folder_of, read_config, read
 from winnow.models.json_fields import check_config
 from winnow.models.judged_token import padding_of
 from winnow.models.overrides import completed, merged, misspelt, overridden
-from winnow.models.positions import positions_of
+from winnow.models.positions import positions_of, sentence_length
 from winnow.models.template_search import find_template
 from winnow.models.tokenizer_files import load_tokenizer
 from winnow.models.vision_config import vision_of
@@ -38,8 +38,9 @@ class Checkpoint:
         tokenizer: The model's tokenizer; in queries and documents it encodes control tokens as text.
         template: The model's own template, or its family's; None for the tokenizer's pair encoding.
         max_length: Most tokens of a prompt: the model's own limit, or less if the family's reference code says so.
-        longest: Most tokens that a prompt may ever have, by the model's positions and its tokenizer's
-            `model_max_length`, as in vLLM (`_get_and_verify_max_len` in vllm/config/model.py); None if neither is set.
+        longest: Most tokens that a prompt may ever have, by the model's positions, its tokenizer's `model_max_length`
+            and sentence-transformers' `max_seq_length`, as in vLLM (`_get_and_verify_max_len` in
+            vllm/config/model.py); None if none is set.
         vision: How the model takes images and videos; None for a text model.
         head: The modules that sentence-transformers put after the transformer, if they are the score head.
         adapter: The adapter that the model is, with its base; None for a whole model. Its weights are not there before
@@ -241,7 +242,8 @@ def _without_template(
         tokenizer, own_limit = load_tokenizer(folder, model, trust_remote_code)
         found = _recipe_of(cross_encoder, config, tokenizer)
     tokenizer.padding = padding_of(config, found)
-    longest = min((limit for limit in (own_limit, positions_of(config, folder)) if limit is not None), default=None)
+    limits = (own_limit, positions_of(config, folder), sentence_length(folder, model))
+    longest = min((limit for limit in limits if limit is not None), default=None)
     max_length = min((limit for limit in (longest, found.max_length) if limit is not None), default=512)
     checkpoint = Checkpoint(
         model=model,

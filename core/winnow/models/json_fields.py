@@ -105,7 +105,12 @@ SENTENCE_TRANSFORMERS: Fields = {
 }
 """config_sentence_transformers.json"""
 
-TRANSFORMER: Fields = {"processing_kwargs": _OBJECT, "modality_config": _OBJECT, "transformer_task": _TEXT}
+TRANSFORMER: Fields = {
+    "processing_kwargs": _OBJECT,
+    "modality_config": _OBJECT,
+    "transformer_task": _TEXT,
+    "max_seq_length": _NUMBER,
+}
 """sentence_bert_config.json"""
 
 PROCESSING: Fields = {"chat_template": _OBJECT}

@@ -6,6 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from winnow.models.folder import read_json
+from winnow.models.json_fields import TRANSFORMER
+
 # transformers' models that count positions from the padding token's id, as RoBERTa does, call this function.
 _FROM_PADDING = "create_position_ids_from_input_ids"
 
@@ -37,6 +40,19 @@ def positions_of(config: Mapping[str, Any], folder: Path) -> int | None:
         return None
     sources = [*_source_of(kind), *filter(Path.is_file, folder.glob("*.py"))]
     return positions - (padding or 0) - 1 if any(map(_counts_from_padding, sources)) else positions
+
+
+def sentence_length(folder: Path, model: str) -> int | None:
+    """Most tokens of a prompt by `max_seq_length` in sentence_bert_config.json; None if it does not say.
+
+    vLLM (`_get_and_verify_max_len` in vllm/config/model.py) and sentence-transformers obey it.
+
+    Raises:
+        ModelError: The file is damaged.
+    """
+    file = folder / "sentence_bert_config.json"
+    length = read_json(file, model, TRANSFORMER).get("max_seq_length") if file.is_file() else None
+    return int(length) if length else None
 
 
 def _source_of(kind: Any) -> Iterator[Path]:

@@ -1,0 +1,55 @@
+"""The demo ranks sensibly, and shows what it says: its output is read as a user reads it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
+
+
+@pytest.fixture(scope="module")
+def shown() -> str:
+    """What the demo prints with the model that it takes by default, on a wide screen."""
+    pytest.importorskip("vllm")
+    environment = {**os.environ, "COLUMNS": "300"}
+    done = subprocess.run([sys.executable, DEMO], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout
+    assert not done.stderr
+    return done.stdout
+
+
+def first_rows(table: str) -> list[str]:
+    """The first two rows of a table of the demo."""
+    return [line for line in table.splitlines() if re.match(r"[│|] [12] ", line)][:2]
+
+
+@pytest.mark.slow
+def test_what_answers_the_query_moves_to_the_first_places(shown: str) -> None:
+    before, after = shown.split("After: reranked")
+    assert not any(answer in row for row in first_rows(before) for answer in ("Tides come from", "a spring tide"))
+    assert "Tides come from" in first_rows(after)[0]
+    assert "a spring tide" in first_rows(after)[1]
+
+
+@pytest.mark.slow
+def test_the_integrations_agree(shown: str) -> None:
+    assert "The three integrations agree." in shown
+    score = re.findall(r"0\.\d{4}", first_rows(shown.split("After: reranked")[1])[0])
+    assert len(score) == 3
+    assert len(set(score)) == 1
+
+
+@pytest.mark.slow
+def test_a_long_document_is_cut_or_read_in_windows(shown: str) -> None:
+    truncated, windowed = (
+        next(re.split(r"\s*[│|]\s*", line) for line in shown.splitlines() if re.match(rf"[│|] {name} ", line))
+        for name in ("truncated", "windowed")
+    )
+    assert (truncated[3], truncated[5]) == ("True", "1")
+    assert windowed[3] == "False"
+    assert int(windowed[5]) > 1
+    assert float(windowed[2]) > float(truncated[2])  # its end answers the query
