@@ -77,10 +77,10 @@ def settings_of(model: str) -> dict[str, Any]:
     """The settings of a `Reranker`: those that one of `ABOUT` needs, or for another model its name alone."""
     if model not in ABOUT:
         return {"model": model}
-    adapter = str(MODELS / model)
+    settings = {"model": str(MODELS / model)}
     if model == "winnow-demo-cross-encoder":
-        return {"model": adapter, "base_model": str(encoder())}
-    return {"model": adapter, "base_model": str(language_model()), "recipe": "qwen3-reranker"}
+        return {**settings, "base_model": str(encoder())}
+    return {**settings, "base_model": str(language_model()), "recipe": "qwen3-reranker"}
 
 
 def _check_packages() -> None:

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import demo
+import demo_model
+from winnow import Reranker
+
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 
 
@@ -41,6 +45,14 @@ def test_the_integrations_agree(shown: str) -> None:
     score = re.findall(r"0\.\d{4}", first_rows(shown.split("After: reranked")[1])[0])
     assert len(score) == 3
     assert len(set(score)) == 1
+
+
+@pytest.mark.slow
+def test_both_engines_give_the_demos_models_the_same_scores(shown: str) -> None:
+    row = first_rows(shown.split("After: reranked")[1])[0]
+    with Reranker(**demo_model.settings_of(demo.DEFAULT_MODEL), engine="transformers") as reranker:
+        [score] = reranker.score(demo.QUERY, [row.split("│")[-2].strip()])
+    assert float(re.findall(r"0\.\d{4}", row)[0]) == pytest.approx(score, abs=1e-3)
 
 
 @pytest.mark.slow

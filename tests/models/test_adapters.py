@@ -1,5 +1,6 @@
 """LoRA adapters, made by peft: merged they score as peft's own merge does; what cannot be merged right is refused."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -160,6 +161,22 @@ def test_a_cross_encoder_gets_the_head_of_its_adapter(
     folder = lora.train(base, tmp_path / "adapter", lora.CLASSIFIER, target_modules=["query", "value", "dense"])
     expected = logits(lora.merged_by_peft(folder, base, tmp_path / "merged", lora.CLASSIFIER))
     assert logits(folder, cache_dir=cache) == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_embedders_pooling_is_not_the_classifiers(encoder: Path, cache: Path, tmp_path: Path) -> None:
+    """vLLM would take the mean of all tokens, as the embedder does, where the classifier takes the first token."""
+    base = tmp_path / "minilm"
+    transformers.AutoModel.from_pretrained(encoder).save_pretrained(base)
+    lora.copy_small_files(encoder, base)
+    (base / "1_Pooling").mkdir()
+    (base / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    (base / "modules.json").write_text(
+        json.dumps([{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}])
+    )
+    (base / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 16}))
+    folder = lora.train(base, tmp_path / "adapter", lora.CLASSIFIER, target_modules=["query"])
+    merged = merged_checkpoint(folder, cache).folder
+    assert not {"modules.json", "1_Pooling", "sentence_bert_config.json"} & {path.name for path in merged.iterdir()}
 
 
 def test_a_causal_model_gets_a_score_head(tiny_model: str, cache: Path, tmp_path: Path) -> None:

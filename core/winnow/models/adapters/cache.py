@@ -11,7 +11,7 @@ from winnow.errors import ConfigurationError
 from winnow.models.new_folder import whole_or_nothing
 
 # Part of every key: another way to merge gets another number.
-_VERSION = "1"
+_VERSION = "2"
 
 
 def cache_of(cache_dir: str | None) -> Path:

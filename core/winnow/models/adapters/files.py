@@ -56,7 +56,8 @@ def write_files(part: Path, merge: Merge, adapter: Mapping[str, Path], base: Map
         base: The files of the base.
     """
     left_out = set(_names(base, _TOKENIZER)) if _names(adapter, _VOCABULARIES) else set()
-    if "modules.json" in adapter:
+    # A base without a head has those of an embedder, and vLLM would put the embedder's pooling before the new head.
+    if "modules.json" in adapter or merge.has_new_head:
         left_out |= {*_names(base, _CROSS_ENCODER), *(name for name in base if "/" in name)}
     kept = {name: file for name, file in base.items() if name not in left_out}
     for name, file in {**kept, **adapter}.items():
