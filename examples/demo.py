@@ -27,7 +27,7 @@ import demo_model
 PASSAGES = Path(__file__).with_name("demo_passages.jsonl")
 LOG = demo_model.CACHE / "demo.log"
 DEFAULT_MODEL = "winnow-demo-cross-encoder"
-QUERY = "What makes the water at the coast come and go?"
+QUERY = "Why does the water at the coast come and go?"
 CANDIDATES, SHOWN = 20, 6
 SAME = 1e-3  # a score computed twice may differ by less, as a batch does
 
