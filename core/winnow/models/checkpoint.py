@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from winnow.errors import ModelError
 from winnow.locks import import_lock
@@ -14,7 +14,7 @@ from winnow.models.cross_encoder_head import HeadModule, read_head
 from winnow.models.families import ModelRecipe, recipe_for
 from winnow.models.folder import CrossEncoderFiles, folder_of, read_config, read_cross_encoder_files, read_modules
 from winnow.models.json_fields import check_config
-from winnow.models.judged_token import padding_of
+from winnow.models.judged_token import padding_of, pooling_of
 from winnow.models.overrides import completed, merged, misspelt, overridden
 from winnow.models.positions import positions_of, sentence_length
 from winnow.models.template_search import find_template
@@ -43,6 +43,7 @@ class Checkpoint:
             vllm/config/model.py); None if none is set.
         vision: How the model takes images and videos; None for a text model.
         head: The modules that sentence-transformers put after the transformer, if they are the score head.
+        pooling: The pooling that vLLM must be told, because modules.json is an embedder's (`pooling_of`).
         adapter: The adapter that the model is, with its base; None for a whole model. Its weights are not there before
             `with_merged_weights`.
         user_overrides: The user's `hf_overrides`, completed (`winnow.models.overrides`); they are in `config`, too.
@@ -58,6 +59,7 @@ class Checkpoint:
     longest: int | None = None
     vision: Vision | None = None
     head: tuple[HeadModule, ...] = ()
+    pooling: Literal["CLS", "LAST"] | None = None
     adapter: Adapter | None = None
     user_overrides: Mapping[str, Any] = field(default_factory=dict)
 
@@ -224,7 +226,7 @@ def _without_template(
     overrides = completed(own_config, hf_overrides or {})
     config = overridden(own_config, overrides)
     check_config(config, f"config.json of {model}, with hf_overrides in it")
-    read_modules(folder, model)  # engines read what they name, whoever wrote them
+    modules = read_modules(folder, model)  # engines read what they name, whoever wrote them
     for name, near in misspelt(own_config, hf_overrides or {}):
         logger.warning(
             "%r in hf_overrides is no known field of the config of %s, and may change nothing: did you mean %r?",
@@ -256,6 +258,7 @@ def _without_template(
         longest=longest,
         vision=vision_of(folder, model, config, found, tokenizer, mm_processor_kwargs),
         head=head,
+        pooling=None if head else pooling_of(found, modules),
         user_overrides=overrides,
     )
     if mm_processor_kwargs and checkpoint.vision is None:

@@ -1,7 +1,7 @@
 """Which token of a prompt a model takes the score from, if engines differ in it."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from winnow.models.families import RECIPES, ModelRecipe
 
@@ -31,12 +31,30 @@ def padding_of(config: Mapping[str, Any], recipe: ModelRecipe) -> int | None:
     return None if padding is None else int(padding)
 
 
+def pooling_of(recipe: ModelRecipe, modules: Sequence[Mapping[str, Any]]) -> Literal["CLS", "LAST"] | None:
+    """The pooling that vLLM must be told; None if it finds the right one.
+
+    If modules.json of an embedder lies beside a classifier that was made of it, vLLM takes the embedder's pooling
+    instead of the classifier's (`ModelConfig.__post_init__` in vllm/config/model.py), and the scores are others.
+
+    Args:
+        recipe: The model's recipe.
+        modules: The contents of modules.json, if its modules are not the model's score head.
+    """
+    if not any(str(module.get("type")).endswith("Pooling") for module in modules):
+        return None
+    return "LAST" if _encoders().isdisjoint(recipe.architectures) else "CLS"
+
+
 def is_causal_classifier(recipe: ModelRecipe) -> bool:
     """Whether a model is a causal one with a score head on the last token, as transformers and vLLM have them."""
-    encoders = {name for row in RECIPES if row.template is None for name in row.architectures}
     return (
         not recipe.labels
         and not recipe.local_code
         and any(name.endswith("ForSequenceClassification") for name in recipe.architectures)
-        and encoders.isdisjoint(recipe.architectures)
+        and _encoders().isdisjoint(recipe.architectures)
     )
+
+
+def _encoders() -> set[str]:
+    return {name for row in RECIPES if row.template is None for name in row.architectures}

@@ -246,6 +246,8 @@ def serve_command(checkpoint: Checkpoint, max_length: int | None = None) -> str:
         words[2:3] = [str(checkpoint.adapter.place), "--served-model-name", checkpoint.model]
     if overrides := checkpoint.vllm_overrides:
         words += ["--hf-overrides", json.dumps(overrides, ensure_ascii=False)]
+    if checkpoint.pooling is not None:
+        words += ["--pooler-config", json.dumps({"seq_pooling_type": checkpoint.pooling})]
     words += ["--max-model-len", str(max_length or checkpoint.max_length)]
     if checkpoint.vision is not None:
         words += server_options(checkpoint.vision)

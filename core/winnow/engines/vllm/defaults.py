@@ -46,6 +46,15 @@ def config_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"config_format": CONFIG_FORMAT}
 
 
+def pooling_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The pooling, if vLLM would take a wrong one from modules.json."""
+    if checkpoint.pooling is None:
+        return {}
+    from vllm.config import PoolerConfig
+
+    return {"pooler_config": PoolerConfig(seq_pooling_type=checkpoint.pooling)}
+
+
 def attention_for(capability: tuple[int, int] | None, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The attention backend for a GPU: vLLM's own choice, but on older GPUs one that runs there.
 

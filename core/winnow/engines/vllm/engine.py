@@ -14,7 +14,7 @@ from typing import Any
 
 from winnow.engines.base import EngineScore
 from winnow.engines.setting_table import SETTINGS
-from winnow.engines.vllm.defaults import config_settings, platform_defaults
+from winnow.engines.vllm.defaults import config_settings, platform_defaults, pooling_settings
 from winnow.engines.vllm.fields import as_fields, check_fields
 from winnow.engines.vllm.log import VllmLog
 from winnow.engines.vllm.processes import EngineProcesses
@@ -75,6 +75,7 @@ class VllmEngine:
                 "max_model_len": max_length,
                 **platform_defaults(checkpoint, engine_kwargs),
                 **config_settings(checkpoint),
+                **pooling_settings(checkpoint),
                 **engine_kwargs,
                 "hf_overrides": checkpoint.vllm_overrides,
                 **vision_settings(checkpoint.vision, engine_kwargs),
