@@ -60,7 +60,7 @@ class WinnowSettings(BaseModel):
     """More variables for the template."""
 
     raw_scores: StrictBool = Field(default=False, frozen=True)
-    """Return logits as scores instead of sigmoid(logit), and of the probabilities of a `calibration`."""
+    """Return logits as scores, not sigmoid(logit) or the probabilities of a `calibration`."""
 
     calibration: Calibration | str | None = Field(default=None, frozen=True)
     """Return probabilities as scores instead of sigmoid(logit), by a curve that `winnow calibrate` fitted on judged

@@ -96,7 +96,7 @@ class RerankerConfig:
         window_score: How a document's windows make its logit: "max", "mean" or "first".
         on_error: "raise", or "skip": a document that cannot be scored ranks last, with the reason in `error`; with a
             blank query all documents do, in the order in which they came.
-        raw_scores: Return logits as scores instead of sigmoid(logit), and of the probabilities of a `calibration`.
+        raw_scores: Return logits as scores, not sigmoid(logit) or the probabilities of a `calibration`.
         calibration: Return probabilities as scores instead of sigmoid(logit), by a curve that `winnow calibrate` fitted
             on judged pairs: a `winnow.Calibration`, its file, or the folder that holds its calibration.json, such as
             the model's own. The order stays the same. See docs/calibration.md#use-it.
