@@ -23,7 +23,7 @@ from winnow.cli.options import (
     Urls,
     engine_settings,
 )
-from winnow.cli.terminal import put_away_on_interrupt, shown, tell, write, write_json
+from winnow.cli.terminal import put_away_on_interrupt, shown, write, write_json, write_note
 
 if TYPE_CHECKING:
     from winnow.evaluation import JudgedPair
@@ -135,10 +135,10 @@ def calibrate(
     else:
         write(f"{shown(model)}: {report}\n")
     if output is not None:
-        tell(f"wrote {report.calibration.save(output)}")
+        write_note(f"wrote {report.calibration.save(output)}")
     if plot is not None:
         plot_reliability(report, plot)
-        tell(f"wrote {plot}")
+        write_note(f"wrote {plot}")
 
 
 def _judged(pairs: Path | None, files: dict[str, Path | None], run: Path | None, top_k: int) -> "Iterable[JudgedPair]":

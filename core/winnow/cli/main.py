@@ -33,7 +33,7 @@ from winnow.cli.options import (
     engine_settings,
 )
 from winnow.cli.serve import serve
-from winnow.cli.terminal import LogFormatter, one_line, put_away_on_interrupt, run, shown, tell, write, write_json
+from winnow.cli.terminal import LogFormatter, one_line, put_away_on_interrupt, run, shown, write, write_json, write_note
 
 
 class Commands(TyperGroup):
@@ -143,7 +143,7 @@ def rank(
         )
     )
     for note in what_to_know(ranking):
-        tell(note)
+        write_note(note)
 
 
 app.command()(calibrate)

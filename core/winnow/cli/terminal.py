@@ -71,7 +71,7 @@ def json_text(value: Any, encoding: str) -> str:
     return text + "\n"
 
 
-def tell(text: str) -> None:
+def write_note(text: str) -> None:
     """Write a line to standard error, if it is still open."""
     with contextlib.suppress(OSError):
         if sys.stderr is not None:
@@ -108,14 +108,14 @@ def run(command: Callable[[], Any]) -> NoReturn:
     except SystemExit as end:  # Typer's, of a closed pipe
         code = _CLOSED_PIPE if isinstance(end.__context__, BrokenPipeError) else end.code
     except MemoryError:
-        tell("There is not enough memory.")
+        write_note("There is not enough memory.")
         code = 1
     except OSError as error:
         what = error.strerror or str(error)
-        tell(f"{error.filename}: {what}" if error.filename else what)
+        write_note(f"{error.filename}: {what}" if error.filename else what)
         code = 1
     except (WinnowError, ValueError) as error:
-        tell(str(error))
+        write_note(str(error))
         code = 1
     except Exception as error:  # noqa: BLE001 - the last to see it
         code = _usage_error(error) or _unexpected(error)
@@ -189,12 +189,12 @@ def _usage_error(error: Exception) -> int:
         return 0
     if text := message():  # empty where it has printed the help
         where = getattr(getattr(error, "ctx", None), "command_path", "winnow")
-        tell(f"{text.rstrip('.')}. Try '{where} --help'.")
+        write_note(f"{text.rstrip('.')}. Try '{where} --help'.")
     return int(getattr(error, "exit_code", 2))
 
 
 def _unexpected(error: Exception) -> int:
-    tell(
+    write_note(
         f"unexpected {type(error).__name__}: {error}. This is a fault of Winnow: please report it, with what the same "
         "command prints as `winnow --verbose …`."
     )
