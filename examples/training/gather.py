@@ -93,7 +93,17 @@ def gather(folder: Path, scale: float, seed: int) -> tuple[list[dict[str, Any]],
             passage.queries = [("twin", rng.choice(TWIN_QUERIES).format(passage.title.lower()))]
             chosen.append(asdict(passage) | {"text": f"{passage.title}: {passage.text}", "twin": word})
     rng.shuffle(chosen)
-    return chosen, about
+    return distinct(chosen), about
+
+
+def distinct(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records without copies: of equal texts the first stays, of equal passages the one that has a twin."""
+    twins = {(record["source"], record["title"]) for record in records if record.get("twin")}
+    kept = {}
+    for record in records:
+        if record.get("twin") or (record["source"], record["title"]) not in twins:
+            kept.setdefault(record["text"], record)
+    return list(kept.values())
 
 
 def _english(text: str) -> bool:

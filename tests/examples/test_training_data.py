@@ -16,6 +16,7 @@ import numpy as np
 
 import training_data
 from training.dictionaries import read_wordnet
+from training.gather import distinct
 from training.groups import DOCUMENTS, TWINS, Floats, make_groups
 from training.pages import read_pages
 from training.questions import digest
@@ -121,6 +122,13 @@ def test_a_copy_of_the_passage_is_no_hard_negative() -> None:
     of_passages, of_query = vectors([passage["text"] for passage in found]), vectors([query])
     [group] = make_groups(found, [(0, "question", query)], of_passages, of_query, random.Random(1))  # noqa: S311
     assert TEXTS[0] + "." not in group["documents"][:6]
+
+
+def test_a_passage_is_there_once() -> None:
+    found = [{**passage, "title": passage["text"].split(":")[0]} for passage in passages()]
+    without_twin = {key: value for key, value in found[18].items() if key != "twin"}
+    copies = [{**found[0], "queries": []}, {**without_twin, "text": "mouse - a small rodent with a tail"}]
+    assert distinct([*copies, *found]) == [copies[0], *found[1:]]
 
 
 def test_too_few_passages_are_an_error() -> None:
