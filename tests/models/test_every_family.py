@@ -20,7 +20,7 @@ DOCUMENTED = {
     name: cells.split(" | ")
     for name, cells in re.findall(
         r"^\| `([\w-]+)` \| (.*) \|$",
-        (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8"),
+        (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8").split("\n## ")[0],
         re.MULTILINE,
     )
 }
