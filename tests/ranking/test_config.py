@@ -135,7 +135,7 @@ def test_none_is_as_good_as_left_out() -> None:
         ("batch_size", "max_num_seqs (vllm), batch_tokens (transformers) and chunk_size (server)"),
         ("top_n", "rank(..., top_k=...)"),
         ("fallbak", "did you mean 'fallback'?"),
-        ("zzz", "it takes model, engine, url"),
+        ("zzz", "it takes model, base_model, engine, url"),
     ],
 )
 def test_an_unknown_argument_has_a_hint(name: str, hint: str) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from winnow.errors import MissingExtraError, ModelError
 from winnow.locks import import_lock
 from winnow.models.adapters.base import base_of, check_base, fetch_weights, folder_of_base
@@ -103,6 +101,7 @@ class Adapter:
         if not self.is_merged and importlib.util.find_spec("torch") is None:
             raise MissingExtraError("torch", "transformers")
         from huggingface_hub.utils import are_progress_bars_disabled  # type: ignore[attr-defined]
+        from tqdm.auto import tqdm
 
         model = self.merge.model
         with made_once(self.place) as part:

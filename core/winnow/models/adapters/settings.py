@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import regex
-
 from winnow.errors import ModelError
 from winnow.models.folder import read_json
 from winnow.models.json_fields import ADAPTER
@@ -148,6 +146,8 @@ def _reasons_against(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_patterns(patterns: Mapping[str, Any], source: str) -> None:
+    import regex  # most models are no adapters
+
     for pattern in patterns:
         try:
             if len(pattern) > _LONGEST_PATTERN:
@@ -159,6 +159,8 @@ def _check_patterns(patterns: Mapping[str, Any], source: str) -> None:
 
 def _pattern_of(module: str, patterns: Mapping[str, Any]) -> str:
     """The first pattern that a module's name, or the end of it, matches, as in peft (`get_pattern_key`); else ""."""
+    import regex
+
     for pattern in patterns:
         if module == pattern or module.endswith(f".{pattern}"):
             return pattern
