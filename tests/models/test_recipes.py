@@ -155,6 +155,14 @@ def test_a_family_by_name_fits_the_architecture() -> None:
     assert recipe_for("m", config("Qwen3ForCausalLM"), "ctxl-rerank-v2").labels == ("!",)
 
 
+def test_a_family_s_prompt_and_labels_go_with_another_causal_model() -> None:
+    """It was trained to answer as the family does; engines load it as what it is."""
+    llama = recipe_for("/models/mine", config("LlamaForCausalLM"), "qwen3-reranker")
+    assert (llama.template, llama.labels) == ("qwen3_reranker", ("no", "yes"))
+    assert llama.architectures == ("LlamaForCausalLM",)
+    assert llama.vllm_overrides["architectures"] == ["LlamaForSequenceClassification"]
+
+
 def test_yes_and_capital_yes_are_different_tokens() -> None:
     tokenizer = prompt_tokenizer_of_kind("qwen3")
     ids = {

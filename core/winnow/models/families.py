@@ -189,7 +189,11 @@ def _named(family: str, architectures: Sequence[str]) -> ModelRecipe:
     rows = [row for row in RECIPES if row.family == family]
     if not rows:
         raise ConfigurationError(f"recipe={family!r} is not a family; there are: {_families(RECIPES)}.")
-    return next((row for row in rows if _may_be(row, architectures)), rows[0])
+    row = next((row for row in rows if _may_be(row, architectures)), rows[0])
+    another = bool(architectures) and not _may_be(row, architectures)
+    if another and all(name.endswith("ForCausalLM") for name in (row.architectures[0], architectures[0])):
+        return replace(row, architectures=tuple(architectures))  # trained on the family's prompt and labels
+    return row
 
 
 def _may_be(row: ModelRecipe, architectures: Sequence[str]) -> bool:
