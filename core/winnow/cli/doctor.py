@@ -14,21 +14,18 @@ from winnow.models import (
     bind_template,
     check_files,
     faults_of,
-    is_causal_classifier,
+    judges_last_token,
     open_checkpoint,
     template_for,
     why_not_on_vllm,
 )
 from winnow.prompts import (
-    PART_NAMES,
     Limits,
     PartName,
     Piece,
     PromptBuilder,
     PromptLayout,
-    pieces_of,
-    places_as_cut,
-    tokens_of,
+    parts_of,
 )
 from winnow.templates import Segment, TemplateLike
 from winnow.tokenizer import PromptTokenizer
@@ -170,31 +167,26 @@ def _examine_prompt(
     document: str,
 ) -> None:
     tokenizer = checkpoint.tokenizer
-    builder = PromptBuilder(PromptLayout(tokenizer, segments, Limits(max_length=checkpoint.max_length)))
+    layout = PromptLayout(tokenizer, segments, Limits(max_length=checkpoint.max_length))
+    builder = PromptBuilder(layout)
     [built] = builder.build(query, [document], instruction)
-    found.ids = built.prompts[0].ids
+    parts = parts_of(layout, built, {"query": query, "document": document, "instruction": instruction})
+    found.ids, found.pieces, found.tokens = parts.ids, parts.pieces, parts.tokens
     found.max_query_tokens = builder.max_query_tokens(instruction)
-    values = {"query": query, "document": document, "instruction": instruction}
-    whole = tokens_of(tokenizer, segments, values)
-    if passed_over := whole[len(tokenizer.up_to_judged([token.id for token in whole])) :]:
+    if parts.passed_over:
         found.warnings.append(
-            f"The prompt ends with {tokenizer.decode([token.id for token in passed_over])!r}, which is padding for "
-            "this classifier: it takes the score from the token before, and Winnow leaves the padding out."
+            f"The prompt ends with {tokenizer.decode(parts.passed_over)!r}, which is padding for this classifier: it "
+            "takes the score from the token before, and Winnow leaves the padding out."
         )
-        del whole[-len(passed_over) :]
-    if checkpoint.recipe.labels or (segments is not None and is_causal_classifier(checkpoint.recipe)):
+    if judges_last_token(checkpoint.recipe, with_template=segments is not None):
         found.judged = tokenizer.decode(found.ids[-1:])
     if built.truncated:
         found.warnings.append(f"This document does not fit: the model would read {built.document_tokens} tokens of it.")
-    elif not built.query_truncated and found.ids != [token.id for token in whole]:
+    elif not built.query_truncated and found.ids != parts.uncut:
         found.problems.append(
             "The prompt's ids differ from those of the whole text: Winnow does not handle this tokenizer. "
             "Please report it."
         )
-    places = places_as_cut(whole, built, len(found.ids))
-    counts = Counter(part for part, _ in places)
-    found.tokens = {name: counts[name] for name in PART_NAMES}
-    found.pieces = pieces_of(tokenizer, found.ids, places)
     forged = _forged(tokenizer, builder, query, document, instruction)
     if forged:
         found.problems.append(

@@ -6,7 +6,7 @@ from winnow.models.cross_encoder_head import HeadModule
 from winnow.models.families import ModelRecipe, recipe_for
 from winnow.models.folder import folder_of, folder_with_weights, read_config, read_tokenizer_config
 from winnow.models.hub import uses_modelscope
-from winnow.models.judged_token import is_causal_classifier
+from winnow.models.judged_token import judges_last_token
 from winnow.models.label_logits import change_of_logits, check_labels_on_vllm, why_not_on_vllm
 from winnow.models.named_files import refuse_links_out
 from winnow.models.new_folder import check_disk, whole_or_nothing, write_json
@@ -33,8 +33,8 @@ __all__ = [
     "find_shards",
     "folder_of",
     "folder_with_weights",
-    "is_causal_classifier",
     "is_classifier",
+    "judges_last_token",
     "open_checkpoint",
     "read_config",
     "read_index",

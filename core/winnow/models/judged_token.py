@@ -56,5 +56,15 @@ def is_causal_classifier(recipe: ModelRecipe) -> bool:
     )
 
 
+def judges_last_token(recipe: ModelRecipe, *, with_template: bool) -> bool:
+    """Whether the score comes from the last token of a prompt alone.
+
+    Args:
+        recipe: The model's recipe.
+        with_template: Whether a template makes its prompts.
+    """
+    return bool(recipe.labels) or (with_template and is_causal_classifier(recipe))
+
+
 def _encoders() -> set[str]:
     return {name for row in RECIPES if row.template is None for name in row.architectures}

@@ -3,7 +3,7 @@
 from winnow.prompts.builder import PromptBuilder
 from winnow.prompts.cutting import CHARACTERS_PER_TOKEN
 from winnow.prompts.limits import Keep, Limits, Overflow
-from winnow.prompts.parts import PART_NAMES, PartName, Piece, pieces_of, places_as_cut, tokens_of
+from winnow.prompts.parts import PART_NAMES, PartName, Piece, PromptParts, parts_of
 from winnow.prompts.scaffold import PromptLayout
 from winnow.prompts.values import DocumentPrompts, Prompt, Source
 
@@ -19,8 +19,7 @@ __all__ = [
     "Prompt",
     "PromptBuilder",
     "PromptLayout",
+    "PromptParts",
     "Source",
-    "pieces_of",
-    "places_as_cut",
-    "tokens_of",
+    "parts_of",
 ]

@@ -32,12 +32,15 @@ class PromptBuilder:
     Args:
         layout: How the prompts are laid out.
 
+    Attributes:
+        layout: As above.
+
     Raises:
         TemplateError: The template leaves no room for a query and a document.
     """
 
     def __init__(self, layout: PromptLayout):
-        self._layout = layout
+        self.layout = layout
         self._tokenizer = layout.tokenizer
         self._limits = layout.limits
         self._queries = ScaffoldBuilder(layout)
@@ -73,7 +76,7 @@ class PromptBuilder:
             replace(query, text=checked(query.text, "The query")), checked(instruction or "", "The instruction")
         )
         scaffolds = [
-            scaffold if source.medium is None else self._layout.with_medium(scaffold, source.medium)
+            scaffold if source.medium is None else self.layout.with_medium(scaffold, source.medium)
             for source in sources
         ]
         texts = [self._text_of(source) for source in sources]
@@ -111,7 +114,7 @@ class PromptBuilder:
             text = checked(source.text, f"Document {source.index}", source.index)
         except DocumentError as error:
             return error
-        return text.strip() if self._layout.strip_document else text
+        return text.strip() if self.layout.strip_document else text
 
     def _fit_each(self, scaffolds: Sequence[Scaffold], texts: Sequence[str]) -> list[_Fit]:
         """`_fit` of all texts; those with the same scaffold are tokenised together."""
@@ -239,7 +242,7 @@ class PromptBuilder:
         Raises:
             DocumentError: A text holds what the server would read as a control token.
         """
-        vision = self._layout.vision
+        vision = self.layout.vision
         if vision is None or not vision.as_text:
             return
         if all(
@@ -260,8 +263,8 @@ class PromptBuilder:
 
     def _prompt(self, scaffold: Scaffold, ids: list[int]) -> Prompt:
         ids, media = self._tokenizer.up_to_judged(scaffold.head + ids + scaffold.tail), scaffold.media
-        if media and self._layout.vision is not None:
-            ids = self._layout.vision.expanded(ids, media)
+        if media and self.layout.vision is not None:
+            ids = self.layout.vision.expanded(ids, media)
         images = tuple(one for one in media if isinstance(one, PromptImage))
         videos = tuple(one for one in media if isinstance(one, PromptVideo))
         return Prompt(ids, len(scaffold.head) if scaffold.typed else None, images, videos)

@@ -85,6 +85,7 @@ class PromptLayout:
 
     Attributes:
         tokenizer: As above.
+        segments: As above.
         limits: As above.
         vision: As above.
         strip_document: Whether the template strips whitespace around the document.
@@ -98,6 +99,7 @@ class PromptLayout:
         vision: Vision | None = None,
     ):
         self.tokenizer = tokenizer
+        self.segments = segments
         self.limits = limits
         self.vision = vision
         self.strip_document = False

@@ -19,7 +19,7 @@ from winnow.media import as_read
 from winnow.models import Checkpoint, bind_template
 from winnow.observability import DEADLINE_PASSED, observed
 from winnow.progress import Bar, progress_bar
-from winnow.prompts import Limits, PromptBuilder, PromptLayout
+from winnow.prompts import Limits, PromptBuilder, PromptLayout, PromptParts, parts_of
 from winnow.ranking.arguments import checked_options
 from winnow.ranking.calibration import Calibration
 from winnow.ranking.config import RerankerConfig
@@ -87,6 +87,18 @@ class CallRunner:
         self.checkpoint = checkpoint = (await started()).engine.checkpoint
         options = checked_options(self.config, options)
         await in_daemon_thread(partial(self._builder, checkpoint, options, with_instruction))
+
+    async def parts(self, call: Call, started: Started) -> PromptParts:
+        """The prompt of a call's only document, which is not scored."""
+        self.checkpoint = checkpoint = (await started()).engine.checkpoint
+        query, document, instruction = (readable(one) for one in (call.query, *call.documents, call.instruction))
+
+        def build() -> PromptParts:
+            builder = self._builder_of(checkpoint, call)
+            [built] = builder.build(query, [document], instruction)
+            return parts_of(builder.layout, built, {"query": query, "document": document, "instruction": instruction})
+
+        return await asyncio.to_thread(build)
 
     async def run(
         self, calls: list[Call] | Generator[Call | None], progress: bool, deadline: float | None, started: Started

@@ -8,12 +8,14 @@ from typing import Any, Self, TypeVar
 
 from winnow.engines import EngineLife, EngineSettings, Lease, Work, create_engine, resolve
 from winnow.models import Checkpoint
+from winnow.prompts import PromptParts
+from winnow.ranking.arguments import checked_calls, checked_options
 from winnow.ranking.calibration import loaded
 from winnow.ranking.calls import CallRunner
 from winnow.ranking.config import RerankerConfig
 from winnow.ranking.fallback import Fallback, config_of_fallback
 from winnow.ranking.hints import taking
-from winnow.ranking.options import Call, CallOptions
+from winnow.ranking.options import Call, CallLimits, CallOptions
 from winnow.ranking.pulling import IteratorFailedError
 from winnow.templates import TemplateLike
 from winnow.threads import OwnThread
@@ -109,6 +111,39 @@ class RerankerLife:
         """
         options = CallOptions(template=template, template_kwargs=template_kwargs)
         await self._await(partial(self._calls.bind_for, options, with_instruction))
+
+    async def aprompt_parts(
+        self,
+        query: str,
+        document: str,
+        *,
+        instruction: str | None = None,
+        template: TemplateLike | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        limits: CallLimits | None = None,
+    ) -> PromptParts:
+        """The prompt of a pair as the model gets it, in its parts. The pair is not scored.
+
+        Args:
+            query: As in `Reranker.rank`.
+            document: A text that is not blank.
+            instruction: As in `Reranker.rank`.
+            template: As in `Reranker.rank`.
+            template_kwargs: As in `Reranker.rank`.
+            limits: As in `Reranker.rank`.
+
+        Raises:
+            ValueError: The query is blank.
+            DocumentError: The document does not fit, with `on_overflow="error"`, or a text is not valid.
+            ConfigurationError: The model or the template cannot be used.
+        """
+        options = CallOptions(
+            template=template, template_kwargs=template_kwargs, limits=limits or CallLimits(), may_fall_back=False
+        )
+        options = checked_options(self._config, options)
+        request = (query, [document], instruction)
+        [call] = (call for call in checked_calls(self._config, [request], options, numbered=False) if call is not None)
+        return await self._await(partial(self._calls.parts, call))
 
     @property
     def checkpoint(self) -> Checkpoint | None:

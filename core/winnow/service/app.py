@@ -21,6 +21,7 @@ from winnow.service.request_log import CLIENT_GONE, RequestLog
 from winnow.service.rerank import rerank_routes
 from winnow.service.score import score_routes
 from winnow.service.scorer import Scorer
+from winnow.service.shown_prompt import prompt_routes
 
 
 def create_app(reranker: Reranker, config: ServiceConfig | None = None) -> FastAPI:
@@ -58,8 +59,9 @@ def create_app(reranker: Reranker, config: ServiceConfig | None = None) -> FastA
         return Response(status_code=CLIENT_GONE)
 
     app.add_exception_handler(ClientGoneError, gone)
-    for routes in (rerank_routes(scorer), score_routes(scorer), ranking_routes(scorer), about_routes(scorer, life)):
-        app.include_router(routes)
+    for routes in (rerank_routes, score_routes, ranking_routes, prompt_routes):
+        app.include_router(routes(scorer))
+    app.include_router(about_routes(scorer, life))
     # The last one sees a request first.
     app.add_middleware(BodyLimits, max_bytes=config.max_body_bytes, max_seconds=config.body_seconds)
     app.add_middleware(

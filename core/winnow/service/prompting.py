@@ -79,7 +79,7 @@ class Prompter:
             )
         _refuse_large(variables, kwargs[0] if kwargs else name)
         try:
-            template = _of_request(given[1], name) if given else self._own(preset)
+            template = _of_request(given[1], name) if given else self.counting(preset.template)
             if template is None:  # the tokenizer encodes the pair: there is nothing to give variables to
                 return Prompting(template=None, template_kwargs=None, instruction=instruction)
             if not given:
@@ -95,9 +95,9 @@ class Prompter:
             raise ServiceError(400, str(error), f"body.{name}") from None
         return Prompting(template=template, template_kwargs=variables, instruction=instruction)
 
-    def _own(self, preset: Preset) -> ScoreTemplate | None:
-        """The template that counts where the request brings none."""
-        chosen = self._reranker.config.template if preset.template is None else preset.template
+    def counting(self, template: TemplateLike | None) -> ScoreTemplate | None:
+        """A template, or the server's in the place of None. If there is none, the tokenizer encodes the pair."""
+        chosen = self._reranker.config.template if template is None else template
         if chosen is not None:
             return from_user(chosen)
         checkpoint = self._reranker.checkpoint

@@ -2,13 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
 
 from winnow.errors import EngineDeadError, EngineLoadError
+from winnow.prompts import PromptParts
 from winnow.ranking import Reranker
 from winnow.service.config import ServiceConfig
 from winnow.service.documents import length_of
@@ -45,6 +47,21 @@ class Answer:
     def prompt_tokens(self) -> int:
         """Tokens of all prompts, as vLLM counts them: also of those that were not computed."""
         return sum(ranking.stats.usage_tokens for ranking in self.rankings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownPrompt:
+    """The prompt of a pair.
+
+    Attributes:
+        model: The name under which the model was asked for.
+        template: Where its template comes from; None if the tokenizer encodes the pair.
+        parts: The prompt.
+    """
+
+    model: str
+    template: str | None
+    parts: PromptParts
 
 
 class Scorer:
@@ -89,28 +106,64 @@ class Scorer:
             ClientGoneError: The client has closed the connection.
             ServiceError: It is refused. So are errors of the reranker (`winnow.service.errors`).
         """
-        self._life.refuse_unless_ready()
-        name = self.name_of(options.model)
-        self._check(pairs, options)
-        deadline = self._deadline(options)
-        begin = time.monotonic()
-
-        async def in_turn() -> list[Ranking]:
-            async with asyncio.timeout(deadline), self.queue.turn():
-                left = None if deadline is None else deadline - (time.monotonic() - begin)
-                return await self._rank(options, self.models[name], pairs, left)
-
-        try:
-            rankings = await self._unless_in_vain(request, in_turn())
-        except (EngineDeadError, EngineLoadError):
-            self._life.engine_died()
-            raise
-        answer = Answer(model=name, rankings=rankings)
+        rank = partial(self._rank, options, pairs)
+        answer = Answer(model=self.name_of(options.model), rankings=await self._in_turn(request, options, pairs, rank))
         count = sum(len(documents) for _, documents in pairs)
         request.state.note = f", {count} documents, {answer.prompt_tokens} tokens"
         return answer
 
-    async def _rank(self, options: Options, preset: Preset, pairs: Pairs, deadline: float | None) -> list[Ranking]:
+    async def prompt(self, request: Request, options: Options, query: str, document: str) -> ShownPrompt:
+        """The prompt of a pair, which is not scored; arguments and errors as in `score`."""
+
+        async def show(preset: Preset, _: float | None) -> ShownPrompt:
+            prompting = await self._prompter.prompting(options, preset)
+            parts = await self.reranker.aprompt_parts(
+                query,
+                document,
+                instruction=prompting.instruction,
+                template=prompting.template,
+                template_kwargs=prompting.template_kwargs,
+                limits=options.limits,
+            )
+            template = self._prompter.counting(prompting.template)
+            origin = None if template is None else template.origin
+            return ShownPrompt(model=self.name_of(options.model), template=origin, parts=parts)
+
+        return await self._in_turn(request, options, [(query, [document])], show)
+
+    async def _in_turn(
+        self,
+        request: Request,
+        options: Options,
+        pairs: Pairs,
+        work: Callable[[Preset, float | None], Awaitable[T]],
+    ) -> T:
+        """Do the work of a request when its turn comes; see `score`.
+
+        Args:
+            request: The request.
+            options: What it says besides the pairs.
+            pairs: Its texts, which are checked.
+            work: Gets the preset of the request, and the seconds that its deadline leaves.
+        """
+        self._life.refuse_unless_ready()
+        preset = self.models[self.name_of(options.model)]
+        self._check(pairs, options)
+        deadline = self._deadline(options)
+        begin = time.monotonic()
+
+        async def in_turn() -> T:
+            async with asyncio.timeout(deadline), self.queue.turn():
+                left = None if deadline is None else deadline - (time.monotonic() - begin)
+                return await work(preset, left)
+
+        try:
+            return await self._unless_in_vain(request, in_turn())
+        except (EngineDeadError, EngineLoadError):
+            self._life.engine_died()
+            raise
+
+    async def _rank(self, options: Options, pairs: Pairs, preset: Preset, deadline: float | None) -> list[Ranking]:
         prompting = await self._prompter.prompting(options, preset)
         most = self.config.max_priority
         return await self.reranker.arank_many(

@@ -10,11 +10,12 @@ from winnow.templates.score_template import (
     is_file,
     read_template,
 )
-from winnow.templates.segments import Content, PlainText, Segment, fields_of
+from winnow.templates.segments import Content, FieldName, PlainText, Segment, fields_of
 from winnow.templates.writer import as_jinja
 
 __all__ = [
     "Content",
+    "FieldName",
     "Layout",
     "Origin",
     "PlainText",
