@@ -1,5 +1,6 @@
 """Lines of text files, numbered, so that an error names file and line."""
 
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -46,3 +47,23 @@ def numbered_lines(text: Iterable[str], name: str) -> Iterator[tuple[int, str]]:
         kept = line.removeprefix("\ufeff").rstrip("\r\n")  # files that were joined have the mark inside, too
         if kept.strip():
             yield number, kept
+
+
+def json_object(line: str, where: str, wanted: str) -> dict[str, Any]:
+    """The JSON object of a line.
+
+    Args:
+        line: The line.
+        where: What errors call it: file and line.
+        wanted: What errors say that it must be, a sentence.
+
+    Raises:
+        ValueError: It is no JSON object.
+    """
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON ({error}). {wanted}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: not a JSON object. {wanted}")
+    return record

@@ -27,6 +27,21 @@ def is_seconds(value: Any) -> bool:
     return is_finite(value) or (is_number(value) and abs(value) == math.inf)
 
 
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether mappings and lists are nested in `value` more than `levels` deep. It needs no recursion."""
+    level = [value]
+    for _ in range(levels):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+            if isinstance(inner, Mapping | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
 def plain(value: Any) -> Any:
     """A setting as plain data, at any depth. A value without a plain form is returned as it is.
 

@@ -1,31 +1,16 @@
 """What one call may set for itself: lengths, logits, its place in the queue; and what its prompts count as usage."""
 
-from collections.abc import Sequence
-
 import pytest
 
-from winnow import CallLimits, ConfigurationError, EngineScore, FakeEngine, Prompt, Reranker
+from reading_engine import ReadingEngine
+from winnow import CallLimits, ConfigurationError, Reranker
 
 QUERY = "who?"
 LONG = "first words " + "dark and stormy night " * 50 + "last words"
 
 
-class Reading(FakeEngine):
-    """Keeps the texts of its prompts, and their priorities."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read: list[str] = []
-        self.priorities: list[int] = []
-
-    async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
-        self.read += [self.checkpoint.tokenizer.decode(prompt.ids) for prompt in prompts]
-        self.priorities.append(priority)
-        return await super().score(prompts, priority=priority)
-
-
 def test_a_call_has_limits_of_its_own() -> None:
-    engine = Reading()
+    engine = ReadingEngine()
     with Reranker("any", engine=engine, max_document_tokens=300) as reranker:
         [whole] = reranker.rank(QUERY, [LONG])
         [short] = reranker.rank(QUERY, [LONG], limits=CallLimits(max_document_tokens=11))
@@ -50,7 +35,7 @@ def test_a_call_cannot_have_longer_prompts_than_its_reranker() -> None:
 
 
 def test_the_end_of_a_document_may_be_kept() -> None:
-    engine = Reading()
+    engine = ReadingEngine()
     with Reranker("any", engine=engine) as reranker:
         for length in (1, 10, 100, 500):
             limits = CallLimits(max_document_tokens=length, keep="end")
@@ -75,7 +60,7 @@ def test_a_call_may_ask_for_logits_or_for_scores() -> None:
 
 
 def test_a_priority_moves_a_call_in_the_queue() -> None:
-    engine = Reading()
+    engine = ReadingEngine()
     with Reranker("any", engine=engine) as reranker:
         for priority in (0, 5000, -5000):
             reranker.rank(QUERY, [f"document {priority}"], priority=priority)

@@ -100,15 +100,21 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "winnow_command", "serve", *arguments]
 
 
+def asked(client: httpx.Client) -> tuple[threading.Thread, list[httpx.Response]]:
+    """A request in a thread of its own, and the list that its answer goes into."""
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(target=lambda: answers.append(client.post("/rerank", json=GOOD)))
+    asking.start()
+    return asking, answers
+
+
 def test_after_sigterm_what_runs_is_answered_and_others_are_refused() -> None:
     engine = GatedEngine()
     engine.gate.set()
     with running(Reranker("tiny", engine=engine)) as server, server.client() as client, server.client() as other:
         assert other.get("/ready").status_code == 200  # its connection stays open
         engine.gate.clear()
-        answers: list[httpx.Response] = []
-        asking = threading.Thread(target=lambda: answers.append(client.post("/rerank", json=GOOD)))
-        asking.start()
+        asking, answers = asked(client)
         wait_until(lambda: engine.waiting == 1)
         server.signal(signal.SIGTERM)
         wait_until(lambda: other.get("/ready").status_code == 503)
@@ -126,9 +132,7 @@ def test_what_runs_too_long_after_sigterm_is_broken_off() -> None:
     engine.gate.set()
     with running(Reranker("tiny", engine=engine), drain_seconds=1) as server, server.client() as client:
         engine.gate.clear()
-        answers: list[httpx.Response] = []
-        asking = threading.Thread(target=lambda: answers.append(client.post("/rerank", json=GOOD)))
-        asking.start()
+        asking, answers = asked(client)
         wait_until(lambda: engine.waiting == 1)
         server.signal(signal.SIGTERM)
         asking.join(PATIENCE)
@@ -145,10 +149,8 @@ def test_sigterm_ends_the_command_when_what_runs_is_answered(tmp_path: Path) -> 
         wait_until(lambda: process.poll() is not None or "requests are answered" in log.read_text())
         url = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
         assert url is not None, log.read_text()
-        answers: list[httpx.Response] = []
         with httpx.Client(base_url=url[0], timeout=PATIENCE, trust_env=False) as client:
-            asking = threading.Thread(target=lambda: answers.append(client.post("/rerank", json=GOOD)))
-            asking.start()
+            asking, answers = asked(client)
             with httpx.Client(base_url=url[0], timeout=PATIENCE, trust_env=False) as other:
                 wait_until(lambda: "requests_running 1.0" in other.get("/metrics").text or bool(answers))
             process.send_signal(signal.SIGTERM)

@@ -1,16 +1,17 @@
 """Templates, instructions, presets, lengths and priorities of requests."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from gated_engine import PATIENCE, wait_until
 from running import Running, running
 
-from gated_engine import PATIENCE, wait_until
-from winnow import ConfigurationError, EngineScore, FakeEngine, Prompt, Reranker, TemplateError
+from reading_engine import ReadingEngine
+from winnow import ConfigurationError, Reranker, TemplateError
 from winnow.service import Preset, read_preset
 
 QUERY = "capital of China"
@@ -18,30 +19,16 @@ DOCUMENTS = ["Rice.", "Beijing is the capital of China.", "A capital."]
 JINJA = "Q {{ query }} D {{ document }} I {{ instruction or 'none' }} V {{ v }}"
 
 
-class Reading(FakeEngine):
-    """Keeps the texts of its prompts, and their priorities."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read: list[str] = []
-        self.priorities: list[int] = []
-
-    async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
-        self.read += [self.checkpoint.tokenizer.decode(prompt.ids) for prompt in prompts]
-        self.priorities.append(priority)
-        return await super().score(prompts, priority=priority)
-
-
 @pytest.fixture(scope="module")
-def engine() -> Reading:
-    return Reading()
+def engine() -> ReadingEngine:
+    return ReadingEngine()
 
 
 PRESET = Preset(template="P {query} {document} {instruction}", instruction="of the preset")
 
 
 @pytest.fixture(scope="module")
-def server(engine: Reading) -> Iterator[Running]:
+def server(engine: ReadingEngine) -> Iterator[Running]:
     with running(
         Reranker("tiny", engine=engine, instruction="of the server"),
         served_names=["main", "second"],
@@ -58,7 +45,7 @@ def client(server: Running) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def prompt(client: httpx.Client, engine: Reading) -> Any:
+def prompt(client: httpx.Client, engine: ReadingEngine) -> Any:
     """The prompt that a request with one document makes."""
 
     def of(path: str = "/rerank", **fields: Any) -> str:
@@ -103,7 +90,7 @@ def test_vllms_clients_give_the_instruction_among_the_variables(prompt: Any) -> 
 
 
 @pytest.mark.slow
-def test_score_and_ranking_take_templates_too(client: httpx.Client, engine: Reading) -> None:
+def test_score_and_ranking_take_templates_too(client: httpx.Client, engine: ReadingEngine) -> None:
     before = len(engine.read)
     pairs = {"queries": ["a", "b"], "documents": ["c", "d"], "score_template": JINJA, "instruction": "mine"}
     assert client.post("/score", json=pairs).status_code == 200
@@ -169,7 +156,7 @@ def test_large_variables_are_refused(client: httpx.Client) -> None:
 
 
 @pytest.mark.slow
-def test_variables_alone_go_to_the_template_of_the_server(engine: Reading) -> None:
+def test_variables_alone_go_to_the_template_of_the_server(engine: ReadingEngine) -> None:
     with (
         running(Reranker("tiny", engine=engine, template=JINJA, template_kwargs={"v": "own"})) as server,
         server.client() as client,
@@ -205,7 +192,7 @@ def test_slow_templates_keep_no_other_request_waiting(server: Running) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_may_take_no_templates(engine: Reading) -> None:
+def test_a_server_may_take_no_templates(engine: ReadingEngine) -> None:
     with running(Reranker("tiny", engine=engine), request_templates=False) as server, server.client() as client:
         body = {"query": "q", "documents": ["d"]}
         for fields in ({"score_template": JINJA}, {"chat_template_kwargs": {"v": 1}}):
@@ -218,7 +205,7 @@ def test_a_server_may_take_no_templates(engine: Reading) -> None:
 
 
 @pytest.mark.slow
-def test_lengths_of_a_request(client: httpx.Client, engine: Reading) -> None:
+def test_lengths_of_a_request(client: httpx.Client, engine: ReadingEngine) -> None:
     long = "first " + "night " * 100 + "last"
 
     def result(**fields: Any) -> dict[str, Any]:
@@ -260,7 +247,7 @@ def test_windows_are_reported() -> None:
 
 
 @pytest.mark.slow
-def test_priorities_are_bounded_and_off_by_default(client: httpx.Client, engine: Reading) -> None:
+def test_priorities_are_bounded_and_off_by_default(client: httpx.Client, engine: ReadingEngine) -> None:
     def priority(of: httpx.Client, text: str, **fields: Any) -> int:
         assert of.post("/rerank", json={"query": "q", "documents": [text], **fields}).status_code == 200
         return engine.priorities[-1]
@@ -269,7 +256,7 @@ def test_priorities_are_bounded_and_off_by_default(client: httpx.Client, engine:
     assert priority(client, "two", priority=999) - base >= 5000
     assert priority(client, "three", priority=999) - base < 6000
     assert priority(client, "four", priority=-5) < base
-    with running(Reranker("tiny", engine=Reading())) as server, server.client() as other:
+    with running(Reranker("tiny", engine=ReadingEngine())) as server, server.client() as other:
         engine = server.app.state.scorer.reranker.config.engine
         assert priority(other, "one", priority=999) < 1000
 

@@ -12,6 +12,7 @@ from typing import Any
 import regex
 
 from winnow.lines import AS_IT_IS, numbered_lines
+from winnow.plain import is_deeper
 from winnow.text import checked
 from winnow.types import Ranking
 
@@ -66,24 +67,10 @@ def _record(line: str, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: not JSON ({error}), though the first line is.") from None
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise ValueError(f'{where}: each JSON line must be an object with a string in "text".')
-    if _is_deep(record):
+    if is_deeper(record, _DEEPEST):
         raise ValueError(deep)
     checked(record["text"], f"{where}: the text")
     return record
-
-
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(_DEEPEST):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def as_json(query: str, ranking: Ranking, records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 
-from winnow.evaluation.files import is_compressed, judgement_lines, parsed_text, run_lines, text_lines
+from winnow.evaluation.files import is_compressed, judgement_lines, parsed_text, run_lines, text_lines, values_by_query
 from winnow.evaluation.runs import Run
 from winnow.text import checked
 
@@ -65,12 +65,12 @@ def read_collection(
     files = {part: _place(part, file, folder) for part, file in given.items()}
     texts = read_queries(files["queries"])
     judgements = read_qrels(files["qrels"])
-    for line in judgement_lines(files["qrels"]):
-        if line.query not in texts:
-            raise ValueError(
-                f"{files['qrels']}, line {line.number}: query {line.query!r} is not in {files['queries']}. Add it "
-                "there, or remove its judgements."
-            )
+    if not judgements.keys() <= texts.keys():
+        line = next(line for line in judgement_lines(files["qrels"]) if line.query not in texts)
+        raise ValueError(
+            f"{files['qrels']}, line {line.number}: query {line.query!r} is not in {files['queries']}. Add it there, "
+            "or remove its judgements."
+        )
     judged = set().union(*judgements.values())
     documents = read_corpus(files["corpus"], only=None if only is None else judged.union(only))
     _look_for(judged, documents, files)
@@ -93,18 +93,10 @@ def read_queries(file: str | PathLike[str]) -> dict[str, str]:
 def read_qrels(file: str | PathLike[str]) -> dict[str, dict[str, int]]:
     """Judgements by the ids of their queries and documents; see `read_collection`."""
     path = Path(fspath(file))
-    found: dict[str, dict[str, int]] = {}
-    for line in judgement_lines(path):
-        of_query = found.setdefault(line.query, {})
-        if line.document in of_query:
-            raise ValueError(
-                f"{path}, line {line.number}: document {line.document!r} is judged twice for query {line.query!r}. "
-                "Remove one of the lines."
-            )
-        of_query[line.document] = int(line.value)
+    found = values_by_query(path, judgement_lines(path), "is judged twice for")
     if not found:
         raise ValueError(f"{path} is empty: it should have a line for each judgement.")
-    return found
+    return {query: {document: int(value) for document, value in values.items()} for query, values in found.items()}
 
 
 def read_corpus(file: str | PathLike[str], *, only: Iterable[str] | None = None) -> Mapping[str, str]:

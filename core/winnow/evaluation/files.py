@@ -4,15 +4,14 @@ The layouts are those of BEIR (https://github.com/beir-cellar/beir/wiki/Load-you
 """
 
 import gzip
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from winnow.lines import numbered_lines
+from winnow.lines import json_object, numbered_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +91,7 @@ def parsed_text(line: str, where: str) -> tuple[str, str]:
             raise ValueError(f'{where}: neither JSON with "_id" and "text", nor an id, a tab and a text.')
         return name.strip(), " ".join(text.split("\t")).strip()
     wanted = 'must be a JSON object with an id in "_id" and a string in "text"'
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON ({error}). Each line {wanted}.") from None
+    record = json_object(line, where, f"Each line {wanted}.")
     name, title, text = record.get("_id"), record.get("title") or "", record.get("text")
     if type(name) is int:
         name = str(name)
@@ -157,6 +153,29 @@ def run_lines(file: Path) -> Iterator[PairLine]:
         if not math.isfinite(value):
             raise ValueError(f"{file}, line {number}: the score must be a finite number, but is {score!r}.")
         yield PairLine(number, query, document, value)
+
+
+def values_by_query(file: Path, lines: Iterable[PairLine], twice: str) -> dict[str, dict[str, float]]:
+    """The values of a file by the ids of their queries and documents.
+
+    Args:
+        file: The file, for errors.
+        lines: Its lines.
+        twice: What an error says of a document that a query has already: "stands twice under".
+
+    Raises:
+        ValueError: A document stands twice under a query.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for line in lines:
+        of_query = found.setdefault(line.query, {})
+        if line.document in of_query:
+            raise ValueError(
+                f"{file}, line {line.number}: document {line.document!r} {twice} query {line.query!r}. Remove one of "
+                "the lines."
+            )
+        of_query[line.document] = line.value
+    return found
 
 
 def _columns(file: Path) -> Iterator[tuple[int, list[str]]]:

@@ -1,6 +1,5 @@
 """Judged pairs: a query, a document, and whether people found it relevant."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from winnow.evaluation.collection import Collection
 from winnow.evaluation.runs import Run
-from winnow.lines import AS_IT_IS, numbered_lines
+from winnow.lines import AS_IT_IS, json_object, numbered_lines
 from winnow.text import checked
 
 
@@ -71,12 +70,7 @@ def pairs_of(collection: Collection, run: Run | None = None, *, top_k: int = 100
 
 def _pair(line: str, where: str) -> JudgedPair:
     wanted = 'Each line must be a JSON object with texts in "query" and "document" and a number in "label".'
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON ({error}). {wanted}") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: not a JSON object. {wanted}")
+    record = json_object(line, where, wanted)
     for name in ("query", "document"):
         text = record.get(name)
         if not isinstance(text, str) or not text.strip():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 
-from winnow.evaluation.files import run_lines
+from winnow.evaluation.files import run_lines, values_by_query
 
 # What file names of runs end with, and what is no part of the run's name.
 _ENDINGS = (".gz", ".txt", ".tsv", ".trec", ".run", ".res")
@@ -70,15 +70,7 @@ def read_run(file: str | PathLike[str]) -> Run:
         OSError: The file cannot be read.
     """
     path = Path(fspath(file))
-    scores: dict[str, dict[str, float]] = {}
-    for line in run_lines(path):
-        of_query = scores.setdefault(line.query, {})
-        if line.document in of_query:
-            raise ValueError(
-                f"{path}, line {line.number}: document {line.document!r} stands twice under query {line.query!r}. "
-                "Remove one of the lines."
-            )
-        of_query[line.document] = line.value
+    scores = values_by_query(path, run_lines(path), "stands twice under")
     if not scores:
         raise ValueError(f"{path} is empty: a run has a line for each document that was found.")
     return Run(_name(path), scores, path)

@@ -154,13 +154,10 @@ class PromptBuilder:
 
     def _cut(self, scaffold: Scaffold, texts: Sequence[str]) -> list[_Fit]:
         """Texts that are too long, each cut at its last token that fits; tokenised anew, it may be too long again."""
-        offset, extra = len(scaffold.before), int(scaffold.drop_first) + int(scaffold.drop_last)
-        encodings = self._tokenizer.encode_with_offsets([scaffold.before + text + scaffold.after for text in texts])
-        ends: list[int] = []
-        for text, encoding in zip(texts, encodings, strict=True):
-            own = [span for span in encoding.offsets if offset <= span[0] < offset + len(text)]
-            keep = len(own) - max(len(encoding.ids) - extra - scaffold.room, 1)
-            ends.append(cut_before(text, own, offset, keep))
+        ends = [
+            cut_before(text, own, len(own) - max(length - scaffold.room, 1))
+            for text, (length, own) in zip(texts, scaffold.spans(self._tokenizer, texts), strict=True)
+        ]
         cut = scaffold.encode(self._tokenizer, [text[:end] for text, end in zip(texts, ends, strict=True)])
         return list(map(_Fit, cut, ends))
 
@@ -168,17 +165,15 @@ class PromptBuilder:
         """The ids of the longest end of a text that fits; as in `_fit`, the text is first cut by its characters."""
         within = CHARACTERS_PER_TOKEN * max(scaffold.room, 1)
         most = min(len(text), MOST_CHARACTERS_PER_TOKEN * max(scaffold.room, 1))
-        offset, extra = len(scaffold.before), int(scaffold.drop_first) + int(scaffold.drop_last)
         while True:
             piece = text[len(text) - min(within, len(text)) :]
-            encoding = self._tokenizer.encode_with_offsets([scaffold.before + piece + scaffold.after])[0]
-            if len(encoding.ids) - extra > scaffold.room or within >= most:
+            [(length, own)] = scaffold.spans(self._tokenizer, [piece])
+            if length > scaffold.room or within >= most:
                 break
             within *= 4  # uncommonly long tokens
-        while (excess := len(encoding.ids) - extra - scaffold.room) > 0 and piece:
-            own = [span for span in encoding.offsets if offset <= span[0] < offset + len(piece)]
-            piece = piece[cut_before(piece, own, offset, excess) or first_grapheme(piece) :]
-            encoding = self._tokenizer.encode_with_offsets([scaffold.before + piece + scaffold.after])[0]
+        while (excess := length - scaffold.room) > 0 and piece:
+            piece = piece[cut_before(piece, own, excess) or first_grapheme(piece) :]
+            [(length, own)] = scaffold.spans(self._tokenizer, [piece])
         return scaffold.encode(self._tokenizer, [piece])[0]
 
     def _prompts_of(
@@ -219,11 +214,9 @@ class PromptBuilder:
         start, end = 0, first.end
         while start + end < len(text) and end:
             _stop_if(is_over)
-            spans = self._tokenizer.encode_with_offsets([text[start : start + end]])[0].offsets
-            step = cut_before(
-                text[start : start + end], spans, 0, math.ceil(len(spans) * (1 - self._limits.window_overlap))
-            )
-            start += step or end
+            window = text[start : start + end]
+            spans = self._tokenizer.encode_with_offsets([window])[0].offsets
+            start += cut_before(window, spans, math.ceil(len(spans) * (1 - self._limits.window_overlap))) or end
             [(ids, end)] = self._fit(scaffold, [text[start:]])
             windows.append(ids)
         return self._document_prompts(scaffold, windows, start + end < len(text))

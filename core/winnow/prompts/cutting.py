@@ -15,15 +15,14 @@ CUT_WORD = 128
 _GRAPHEME_REACH = 32
 
 
-def cut_before(text: str, spans: Sequence[tuple[int, int]], offset: int, keep: int) -> int:
+def cut_before(text: str, spans: Sequence[tuple[int, int]], keep: int) -> int:
     """How many characters of `text` the first `keep` tokens cover, without splitting a grapheme.
 
     If the next token holds other bytes of the same character, that character is not counted.
 
     Args:
         text: The text.
-        spans: Where each token begins and ends.
-        offset: Where `text` begins, counted as in `spans`.
+        spans: Where in the text each token begins and ends.
         keep: How many tokens are kept.
     """
     if keep <= 0:
@@ -32,7 +31,7 @@ def cut_before(text: str, spans: Sequence[tuple[int, int]], offset: int, keep: i
 
     if keep >= len(spans):
         return len(text)
-    end = min(spans[keep - 1][1], spans[keep][0]) - offset
+    end = min(spans[keep - 1][1], spans[keep][0])
     start = max(0, end - _GRAPHEME_REACH)
     around = text[start : end + _GRAPHEME_REACH]
     boundary = max(

@@ -79,7 +79,7 @@ class ScaffoldBuilder:
                 return text, scaffold
             encoding = tokenizer.encode_with_offsets([text])[0]
             keep = min(len(encoding.ids) - 1, cap) if uncut else len(encoding.ids) - excess
-            text = text[: cut_before(text, encoding.offsets, 0, keep)]
+            text = text[: cut_before(text, encoding.offsets, keep)]
             uncut = False
 
     def budget(self, instruction: str, medium: Shown | None = None) -> tuple[int, int]:

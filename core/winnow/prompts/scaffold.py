@@ -73,6 +73,18 @@ class Scaffold:
         stop = -1 if self.drop_last else None
         return [tokenizer.real_ids(ids[int(self.drop_first) : stop]) for ids in encoded]
 
+    def spans(self, tokenizer: PromptTokenizer, texts: Sequence[str]) -> list[tuple[int, list[tuple[int, int]]]]:
+        """For each text how many ids `encode` gives, and where in the text its own tokens begin and end."""
+        offset, dropped = len(self.before), int(self.drop_first) + int(self.drop_last)
+        encodings = tokenizer.encode_with_offsets([self.before + text + self.after for text in texts])
+        return [
+            (
+                len(encoding.ids) - dropped,
+                [(start - offset, end - offset) for start, end in encoding.offsets if 0 <= start - offset < len(text)],
+            )
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
 
 class PromptLayout:
     """Lays out the prompts of one template and one model.

@@ -80,13 +80,14 @@ class CallRunner:
             await self._fallback.start(partial(self._bind, started))
 
     async def _bind(self, started: Started) -> None:
-        await self.bind_for(CallOptions(), bool(self.config.instruction), started)
+        await self.bind_for(CallOptions(), None, started)
 
-    async def bind_for(self, options: CallOptions, with_instruction: bool, started: Started) -> None:
+    async def bind_for(self, options: CallOptions, instruction: str | None, started: Started) -> None:
         """Bind the template of calls that come later."""
         self.checkpoint = checkpoint = (await started()).engine.checkpoint
         options = checked_options(self.config, options)
-        await in_daemon_thread(partial(self._builder, checkpoint, options, with_instruction))
+        instruction = self.config.instruction if instruction is None else instruction
+        await in_daemon_thread(partial(self._builder, checkpoint, options, instruction))
 
     async def parts(self, call: Call, started: Started) -> PromptParts:
         """The prompt of a call's only document, which is not scored."""
@@ -222,11 +223,11 @@ class CallRunner:
         return replace(call, query=cast("Query", query), documents=documents)
 
     def _builder_of(self, checkpoint: Checkpoint, call: Call) -> PromptBuilder:
-        instruction = readable(call.instruction)
-        return self._builder(checkpoint, call.options, bool(instruction))
+        return self._builder(checkpoint, call.options, call.instruction)
 
-    def _builder(self, checkpoint: Checkpoint, options: CallOptions, with_instruction: bool) -> PromptBuilder:
+    def _builder(self, checkpoint: Checkpoint, options: CallOptions, instruction: str | None) -> PromptBuilder:
         """The prompt builder of a template and limits; templates are bound to the model once."""
+        with_instruction = bool(readable(instruction))
         template, template_kwargs, given = options.template, options.template_kwargs, options.limits
         key = (id(checkpoint), repr(template), repr(template_kwargs), given, with_instruction)
         if (kept := self._builders.get(key)) is not None:

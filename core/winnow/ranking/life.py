@@ -94,8 +94,7 @@ class RerankerLife:
         self,
         template: TemplateLike | None,
         template_kwargs: Mapping[str, Any] | None = None,
-        *,
-        with_instruction: bool = False,
+        instruction: str | None = None,
     ) -> None:
         """Bind a template to the model, which calls with it then find bound.
 
@@ -104,13 +103,13 @@ class RerankerLife:
         Args:
             template: The template; None for the reranker's own.
             template_kwargs: Its variables.
-            with_instruction: Whether the calls have an instruction.
+            instruction: The calls' instruction, of which only counts whether it is blank; None for the reranker's.
 
         Raises:
             TemplateError: It cannot be used.
         """
         options = CallOptions(template=template, template_kwargs=template_kwargs)
-        await self._await(partial(self._calls.bind_for, options, with_instruction))
+        await self._await(partial(self._calls.bind_for, options, instruction))
 
     async def aprompt_parts(
         self,

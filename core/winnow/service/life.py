@@ -11,7 +11,6 @@ from winnow.errors import EngineError
 from winnow.ranking import Reranker
 from winnow.service.errors import RETRY_LOADING, ServiceError
 from winnow.service.presets import Preset
-from winnow.text import readable
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +105,7 @@ class Life:
         try:
             await self._reranker.astart()
             for preset in self._presets:
-                instruction = self._reranker.config.instruction if preset.instruction is None else preset.instruction
-                await self._reranker.abind(
-                    preset.template, preset.template_kwargs, with_instruction=bool(readable(instruction))
-                )
+                await self._reranker.abind(preset.template, preset.template_kwargs, preset.instruction)
             await self._reranker.arank(*_FIRST_PAIR, deadline=_FIRST_SECONDS)
         except Exception as error:  # noqa: BLE001 - whoever runs the server raises it
             self.failure = error

@@ -12,12 +12,12 @@ from typing import Any
 
 from winnow.errors import TemplateError
 from winnow.models import template_for
+from winnow.plain import is_deeper
 from winnow.ranking import Reranker
 from winnow.service.errors import ServiceError
 from winnow.service.options import Options, first_of
 from winnow.service.presets import Preset
 from winnow.templates import ScoreTemplate, TemplateLike, from_user, read_template
-from winnow.text import readable
 
 # Templates of requests that are rendered at once: each may take two seconds of a processor, and much memory.
 _RENDERED_AT_ONCE = 2
@@ -88,9 +88,8 @@ class Prompter:
                 variables = {**(own or {}), **variables}
             if variables:
                 template = replace(template, trusted=False)  # its variables are not
-            counts = self._reranker.config.instruction if instruction is None else instruction
             async with self._turns:
-                await self._reranker.abind(template, variables, with_instruction=bool(readable(counts)))
+                await self._reranker.abind(template, variables, instruction)
         except TemplateError as error:
             raise ServiceError(400, str(error), f"body.{name}") from None
         return Prompting(template=template, template_kwargs=variables, instruction=instruction)
@@ -118,11 +117,7 @@ def _of_request(given: Any, name: str) -> ScoreTemplate:
 
 
 def _refuse_large(variables: Mapping[str, Any], name: str) -> None:
-    level: list[Any] = [variables]
-    for _ in range(_DEEPEST_KWARGS):
-        level = [inner for one in level for inner in (one.values() if isinstance(one, Mapping) else one)]
-        level = [one for one in level if isinstance(one, Mapping | list)]
-    if level:
+    if is_deeper(variables, _DEEPEST_KWARGS):
         raise ServiceError(400, f"{name} is nested more than {_DEEPEST_KWARGS} deep.", f"body.{name}")
     if len(json.dumps(variables)) > _LARGEST_KWARGS:
         raise ServiceError(413, f"{name} has more than {_LARGEST_KWARGS:,} bytes.", f"body.{name}")
