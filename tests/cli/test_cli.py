@@ -216,7 +216,7 @@ def test_a_progress_bar_on_long_work_and_none_on_short(tiny_model: str, tmp_path
     command = [
         sys.executable,
         "-m",
-        "winnow.cli.main",
+        "winnow_command",
         "rank",
         "--engine",
         "transformers",

@@ -226,9 +226,3 @@ def convert(
     write(f"{shown(str(done.folder))}: score head with {shown(done.formula)}, {done.bytes / 1e6:.1f} MB\n")
     if done.difference is not None:
         write(f"largest difference of a logit in float32: {done.difference:.1e}\n")
-
-
-if __name__ == "__main__":
-    from winnow_command import main as run_command
-
-    run_command()

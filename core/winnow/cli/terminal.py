@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TextIO
 import regex
 
 from winnow.errors import WinnowError
-from winnow_command import INTERRUPTED, end_at_once, say_interrupted
+from winnow_command.interrupt import INTERRUPTED, end_at_once, say_interrupted
 
 logger = logging.getLogger(__name__)
 
