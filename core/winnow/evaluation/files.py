@@ -92,12 +92,11 @@ def parsed_text(line: str, where: str) -> tuple[str, str]:
         return name.strip(), " ".join(text.split("\t")).strip()
     wanted = 'must be a JSON object with an id in "_id" and a string in "text"'
     record = json_object(line, where, f"Each line {wanted}.")
-    name, title, text = record.get("_id"), record.get("title") or "", record.get("text")
-    if type(name) is int:
-        name = str(name)
-    if not (isinstance(name, str) and name and isinstance(title, str) and isinstance(text, str)):
+    given, title, text = record.get("_id"), record.get("title") or "", record.get("text")
+    own_id = str(given) if type(given) is int else given
+    if not (isinstance(own_id, str) and own_id and isinstance(title, str) and isinstance(text, str)):
         raise ValueError(f'{where}: each line {wanted}; if there is a "title", it is a string, too.')
-    return name, f"{title} {text}".strip()
+    return own_id, f"{title} {text}".strip()
 
 
 def judgement_lines(file: Path) -> Iterator[PairLine]:
