@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
-from gated_engine import PATIENCE, wait_until
 from running import Running, running
 
+from gated_engine import PATIENCE, wait_until
 from reading_engine import ReadingEngine
 from winnow import ConfigurationError, Reranker, TemplateError
 from winnow.service import Preset, read_preset
