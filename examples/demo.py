@@ -24,7 +24,7 @@ from rich.text import Text
 
 import demo_model
 
-PASSAGES = Path(__file__).with_name("demo_passages.jsonl")
+PASSAGES = Path(__file__).with_name("everyday") / "corpus.jsonl"
 LOG = demo_model.CACHE / "demo.log"
 DEFAULT_MODEL = "winnow-demo-cross-encoder"
 QUERY = "Why does the water at the coast come and go?"
@@ -48,7 +48,7 @@ def main() -> None:
     )
     parser.add_argument("--query", default=QUERY, help="what to look for (default: %(default)s)")
     arguments = parser.parse_args()
-    passages = {record["id"]: record["text"] for record in map(json.loads, PASSAGES.read_text("utf-8").splitlines())}
+    passages = {record["_id"]: record["text"] for record in map(json.loads, PASSAGES.read_text("utf-8").splitlines())}
     with only_the_demo_on_the_screen() as console:
         agree = show(console, arguments.model, arguments.query, passages)
     sys.exit(not agree)

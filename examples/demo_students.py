@@ -6,7 +6,7 @@ it ranks: its own prompt builder makes them. What is trained is written in PEFT'
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -117,10 +117,10 @@ class Student:
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
-        """Write the adapter in PEFT's format, in bfloat16; a reader never sees half of it."""
+        """Write the adapter in PEFT's format, in bfloat16."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {f"base_model.model.{name}": weight.detach().bfloat16() for name, weight in self.trained.items()}
-        _replace(folder / ADAPTER, lambda file: save_file(weights, file, metadata={"format": "pt"}))
+        write_whole(folder / ADAPTER, lambda file: save_file(weights, file, metadata={"format": "pt"}))
         config = {
             "peft_type": "LORA",
             "task_type": self.task,
@@ -137,7 +137,7 @@ class Student:
             "inference_mode": True,
         }
         text = json.dumps(config, indent=2) + "\n"
-        _replace(folder / "adapter_config.json", lambda file: file.write_text(text, encoding="utf-8"))
+        write_whole(folder / "adapter_config.json", lambda file: file.write_text(text, encoding="utf-8"))
 
     def load(self, folder: Path) -> None:
         """Take the weights of an adapter that `save` wrote."""
@@ -221,7 +221,8 @@ class CrossEncoderStudent(Student):
         return logits
 
 
-def _replace(file: Path, write: Any) -> None:
+def write_whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name, and give it its own when it is whole: a reader never sees half of it."""
     unfinished = file.with_name(f"{file.name}.unfinished")
     write(unfinished)
     unfinished.replace(file)

@@ -93,7 +93,7 @@ def _attend(
     """Attention of texts, shape (texts * tokens, heads, size). All queries of a key's head go in one product."""
     scores = (queries.flatten(2, 3) @ keys.transpose(-1, -2)).unflatten(2, queries.shape[2:4]) * scaling + mask
     weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
-    mixed = (weights.flatten(2, 3) @ values).unflatten(2, queries.shape[2:4])
+    mixed: torch.Tensor = (weights.flatten(2, 3) @ values).unflatten(2, queries.shape[2:4])
     return mixed.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 PASSAGES = Path(__file__).with_name("passages.jsonl")
 
@@ -67,9 +68,9 @@ def build_tiny_reranker(folder: Path, *, vocabulary: int = 1000, seed: int = 0, 
         tie_word_embeddings=True,
         initializer_range=0.08,  # large, so that scores differ from one another
     )
-    model = Qwen3ForCausalLM(config).to(torch.float32)
+    model: Any = Qwen3ForCausalLM(config)
     with without_progress_bar():
-        model.save_pretrained(folder)
+        model.float().save_pretrained(folder)
     return folder
 
 

@@ -33,7 +33,7 @@ from torch.nn import functional
 from transformers.utils import logging
 
 import demo_model
-from demo_students import CrossEncoderStudent, LanguageModelStudent, Student
+from demo_students import CrossEncoderStudent, LanguageModelStudent, Student, write_whole
 from winnow.prompts import Prompt
 
 CACHE = demo_model.CACHE / "training"
@@ -175,7 +175,7 @@ class Training:
             teachers = [torch.tensor(group.teacher, device=device) for group, _ in groups]
             logits = self.student.logits([prompts for _, prompts in groups])
             loss = torch.stack([loss_of(*both) for both in zip(logits, teachers, strict=True)]).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(self.student.trained.values(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -190,9 +190,7 @@ class Training:
             "weights": self.student.trained,
             "optimizer": self.optimizer.state_dict(),
         }
-        unfinished = self.folder / "state.pt.unfinished"
-        torch.save(content, unfinished)
-        unfinished.replace(self.folder / "state.pt")
+        write_whole(self.folder / "state.pt", lambda file: torch.save(content, file))
 
     def _load(self) -> None:
         content = torch.load(self.folder / "state.pt", map_location=self.student.model.device, weights_only=True)
@@ -275,7 +273,8 @@ def main(
     ):
         task = progress.add_task(student.value, total=pairs, completed=training.state.pairs, loss=math.nan, speed=0)
         saved = measured = begun = time.monotonic()
-        first, losses = training.state.pairs, []
+        first = training.state.pairs
+        losses: list[float] = []
         for step in training.steps():
             losses = [*losses[-49:], step["loss"]]
             now = time.monotonic()

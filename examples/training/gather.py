@@ -99,7 +99,7 @@ def gather(folder: Path, scale: float, seed: int) -> tuple[list[dict[str, Any]],
 def distinct(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records without copies: of equal texts the first stays, of equal passages the one that has a twin."""
     twins = {(record["source"], record["title"]) for record in records if record.get("twin")}
-    kept = {}
+    kept: dict[str, dict[str, Any]] = {}
     for record in records:
         if record.get("twin") or (record["source"], record["title"]) not in twins:
             kept.setdefault(record["text"], record)

@@ -122,6 +122,23 @@ def test_a_mistake_is_one_line(
     assert message in done.stderr
 
 
+def test_an_adapter_is_merged_into_the_base_that_it_is_given(folder: Path, tiny_model: str) -> None:
+    """The demo's adapters name a base on the Hub, and run on one that a package carries."""
+    pytest.importorskip("peft")
+    import lora
+
+    adapter = lora.train(tiny_model, folder / "adapter", target_modules=["q_proj"])
+    lora.edit_config(adapter, {"base_model_name_or_path": None})
+    reranking = ["eval", "-m", str(adapter), "--engine", "transformers", "--collection", str(folder), "--json", "-"]
+    reranking += ["--run", str(folder / "bm25.trec"), "--recipe", "qwen3-reranker"]
+    done = CliRunner().invoke(app, reranking)
+    assert "Give the base" in done.stderr
+    done = CliRunner().invoke(app, [*reranking, "--base-model", tiny_model, "--engine-arg", f"cache_dir={folder}"])
+    assert done.exit_code == 0, done.output
+    [found] = json.loads(done.stdout)["evaluations"]
+    assert found["costs"]["bm25 + adapter"]["documents"] == 12
+
+
 def test_help_teaches() -> None:
     done = CliRunner().invoke(app, ["eval", "--help"])
     for word in ("--collection", "--qrels", "--run", "--against", "--score-cache", "nDCG@10 RR@10", "Examples"):

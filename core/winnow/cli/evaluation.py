@@ -47,6 +47,7 @@ def evaluate_files(
     instruction: options.Instruction = None,
     template: options.Template = None,
     recipe: options.Recipe = None,
+    base_model: options.BaseModel = None,
     max_length: options.MaxLength = None,
     on_overflow: options.OnOverflow = options.OverflowPolicy.TRUNCATE,
     engine: options.EngineName = "auto",
@@ -100,7 +101,7 @@ def evaluate_files(
         if against is not None and other_run is None:
             with make(model=against) as other:  # it is closed before the next model is loaded
                 others = [[evaluate(other, judged, one, **options_of_all)] for one in runs]
-        with make(model=model, template=template, recipe=recipe) as reranker:
+        with make(model=model, template=template, recipe=recipe, base_model=base_model) as reranker:
             for one, compared in zip(runs, others, strict=True):
                 evaluations.append(
                     evaluate(reranker, judged, one, against=[*evaluations[:1], *compared], **options_of_all)
