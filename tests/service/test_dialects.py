@@ -5,8 +5,8 @@ from typing import Any
 
 import httpx
 import pytest
-from running import running
 
+from running import running
 from winnow import Reranker
 
 pytestmark = pytest.mark.slow

@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
-from running import running
 
+from running import running
 from winnow import Document, Reranker
 from winnow.service.documents import document_in_answer, document_of
 from winnow.service.errors import Json, ServiceError

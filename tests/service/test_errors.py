@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
-from running import running
 
 from gated_engine import wait_until
+from running import running
 from winnow import Reranker
 
 pytestmark = pytest.mark.slow

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from running import running
 
+from running import running
 from winnow import ConfigurationError, Reranker
 from winnow.service import ServiceConfig, keys_in_file
 
@@ -27,6 +27,7 @@ def test_every_route_needs_a_key_but_those_of_orchestrators(client: httpx.Client
         for method in methods:
             answer = client.request(method, path.replace("{name}", "tiny").replace("{model}", "tiny"), json={})
             assert (answer.status_code == 401) == (path not in ("/health", "/ready", "/ping")), (method, path)
+    assert client.get("/v1/cluster/auth").json() == {"auth": True}  # Xinference's client then sends its key
     for path in ("/docs", "/openapi.json", "/no-such-path", "/metrics"):
         answer = client.get(path)
         assert answer.status_code == 401

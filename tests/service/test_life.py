@@ -11,9 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from running import running
 
 from gated_engine import PATIENCE, GatedEngine, passed, wait_until
+from running import running
 from winnow import EngineDeadError, EngineLoadError, EngineScore, FakeEngine, Prompt, Reranker
 
 pytestmark = pytest.mark.slow

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from running import Running, running
 
 from gated_engine import PATIENCE, GatedEngine, wait_until
+from running import Running, running
 from winnow import EngineScore, FakeEngine, Prompt, Reranker
 
 pytestmark = pytest.mark.slow

@@ -1,11 +1,12 @@
 """With a real model, the service's scores are those of the reranker in this process."""
 
+import argparse
 from collections.abc import Iterator
 
 import httpx
 import pytest
-from running import running
 
+from running import running
 from winnow import CallLimits, Reranker
 
 pytestmark = pytest.mark.slow
@@ -58,3 +59,20 @@ def test_a_template_and_lengths_of_a_request_act(client: httpx.Client, reranker:
     assert [result["truncated"] for result in found] == [hit.truncated for hit in expected]
     plain = reranker.rank(QUERY, texts, instruction=INSTRUCTION)
     assert [hit.score for hit in plain] != pytest.approx([hit.score for hit in expected], abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # the benchmark's client leaves its sockets open
+def test_vllms_benchmark_has_no_failed_request(
+    needs_vllm: None, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`vllm bench serve` finds the model and its tokenizer out by itself."""
+    monkeypatch.setenv("OPENAI_API_KEY", "not-asked-for")
+    from vllm.benchmarks.serve import add_cli_args, main  # what `vllm bench serve` runs
+
+    parser = argparse.ArgumentParser()
+    add_cli_args(parser)
+    options = ["--backend", "vllm-rerank", "--endpoint", "/v1/rerank", "--base-url", str(client.base_url)]
+    dataset = ["--dataset-name", "random-rerank", "--random-input-len", "32", "--random-batch-size", "4"]
+    found = main(parser.parse_args([*options, *dataset, "--num-prompts", "40", "--max-concurrency", "8"]))
+    assert (found["failed"], found["completed"]) == (0, 10)
+    assert found["total_input_tokens"] > 0

@@ -7,10 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
-from running import Running, running
 
 from gated_engine import PATIENCE, wait_until
 from reading_engine import ReadingEngine
+from running import Running, running
 from winnow import ConfigurationError, Reranker, TemplateError
 from winnow.service import Preset, read_preset
 

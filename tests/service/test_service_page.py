@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import Running, running
 
+from running import Running, running
 from winnow import Reranker
 
 pytestmark = pytest.mark.slow

@@ -43,8 +43,8 @@ def about_routes(scorer: Scorer, life: Life) -> APIRouter:
 
     @router.get("/v1/cluster/auth", include_in_schema=False)
     async def auth() -> Response:
-        """Xinference's client asks it first: there is no login, only keys."""
-        return Json({"auth": False})
+        """Xinference's client sends its key only if this says that there are keys."""
+        return Json({"auth": bool(scorer.config.keys)})
 
     @router.get("/health")
     async def health() -> Response:

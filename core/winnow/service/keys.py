@@ -10,8 +10,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from winnow.errors import ConfigurationError
 from winnow.service.errors import ServiceError
 
-# What load balancers and orchestrators ask, who have no key.
-OPEN_PATHS = ("/health", "/ready", "/ping")
+# What load balancers and orchestrators ask, who have no key; and where Xinference's client asks whether it needs one.
+OPEN_PATHS = ("/health", "/ready", "/ping", "/v1/cluster/auth")
 
 
 def keys_in_file(path: Path) -> list[str]:

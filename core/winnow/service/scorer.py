@@ -28,6 +28,9 @@ T = TypeVar("T")
 # How many tokens of other requests may go before one, for each step of its priority: about those of two documents.
 _TOKENS_OF_PRIORITY = 1000
 
+# What clients send as the model when their user names none; the second is of Infinity's client.
+_NO_MODEL = ("", "default/not-specified")
+
 Pairs = Sequence[tuple[str | Document | None, Sequence[str | Document | None]]]
 
 
@@ -88,7 +91,7 @@ class Scorer:
         Raises:
             ServiceError: There is none of this name.
         """
-        if asked is None or not asked.strip():
+        if asked is None or asked.strip() in _NO_MODEL:
             return next(iter(self.models))
         if asked not in self.models:
             raise ServiceError(404, "No model of this name is served here: GET /v1/models lists them.", "body.model")
