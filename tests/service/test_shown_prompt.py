@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
-from running import Running, running
 
+from running import Running, running
 from winnow import EngineScore, FakeEngine, Prompt, Reranker
 from winnow.cli.doctor import examine
 from winnow.service import Preset
