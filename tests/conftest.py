@@ -27,7 +27,7 @@ settings.register_profile("winnow", deadline=None, derandomize=bool(os.environ.g
 settings.load_profile("winnow")
 
 
-SLOW_FIXTURES = {"needs_vllm", "start_servers"}
+SLOW_FIXTURES = {"needs_vllm", "start_servers", "ray_nodes"}
 """A test that uses one of these, itself or through another fixture, is marked `slow`."""
 
 VLLM_BEFORE = pytest.StashKey[bool]()
@@ -96,6 +96,21 @@ def vllm_model(needs_vllm: None, tiny_model: str) -> Iterator[str]:
     "engine."""
     with Reranker(tiny_model, engine="vllm").start():
         yield tiny_model
+
+
+@pytest.fixture(scope="session")
+def ray_nodes() -> Iterator[Any]:
+    """A Ray cluster of two nodes, which this process is connected to."""
+    pytest.importorskip("ray.data")
+    from ray_nodes import RayNodes
+
+    nodes = RayNodes()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in nodes.environment.items():
+            patch.setenv(name, value)
+        nodes.connect()
+        yield nodes
+        nodes.stop()
 
 
 @pytest.fixture

@@ -30,8 +30,8 @@ def model(tiny_model: str) -> Iterator[str]:
         yield tiny_model
 
 
-# The service's page needs a server: tests/service/test_service_page.py runs it.
-RUN_HERE = [page for page in PAGES if snippets(page).strip() and page.name != "service.md"]
+# These pages need a server, and Ray: tests/service/test_service_page.py and tests/bulk/test_ray.py run them.
+RUN_HERE = [page for page in PAGES if snippets(page).strip() and page.name not in ("service.md", "bulk.md")]
 
 
 @pytest.mark.slow

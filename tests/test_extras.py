@@ -27,6 +27,7 @@ OPTIONAL = {
     "uvicorn": "uvicorn",
     "ir_measures": "ir-measures",
     "scipy": "scipy",
+    "ray": "ray",
 }
 # Packages that Winnow needs and loads when it first uses them, so that `import winnow` stays fast.
 LOADED_LATER = [
@@ -118,6 +119,7 @@ def test_an_engine_without_its_package_names_its_extra(package: str, engine: str
         ("fastapi", "import winnow.service"),
         ("uvicorn", "import winnow.service"),
         ("ir_measures", "import winnow.evaluation as e; e.parse_metrics('nDCG@10')"),
+        ("ray", "import winnow.bulk as b; b.rerank_files('a.jsonl', 'out', model='m')"),
         ("scipy", "import winnow.evaluation.metrics as m; m._p_value([0.1, 0.2])"),
     ],
 )

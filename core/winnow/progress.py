@@ -5,12 +5,12 @@ from typing import Protocol
 
 
 class Bar(Protocol):
-    """A progress bar that counts pairs."""
+    """A progress bar that counts pairs, or something larger."""
 
     total: float | None
 
     def update(self, n: float) -> object:
-        """Add `n` pairs."""
+        """Add what was done."""
 
     def unpause(self) -> None:
         """Start to measure the speed."""
@@ -28,11 +28,16 @@ class _NoBar:
         """Nothing to measure."""
 
 
-def progress_bar(show: bool) -> AbstractContextManager[Bar]:
-    """A bar on stderr, which appears after a second; or a bar that shows nothing."""
+def progress_bar(show: bool, unit: str = "pair") -> AbstractContextManager[Bar]:
+    """A bar on stderr, which appears after a second; or a bar that shows nothing.
+
+    Args:
+        show: Whether to show it.
+        unit: What it counts.
+    """
     if not show:
         return nullcontext(_NoBar())
     from tqdm.auto import tqdm
 
-    bar: AbstractContextManager[Bar] = tqdm(total=0, desc="reranking", unit="pair", delay=1)
+    bar: AbstractContextManager[Bar] = tqdm(total=0, desc="reranking", unit=unit, delay=1)
     return bar

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from winnow.cli.bulk import bulk
 from winnow.cli.calibrate import calibrate
 from winnow.cli.documents import as_json, read_documents, what_to_know
 from winnow.cli.evaluation import evaluate_files
@@ -146,6 +147,7 @@ def rank(
         write_note(note)
 
 
+app.command()(bulk)
 app.command()(calibrate)
 app.command("eval")(evaluate_files)
 app.command()(serve)

@@ -62,7 +62,7 @@ def read_collection(
         OSError: A file is not there, or cannot be read.
     """
     given = {"corpus": corpus, "queries": queries, "qrels": qrels}
-    files = {part: _place(part, file, folder) for part, file in given.items()}
+    files = {part: place_of(part, file, folder) for part, file in given.items()}
     texts = read_queries(files["queries"])
     judgements = read_qrels(files["qrels"])
     if not judgements.keys() <= texts.keys():
@@ -196,7 +196,7 @@ class _TextsInFile(Mapping[str, str]):
         return len(self._begins)
 
 
-def _place(part: str, file: str | PathLike[str] | None, folder: str | PathLike[str] | None) -> Path:
+def place_of(part: str, file: str | PathLike[str] | None, folder: str | PathLike[str] | None) -> Path:
     """Where a part of a collection is: in a file that the user names, or at its place in the folder."""
     if file is not None:
         return Path(fspath(file))

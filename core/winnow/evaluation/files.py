@@ -5,7 +5,7 @@ The layouts are those of BEIR (https://github.com/beir-cellar/beir/wiki/Load-you
 
 import gzip
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,20 +138,41 @@ def run_lines(file: Path) -> Iterator[PairLine]:
         ValueError: A line is malformed; the message names it.
         OSError: The file cannot be read.
     """
-    for number, columns in _columns(file):
-        if len(columns) != 6:
-            raise ValueError(
-                f"{file}, line {number}: {len(columns)} columns. A run has six, as for trec_eval: query id, Q0, "
-                "document id, rank, score, name of the run."
-            )
-        query, _, document, _, score, _ = columns
-        try:
-            value = float(score)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise ValueError(f"{file}, line {number}: the score must be a finite number, but is {score!r}.")
-        yield PairLine(number, query, document, value)
+    with _opened(file) as raw:
+        for number, line in numbered_lines(_decoded(raw), str(file)):
+            yield _found(_split(line), number, f"{file}, line {number}")
+
+
+def parsed_run_line(line: bytes, where: str) -> PairLine:
+    """What a line of a run says.
+
+    Args:
+        line: The line, which is not blank.
+        where: What errors call its place.
+
+    Raises:
+        ValueError: It is malformed.
+    """
+    try:
+        return _found(_split(line.decode("utf-8")), 1, where)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: it is no UTF-8 ({error}).") from None
+
+
+def _found(columns: Sequence[str], number: int, where: str) -> PairLine:
+    if len(columns) != 6:
+        raise ValueError(
+            f"{where}: {len(columns)} columns. A run has six, as for trec_eval: query id, Q0, "
+            "document id, rank, score, name of the run."
+        )
+    query, _, document, _, score, _ = columns
+    try:
+        value = float(score)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: the score must be a finite number, but is {score!r}.")
+    return PairLine(number, query, document, value)
 
 
 def values_by_query(file: Path, lines: Iterable[PairLine], twice: str) -> dict[str, dict[str, float]]:
@@ -178,12 +199,19 @@ def values_by_query(file: Path, lines: Iterable[PairLine], twice: str) -> dict[s
 
 
 def _columns(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """The lines as columns, with tabs between them if the line has any, else with spaces."""
     with _opened(file) as raw:
-        lines = (line.decode("utf-8", "surrogateescape") for line in raw)
-        for number, line in numbered_lines(lines, str(file)):
-            parts = line.strip().split("\t") if "\t" in line else line.split()
-            yield number, [part.strip() for part in parts]
+        for number, line in numbered_lines(_decoded(raw), str(file)):
+            yield number, _split(line)
+
+
+def _decoded(raw: Iterable[bytes]) -> Iterator[str]:
+    return (line.decode("utf-8", "surrogateescape") for line in raw)
+
+
+def _split(line: str) -> list[str]:
+    """The columns of a line, with tabs between them if it has any, else with spaces."""
+    parts = line.strip().split("\t") if "\t" in line else line.split()
+    return [part.strip() for part in parts]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from winnow.ranking.config import RerankerConfig
 from winnow.ranking.hints import hinting, unknown_argument
 from winnow.ranking.options import CallLimits, RankRequest
 from winnow.ranking.reranker import Reranker
+from winnow.ranking.score_cache import files_state
 
 __all__ = [
     "Calibration",
@@ -16,6 +17,7 @@ __all__ = [
     "checked_deadline",
     "checked_threshold",
     "checked_top_k",
+    "files_state",
     "hinting",
     "unknown_argument",
 ]

@@ -224,7 +224,7 @@ def fingerprint(engine: Engine, settings: EngineSettings) -> bytes:
         "settings": kwargs,
         "urls": [settings.url] if isinstance(settings.url, str) else sorted(settings.url or ()),
         "model": str(checkpoint.model),
-        "files": _files(
+        "files": files_state(
             str(checkpoint.folder if uses_modelscope() else checkpoint.model), kwargs.get("revision"), cache_dir
         ),
         "config": checkpoint.config,
@@ -240,7 +240,7 @@ def _version(package: str) -> str | None:
     return getattr(sys.modules.get(package), "__version__", None)
 
 
-def _files(model: str, revision: str | None, cache_dir: str | None) -> list[Any]:
+def files_state(model: str, revision: str | None, cache_dir: str | None) -> list[Any]:
     """The state of a model's files: its commit, or their sizes and times."""
     folder = Path(model).expanduser()
     if not folder.is_dir():

@@ -1,0 +1,150 @@
+"""What Ray costs: the same work on one process, on a pool of one actor, and on a pool of two.
+
+Each processes the same parts of the same file. Loading is counted apart: what is compared is the time and the processor
+time from the first part that is done to the last, of all processes together. The three take turns, so that a machine
+with other work slows all of them.
+
+    python benchmarks/bulk.py [--pairs 100000] [--rounds 1] [--demo] [--json]
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as Ray sets it for an actor with one processor
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import psutil
+
+from demo_model import settings_of
+from tiny_model import read_passages
+from winnow.bulk.files_run import cluster
+from winnow.bulk.jsonl_source import JsonlSource
+from winnow.bulk.output_folder import DonePart
+from winnow.bulk.part_worker import Job, PartWorker
+from winnow.bulk.parts import Part
+from winnow.bulk.pool import Pool, done_parts
+from winnow.bulk.row_ranker import bulk_config
+from winnow.bulk.rows import Columns
+
+DOCUMENTS, PART_ROWS = 50, 20
+
+
+@dataclass
+class Measured:
+    """One way to do the work.
+
+    Attributes:
+        first: Seconds until the first part was done, with loading.
+        seconds: Seconds from there to the last part.
+        cpu: Seconds of processors in that time, of all processes.
+        pairs: Pairs in that time.
+    """
+
+    first: float
+    seconds: float
+    cpu: float
+    pairs: int
+
+
+def write_input(file: Path, pairs: int) -> None:
+    passages, chance = [passage["text"] for passage in read_passages()], random.Random(0)  # noqa: S311
+    with file.open("w", encoding="utf-8") as out:
+        for row in range(pairs // DOCUMENTS):
+            documents = [f"{row}.{number} {chance.choice(passages)}" for number in range(DOCUMENTS)]
+            query = " ".join(chance.sample(chance.choice(passages).split(), 5))
+            out.write(json.dumps({"query": query, "documents": documents}) + "\n")
+
+
+def cpu_of_all() -> float:
+    """Processor time of this process and of all below it, also of those that have ended."""
+    this = psutil.Process()
+    seconds = 0.0
+    for process in [this, *this.children(recursive=True)]:
+        try:
+            seconds += sum(process.cpu_times()[:4])
+        except psutil.NoSuchProcess:
+            continue
+    return seconds
+
+
+def measured(done: Iterator[DonePart]) -> Measured:
+    begin = time.perf_counter()
+    next(done)
+    first, cpu = time.perf_counter(), cpu_of_all()
+    pairs, last, cpu_then = 0, first, cpu
+    for part in done:
+        pairs += part.costs.pairs
+        last, cpu_then = time.perf_counter(), cpu_of_all()
+    return Measured(first - begin, last - first, cpu_then - cpu, pairs)
+
+
+def alone(job: Job, parts: list[Part]) -> Iterator[DonePart]:
+    worker = PartWorker(job)
+    for part in parts:
+        yield worker.do(part)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--demo", action="store_true", help="score with the demo's cross encoder, not the fake engine")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    arguments = parser.parse_args()
+
+    demo = settings_of("winnow-demo-cross-encoder") if arguments.demo else {"model": "any"}
+    engine = "transformers" if arguments.demo else "fake"
+    config = bulk_config(demo.pop("model"), {"engine": engine, **demo})
+    folder = Path(tempfile.mkdtemp())
+    write_input(folder / "in.jsonl", arguments.pairs)
+    source = JsonlSource([folder / "in.jsonl"], Columns(), ("documents",))
+    parts = source.scan(PART_ROWS).parts
+    job = Job(
+        source=source,
+        folder=folder,
+        digits=5,
+        config=config,
+        top_k=10,
+        environment={},
+    )
+    found: dict[str, list[Measured]] = {"one process": [], "1 actor": [], "2 actors": []}
+    with cluster():
+        for _ in range(arguments.rounds):
+            found["one process"].append(measured(alone(job, parts)))
+            for actors in (1, 2):
+                pool = Pool(concurrency=actors, num_cpus=1, num_gpus=0)
+                name = "1 actor" if actors == 1 else f"{actors} actors"
+                found[name].append(measured(done_parts(job, parts, pool)))
+    load = os.getloadavg()[1]
+    if arguments.json:
+        print(json.dumps({"load": load, **{name: list(map(asdict, all_)) for name, all_ in found.items()}}, indent=2))
+        return
+    print(f"{arguments.pairs} pairs in {len(parts)} parts, engine {engine}, {os.cpu_count()} processors,")
+    print(f"{arguments.rounds} rounds, load {load:.1f} (how many processes wanted a processor, in the last 5 minutes)")
+    base = found["one process"]
+    for name, each in found.items():
+        rate = statistics.median(one.pairs / one.seconds for one in each)
+        cpu = statistics.median(one.cpu / one.pairs * 1e6 for one in each)
+        more = statistics.median(
+            (one.cpu / one.pairs) / (own.cpu / own.pairs) for one, own in zip(each, base, strict=True)
+        )
+        faster = statistics.median(
+            (one.pairs / one.seconds) / (own.pairs / own.seconds) for one, own in zip(each, base, strict=True)
+        )
+        print(
+            f"{name:12} {rate:9.0f} pairs/s ({faster:.2f} ×)  {cpu:8.0f} µs of processors a pair ({more - 1:+.1%})  "
+            f"first part after {statistics.median(one.first for one in each):.1f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()
