@@ -5,6 +5,11 @@ time from the first part that is done to the last, of all processes together. Th
 with other work slows all of them.
 
     python benchmarks/bulk.py [--pairs 100000] [--rounds 1] [--demo] [--json]
+
+With --driver it measures the driver alone: what a part costs it, and how its memory grows. Its work depends on the
+number of parts, not on what is in them, so that most documents of a row are equal, and are scored once.
+
+    python benchmarks/bulk.py --driver --pairs 10000000
 """
 
 import argparse
@@ -26,6 +31,7 @@ import psutil
 
 from demo_model import settings_of
 from tiny_model import read_passages
+from winnow.bulk import rerank_files
 from winnow.bulk.files_run import cluster
 from winnow.bulk.jsonl_source import JsonlSource
 from winnow.bulk.output_folder import DonePart
@@ -93,13 +99,40 @@ def alone(job: Job, parts: list[Part]) -> Iterator[DonePart]:
         yield worker.do(part)
 
 
+def measure_driver(pairs: int) -> None:
+    """A whole run with two actors, in parts of 10,000 pairs, seen from its driver."""
+    folder = Path(tempfile.mkdtemp())
+    with (folder / "in.jsonl").open("w", encoding="utf-8") as out:
+        for row in range(pairs // 100):
+            documents = [f"capital {number % 4} of row {row % 7}" for number in range(100)]
+            out.write(json.dumps({"query": f"capital of row {row}", "documents": documents}) + "\n")
+    this = psutil.Process()
+    with cluster():
+        memory, cpu, begin = this.memory_info().rss, sum(this.cpu_times()[:2]), time.perf_counter()
+        report = rerank_files(
+            folder / "in.jsonl", folder / "out", model="any", engine="fake", part_rows=100, concurrency=2, top_k=10
+        )
+        seconds = time.perf_counter() - begin
+        used, grown = sum(this.cpu_times()[:2]) - cpu, this.memory_info().rss - memory
+    print(
+        f"{report.costs.pairs} pairs, {report.costs.rows} rows, {report.parts} parts in {seconds:.0f} s "
+        f"(load {os.getloadavg()[1]:.1f}): {report.costs.rows / seconds:.0f} rows/s\n"
+        f"the driver: {used:.1f} s of a processor, {used / report.parts * 1000:.1f} ms a part; "
+        f"memory {memory / 1e6:.0f} MB before, {grown / 1e6:+.0f} MB after"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--demo", action="store_true", help="score with the demo's cross encoder, not the fake engine")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser.add_argument("--driver", action="store_true", help="measure the driver alone")
     arguments = parser.parse_args()
+    if arguments.driver:
+        measure_driver(arguments.pairs)
+        return
 
     demo = settings_of("winnow-demo-cross-encoder") if arguments.demo else {"model": "any"}
     engine = "transformers" if arguments.demo else "fake"

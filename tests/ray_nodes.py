@@ -86,15 +86,12 @@ class RayNodes:
         import ray
 
         ray.shutdown()
-        every = [child for node in self._processes for child in psutil.Process(node.pid).children(recursive=True)]
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
+        nodes = [psutil.Process(node.pid) for node in self._processes]
+        every = [*nodes, *(child for node in nodes for child in node.children(recursive=True))]
+        for process in every:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        _, left = psutil.wait_procs(every, timeout=10)
-        for process in left:
-            process.kill()
+        for node in self._processes:
+            node.wait()
+        psutil.wait_procs(every, timeout=30)
         shutil.rmtree(self._folder, ignore_errors=True)
