@@ -86,14 +86,15 @@ def parsed_text(line: str, where: str) -> tuple[str, str]:
         ValueError: The line is malformed.
     """
     if not line.lstrip().startswith("{"):
-        name, tab, text = line.partition("\t")
+        name, tab, rest = line.partition("\t")
         if not (tab and name.strip()):
             raise ValueError(f'{where}: neither JSON with "_id" and "text", nor an id, a tab and a text.')
-        return name.strip(), " ".join(text.split("\t")).strip()
+        return name.strip(), " ".join(rest.split("\t")).strip()
     wanted = 'must be a JSON object with an id in "_id" and a string in "text"'
     record = json_object(line, where, f"Each line {wanted}.")
-    given, title, text = record.get("_id"), record.get("title") or "", record.get("text")
-    own_id = str(given) if type(given) is int else given
+    own_id, title, text = record.get("_id"), record.get("title") or "", record.get("text")
+    if type(own_id) is int:
+        own_id = str(own_id)
     if not (isinstance(own_id, str) and own_id and isinstance(title, str) and isinstance(text, str)):
         raise ValueError(f'{where}: each line {wanted}; if there is a "title", it is a string, too.')
     return own_id, f"{title} {text}".strip()
