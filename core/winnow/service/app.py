@@ -17,6 +17,7 @@ from winnow.service.errors import ClientGoneError
 from winnow.service.keys import OPEN_PATHS, KeyCheck
 from winnow.service.life import Life
 from winnow.service.nvidia import ranking_routes
+from winnow.service.page import PAGE_PATHS, page_routes
 from winnow.service.request_log import CLIENT_GONE, RequestLog
 from winnow.service.rerank import rerank_routes
 from winnow.service.score import score_routes
@@ -62,10 +63,10 @@ def create_app(reranker: Reranker, config: ServiceConfig | None = None) -> FastA
     for routes in (rerank_routes, score_routes, ranking_routes, prompt_routes):
         app.include_router(routes(scorer))
     app.include_router(about_routes(scorer, life))
+    app.include_router(page_routes())
     # The last one sees a request first.
     app.add_middleware(BodyLimits, max_bytes=config.max_body_bytes, max_seconds=config.body_seconds)
-    app.add_middleware(
-        KeyCheck, keys=config.keys, open_paths=(*OPEN_PATHS, *(["/metrics"] if config.open_metrics else []))
-    )
+    open_paths = (*OPEN_PATHS, *PAGE_PATHS, *(["/metrics"] if config.open_metrics else []))
+    app.add_middleware(KeyCheck, keys=config.keys, open_paths=open_paths)
     app.add_middleware(RequestLog)
     return app
