@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from axe_core_python.selenium import Axe
 from browser import MISSING, Browser, browser, is_installed
-from running import Running, running
 
 from gated_engine import GatedEngine
+from running import Running, running
 from winnow import FakeEngine, Reranker
 from winnow.service import Preset
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from running import running
 
+from running import running
 from winnow import Reranker
 from winnow.service import page
 
