@@ -26,14 +26,18 @@ def read_passages() -> list[dict[str, str]]:
     return [json.loads(line) for line in PASSAGES.read_text(encoding="utf-8").splitlines()]
 
 
-def build_tiny_reranker(folder: Path, *, vocabulary: int = 1000, seed: int = 0, texts: Iterable[str] = ()) -> Path:
-    """Write a random two-layer Qwen3ForCausalLM and its tokenizer into `folder` and return the folder.
+def build_tiny_reranker(
+    folder: Path, *, vocabulary: int = 1000, seed: int = 0, texts: Iterable[str] = (), layers: int = 2, width: int = 64
+) -> Path:
+    """Write a random Qwen3ForCausalLM and its tokenizer into `folder` and return the folder.
 
     Args:
         folder: Where the model goes. Its name should contain "qwen3-reranker": Winnow tells families apart by name.
         vocabulary: Number of tokens the byte-level BPE may have, control tokens included.
         seed: Seed of the random weights.
         texts: What the tokenizer is trained on, besides the demo's passages.
+        layers: Number of layers.
+        width: Hidden size.
     """
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -58,9 +62,9 @@ def build_tiny_reranker(folder: Path, *, vocabulary: int = 1000, seed: int = 0, 
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,

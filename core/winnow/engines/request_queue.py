@@ -6,6 +6,7 @@ Each running engine has one `Requests`. It runs on the engine's event loop, so i
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from winnow.engines.base import Engine, EngineScore, WatchedEngine
 from winnow.engines.watchdog import Watchdog
@@ -38,8 +39,7 @@ class _Flight:
     waiting: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RequestScore:
+class RequestScore(NamedTuple):
     """The score of one prompt, and whether it came from another call's request."""
 
     score: EngineScore

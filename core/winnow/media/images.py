@@ -21,6 +21,7 @@ from winnow.media.local_files import read_below
 from winnow.media.pixels import in_rgb
 from winnow.media.videos import NO_VIDEOS, decoded, sampled, times_of_list
 from winnow.media.vision import PromptImage, PromptVideo, Shown, Vision
+from winnow.text import shows
 from winnow.threads import in_daemon_thread
 from winnow.types import Document
 
@@ -72,7 +73,10 @@ class MediaLoader:
             except DocumentError as error:
                 return error
 
-        return await asyncio.gather(*map(load, documents, positions))
+        showing = [at for at, document in enumerate(documents) if shows(document)]  # a text needs no task
+        loaded = await asyncio.gather(*(load(documents[at], positions[at]) for at in showing))
+        found = dict(zip(showing, loaded, strict=True))
+        return [found.get(at) for at in range(len(documents))]
 
     async def of(
         self, vision: Vision | None, document: str | Document | None, what: str, index: int | None = None

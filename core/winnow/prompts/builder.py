@@ -223,9 +223,9 @@ class PromptBuilder:
 
     def _document_prompts(self, scaffold: Scaffold, windows: Sequence[list[int]], truncated: bool) -> DocumentPrompts:
         return DocumentPrompts(
-            prompts=tuple(self._prompt(scaffold, ids) for ids in windows),
+            prompts=tuple([self._prompt(scaffold, ids) for ids in windows]),
             truncated=truncated,
-            document_tokens=sum(len(ids) + scaffold.surplus - scaffold.empty for ids in windows),
+            document_tokens=sum(map(len, windows)) + len(windows) * (scaffold.surplus - scaffold.empty),
             query_truncated=scaffold.query_truncated,
         )
 
@@ -255,12 +255,13 @@ class PromptBuilder:
         )
 
     def _prompt(self, scaffold: Scaffold, ids: list[int]) -> Prompt:
-        ids, media = self._tokenizer.up_to_judged(scaffold.head + ids + scaffold.tail), scaffold.media
-        if media and self.layout.vision is not None:
-            ids = self.layout.vision.expanded(ids, media)
+        ids = self._tokenizer.up_to_judged(scaffold.head + ids + scaffold.tail)
+        second_type_from = len(scaffold.head) if scaffold.typed else None
+        if not (media := scaffold.media) or self.layout.vision is None:
+            return Prompt(ids, second_type_from)
         images = tuple(one for one in media if isinstance(one, PromptImage))
         videos = tuple(one for one in media if isinstance(one, PromptVideo))
-        return Prompt(ids, len(scaffold.head) if scaffold.typed else None, images, videos)
+        return Prompt(self.layout.vision.expanded(ids, media), second_type_from, images, videos)
 
 
 def _as_source(document: str | Source, at: int) -> Source:

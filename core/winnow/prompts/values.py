@@ -1,6 +1,6 @@
 """What goes into the prompts of a query and its documents, and what comes out."""
 
-from array import array
+import struct
 from dataclasses import dataclass
 
 from winnow.errors import DocumentError
@@ -42,8 +42,11 @@ class Prompt:
     @property
     def key(self) -> bytes:
         """Bytes that are the same for equal prompts, and different for others."""
-        ids = array("q", [-1 if self.second_type_from is None else self.second_type_from, *self.ids])
-        return b"".join([ids.tobytes(), *(one.key for one in self.images), *(one.key for one in self.videos)])
+        second = -1 if self.second_type_from is None else self.second_type_from
+        ids = struct.pack(f"{1 + len(self.ids)}q", second, *self.ids)  # twice as fast as an array of them
+        if not (self.images or self.videos):
+            return ids
+        return b"".join([ids, *(one.key for one in self.images), *(one.key for one in self.videos)])
 
 
 @dataclass(frozen=True, slots=True)

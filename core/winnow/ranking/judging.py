@@ -143,12 +143,13 @@ class Judging:
 
     def _outcome_of(self, contents: Sequence[Hashable], built: Sequence[DocumentPrompts], scored: Scored) -> Outcome:
         outcome = Outcome(costs=scored.costs, query_truncated=any(document.query_truncated for document in built))
-        scores = iter(scored.scores)
+        end = 0
         for content, document in zip(contents, built, strict=True):
             at = self._positions[content][0]
-            own = [next(scores) for _ in document.prompts]
+            begin, end = end, end + len(document.prompts)
+            own = scored.scores[begin:end]
             # A document has no score if one of its windows has none.
-            bad = next((one for one in own if one.error is not None or not is_logit(one.logit)), None)
+            bad = next(iter([one for one in own if one.error is not None or not is_logit(one.logit)]), None)
             if document.error is not None:
                 outcome.failed[at] = document.error
             elif bad is not None:
@@ -161,7 +162,7 @@ class Judging:
                     logits=[one.logit for one in own],
                     truncated=document.truncated,
                     document_tokens=document.document_tokens,
-                    prompt_tokens=sum(len(prompt.ids) for prompt in document.prompts),
+                    prompt_tokens=sum([len(prompt.ids) for prompt in document.prompts]),
                 )
         return outcome
 

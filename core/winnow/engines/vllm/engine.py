@@ -16,6 +16,7 @@ from winnow.engines.base import EngineScore
 from winnow.engines.setting_table import SETTINGS
 from winnow.engines.vllm.defaults import config_settings, platform_defaults, pooling_settings
 from winnow.engines.vllm.fields import as_fields, check_fields
+from winnow.engines.vllm.heap import freeze_heap, thaw_heap
 from winnow.engines.vllm.log import VllmLog
 from winnow.engines.vllm.processes import EngineProcesses
 from winnow.engines.vllm.start import LOGGING_IS_SET_UP, quieten, starting
@@ -82,6 +83,7 @@ class VllmEngine:
             }
         )
         self._llm: Any = None
+        self._vllm: Any = None  # the module `requests`
         self._log: VllmLog
         self._death = ""
         self._processes = EngineProcesses()
@@ -103,6 +105,7 @@ class VllmEngine:
         except ModelError:
             await self.aclose()
             raise
+        freeze_heap(self)
 
     def _check_weights(self) -> None:
         if self._engine_args.load_format != "dummy":  # random weights for benchmarks, without files
@@ -113,6 +116,9 @@ class VllmEngine:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        from winnow.engines.vllm import requests
+
+        self._vllm = requests
         self._check_weights()
         self._death = ""
         self._patience = None
@@ -135,41 +141,35 @@ class VllmEngine:
 
     async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
         """Score prompts. All of them enter vLLM's queue at once, so that a shared prefix is computed once."""
-        return list(await asyncio.gather(*(self._answer(prompt, priority) for prompt in prompts)))
-
-    async def _answer(self, prompt: Prompt, priority: int) -> EngineScore:
-        score = await self._score_one(prompt, priority)
-        self.answered += 1
-        return score
+        return list(await asyncio.gather(*(self._score_one(prompt, priority) for prompt in prompts)))
 
     async def _score_one(self, prompt: Prompt, priority: int) -> EngineScore:
-        from vllm import PoolingParams
-        from vllm.exceptions import VLLMValidationError
-        from vllm.inputs import tokens_input
-        from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
-        from vllm.v1.engine.exceptions import EngineGenerateError
-
-        params = PoolingParams(task="classify", use_activation=False)
-        if prompt.second_type_from is not None:
-            params.extra_kwargs = {"compressed_token_type_ids": _compressed_types(prompt)}
-        inputs: Any = tokens_input(prompt.ids)
+        vllm = self._vllm
+        inputs: Any
         if self.checkpoint.vision is not None and (prompt.images or prompt.videos):
             inputs = vision_inputs(self.checkpoint.vision, prompt, query_first=self.checkpoint.recipe.vllm_query_first)
+        else:
+            inputs = vllm.tokens_input(prompt.ids)
         request = f"winnow-{next(self._request_numbers)}"
         try:
-            async for output in self._llm.encode(inputs, params, request, priority=priority):
+            async for output in self._llm.encode(inputs, vllm.params_of(prompt), request, priority=priority):
                 if output.finished:
-                    if output.prompt_token_ids != prompt.ids:  # vLLM inserts the tokens of images and videos itself
-                        return EngineScore(math.nan, error="vLLM changed its prompt: the score would be wrong.")
-                    recipe = self.checkpoint.recipe
-                    logit = recipe.calibrated_by_vllm(recipe.of_outputs(output.outputs.data.float().tolist()))
-                    return EngineScore(logit, output.num_cached_tokens or 0)
-        except VllmDeadError as error:
+                    self.answered += 1
+                    return self._score_of(prompt, output)
+        except vllm.VllmDeadError as error:
             raise self._dead() from error
-        except (EngineGenerateError, VLLMValidationError, ValueError) as error:  # unknown tokens, too many images
+        except (vllm.EngineGenerateError, vllm.VLLMValidationError, ValueError) as error:  # e.g. unknown tokens
+            self.answered += 1
             reason = error.__cause__ or error
             return EngineScore(math.nan, error=f"vLLM refused its prompt: {type(reason).__name__}: {reason}")
         raise EngineError(f"vLLM returned no score for request {request}.")
+
+    def _score_of(self, prompt: Prompt, output: Any) -> EngineScore:
+        if output.prompt_token_ids != prompt.ids:  # vLLM inserts the tokens of images and videos itself
+            return EngineScore(math.nan, error="vLLM changed its prompt: the score would be wrong.")
+        recipe = self.checkpoint.recipe
+        logit = recipe.calibrated_by_vllm(recipe.of_outputs(output.outputs.data.float().tolist()))
+        return EngineScore(logit, output.num_cached_tokens or 0)
 
     async def sleep(self) -> None:
         """Move the weights to main memory and free the cache (vLLM's level 1)."""
@@ -221,6 +221,7 @@ class VllmEngine:
 
     async def aclose(self) -> None:
         """Stop vLLM and its processes."""
+        thaw_heap(self)
         if self._llm is not None:
             self._llm.shutdown(timeout=self._patience)
             self._llm = None
@@ -236,15 +237,6 @@ class VllmEngine:
             self._processes.abandon()
         else:
             self._patience = _LAST_SECONDS
-
-
-def _compressed_types(prompt: Prompt) -> int | tuple[int, int]:
-    """Token types in vLLM's short form: where the ones begin; from vLLM 0.33 on also where they end."""
-    from vllm import __version_tuple__
-
-    start = prompt.second_type_from
-    assert start is not None  # noqa: S101 - for mypy; the caller checked
-    return (start, len(prompt.ids)) if tuple(__version_tuple__[:2]) >= (0, 33) else start
 
 
 def _stem(architecture: str) -> str:
