@@ -74,6 +74,7 @@ fix: $(STAMP)  ## format the code, and write the settings' sentences where they 
 
 bench: $(STAMP)  ## print the numbers of the README
 	$(BIN)/python benchmarks/concurrency.py
+	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/prompts.py
 	$(BIN)/python benchmarks/integrations.py
 

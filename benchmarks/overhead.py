@@ -4,15 +4,15 @@ One process has one vLLM engine, which Winnow and bare `AsyncLLM.encode` share, 
 same number of pairs in turn; each round has texts that no other has seen. Counted are pairs per second, and the CPU
 time of this process (vLLM's engine runs in another), which is what a busy machine distorts least.
 
-    python benchmarks/overhead.py [--rounds 5] [--pairs 3200] [--out FILE.json]
+    python benchmarks/overhead.py [--rounds 5] [--pairs 3200] [--json FILE]
 """
 
 import argparse
 import asyncio
-import gc
 import json
 import math
 import os
+import platform
 import statistics
 import sys
 import tempfile
@@ -39,6 +39,7 @@ CALLERS, QUERIES, MAX_LENGTH = 16, 32, 1024
 # Characters of a document: prompts then have about 178 tokens.
 CHARACTERS = 300
 Calls = list[tuple[str, list[str]]]
+Prompts = list[list[list[int]]]
 
 
 class Round(NamedTuple):
@@ -90,9 +91,7 @@ class Bench:
             hf_overrides={**checkpoint.vllm_overrides},
             disable_log_stats=True,
         )
-        self._score = partial(
-            self.llm.score, chat_template=str(built_in("qwen3_reranker").source), use_tqdm=False
-        )
+        self._score = partial(self.llm.score, chat_template=str(built_in("qwen3_reranker").source), use_tqdm=False)
         self._lock = threading.Lock()
 
     def ids(self, query: str, documents: list[str]) -> list[list[int]]:
@@ -126,10 +125,10 @@ class Bench:
                 return 1 / (1 + math.exp(-output.outputs.data.item()))
         raise RuntimeError("vLLM returned no score")
 
-    async def _encode_all(self, prompts: list[list[list[int]]]) -> list[list[float]]:
+    async def _encode_all(self, prompts: Prompts) -> list[list[float]]:
         return await asyncio.gather(*(asyncio.gather(*map(self._encode, ids)) for ids in prompts))
 
-    def ready(self, prompts: list[list[list[int]]]) -> list[list[float]]:
+    def ready(self, prompts: Prompts) -> list[list[float]]:
         """Bare `AsyncLLM.encode`, ids ready before the clock starts, all at once."""
         return self._on_engines_loop(self._encode_all(prompts))
 
@@ -153,7 +152,7 @@ class Bench:
 
         return self._on_engines_loop(everything())
 
-    def llm_ready(self, prompts: list[list[list[int]]]) -> list[list[float]]:
+    def llm_ready(self, prompts: Prompts) -> list[list[float]]:
         """`LLM.encode`, ids ready before the clock starts."""
         flat = [self._input(ids) for call in prompts for ids in call]
         outputs = iter(self.llm.encode(flat, self._params(), pooling_task="classify", use_tqdm=False))
@@ -186,72 +185,136 @@ class Bench:
         self.llm.llm_engine.engine_core.shutdown()
 
 
-# Name, method, number of calls that the pairs are split into, whether it gets ids.
-Contender = tuple[str, Callable[[Bench, Any], list[list[float]]], int, bool]
-CONTENDERS: list[Contender] = [
-    ("Winnow, 1 caller", Bench.winnow, 1, False),
-    (f"Winnow, {CALLERS} callers", Bench.winnow_threads, CALLERS, False),
-    (f"Winnow, rank_many of {QUERIES} queries", Bench.winnow_many, QUERIES, False),
-    ("build, then bare AsyncLLM, 1 caller", Bench.built, 1, False),
-    (f"build, then bare AsyncLLM, {CALLERS} callers", Bench.built, CALLERS, False),
-    ("bare AsyncLLM, ready ids", Bench.ready, 1, True),
-    ("LLM.encode, ready ids", Bench.llm_ready, 1, True),
-    ("LLM.score, 1 caller", Bench.llm_score, 1, False),
-    (f"LLM.score behind a lock, {CALLERS} callers", Bench.locked, CALLERS, False),
+class Contender(NamedTuple):
+    """A way to score pairs.
+
+    Attributes:
+        name: Its name in the table.
+        run: The method of `Bench`.
+        calls: How many calls the pairs are split into.
+        takes_ids: Whether it gets token ids, made before the clock starts.
+    """
+
+    name: str
+    run: Callable[[Bench, Any], list[list[float]]]
+    calls: int
+    takes_ids: bool = False
+
+    def given(self, bench: Bench, seed: str, pairs: int) -> Any:
+        """Calls of this contender, with texts that no other seed gives."""
+        calls = calls_of(seed, self.calls, pairs)
+        return [bench.ids(*call) for call in calls] if self.takes_ids else calls
+
+
+ONE, MANY = "Winnow, 1 caller", f"Winnow, {CALLERS} callers"
+RANK_MANY = f"Winnow, rank_many of {QUERIES} queries"
+BUILT_ONE, BUILT_MANY = "build, then bare AsyncLLM, 1 caller", f"build, then bare AsyncLLM, {CALLERS} callers"
+READY, SCORE, LOCKED = "bare AsyncLLM, ready ids", "LLM.score, 1 caller", f"LLM.score behind a lock, {CALLERS} callers"
+CONTENDERS = [
+    Contender(ONE, Bench.winnow, 1),
+    Contender(BUILT_ONE, Bench.built, 1),
+    Contender(MANY, Bench.winnow_threads, CALLERS),
+    Contender(BUILT_MANY, Bench.built, CALLERS),
+    Contender(RANK_MANY, Bench.winnow_many, QUERIES),
+    Contender(READY, Bench.ready, 1, takes_ids=True),
+    Contender("LLM.encode, ready ids", Bench.llm_ready, 1, takes_ids=True),
+    Contender(SCORE, Bench.llm_score, 1),
+    Contender(LOCKED, Bench.locked, CALLERS),
+]
+# Two contenders each, whose ratio is printed.
+RATIOS = [
+    (ONE, BUILT_ONE),
+    (MANY, BUILT_MANY),
+    (ONE, READY),
+    (MANY, READY),
+    (RANK_MANY, ONE),
+    (ONE, SCORE),
+    (MANY, LOCKED),
 ]
 
 
 def largest_difference(bench: Bench) -> float:
     """How far the contenders' scores of the same pairs are apart."""
-    found = []
-    for _, run, _, takes_ids in CONTENDERS:
-        calls = calls_of("check", 4, 160)
-        found.append(run(bench, [bench.ids(*call) for call in calls] if takes_ids else calls))
-    flat = [[score for call in scores for score in call] for scores in found]
-    return max(abs(a - b) for other in flat[1:] for a, b in zip(flat[0], other, strict=True))
+    found: list[list[float]] = []
+    for contender in CONTENDERS:
+        scores = contender._replace(calls=QUERIES).run(
+            bench, contender._replace(calls=QUERIES).given(bench, "check", 320)
+        )
+        found.append([score for call in scores for score in call])
+    return max(abs(a - b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
 def measured(bench: Bench, contender: Contender, seed: str, pairs: int) -> Round:
     """One round of one contender."""
-    _, run, number, takes_ids = contender
-    calls = calls_of(seed, number, pairs)
-    given: Any = [bench.ids(*call) for call in calls] if takes_ids else calls
-    gc.collect()
+    given = contender.given(bench, seed, pairs)
     begin, cpu = time.perf_counter(), time.process_time()
-    run(bench, given)
+    done = sum(map(len, contender.run(bench, given)))
     cpu, elapsed = time.process_time() - cpu, time.perf_counter() - begin
-    done = sum(len(documents) for _, documents in calls)
     return Round(done / elapsed, cpu / done * 1e6)
+
+
+def ratios(rows: dict[str, list[Round]]) -> dict[str, dict[str, float]]:
+    """Medians of the ratios of two contenders in the same round."""
+    return {
+        f"{one} / {other}": {
+            field: statistics.median(
+                getattr(a, field) / getattr(b, field) for a, b in zip(rows[one], rows[other], strict=True)
+            )
+            for field in Round._fields
+        }
+        for one, other in RATIOS
+        if one in rows and other in rows
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="how often each contender runs (default: 5)")
     parser.add_argument("--pairs", type=int, default=3200, help="pairs of a round (default: 3200)")
-    parser.add_argument("--out", type=Path, help="write the numbers to this file, as JSON")
-    parser.add_argument("--only", default="", help="only contenders whose name has this")
-    parser.add_argument("--heap", choices=["as it is", "frozen", "not frozen"], default="as it is")
+    parser.add_argument("--only", default="", help="only the contenders whose name has this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file")
     arguments = parser.parse_args()
+
     model = str(build_tiny_reranker(Path(tempfile.mkdtemp()) / "qwen3-reranker-nano", layers=1, width=32))
     bench = Bench(model)
     difference = largest_difference(bench)
-    tokens = statistics.mean(len(ids) for call in calls_of("check", 4, 160) for ids in bench.ids(*call))
-    rows: dict[str, list[Round]] = {contender[0]: [] for contender in CONTENDERS if arguments.only in contender[0]}
+    if difference > 1e-4:
+        sys.exit(f"The contenders' scores differ by {difference:.1e}: their times cannot be compared.")
+    lengths = [len(ids) for call in calls_of("check", QUERIES, 320) for ids in bench.ids(*call)]
+    rows: dict[str, list[Round]] = {one.name: [] for one in CONTENDERS if arguments.only in one.name}
     for number in range(-1, arguments.rounds):  # the first round warms up
         for contender in CONTENDERS:
-            if contender[0] in rows:
-                found = measured(bench, contender, f"{number}{contender[0][:3]}{contender[2]}", arguments.pairs)
+            if contender.name in rows:
+                found = measured(bench, contender, f"{number}{contender.name}", arguments.pairs)
                 if number >= 0:
-                    rows[contender[0]].append(found)
+                    rows[contender.name].append(found)
+                print(f"round {number}: {contender.name:44} {found}", file=sys.stderr, flush=True)
     bench.close()
-    print(f"{tokens:.0f} tokens a prompt, {arguments.pairs} pairs a round; largest difference of a score {difference:.1e}")
+
+    report = {
+        "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}",
+        "load": os.getloadavg(),
+        "tokens_per_prompt": statistics.mean(lengths),
+        "largest_score_difference": difference,
+        "rounds": {name: [one._asdict() for one in rounds] for name, rounds in rows.items()},
+        "ratios": ratios(rows),
+    }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(
+        f"{report['machine']}, load {os.getloadavg()[0]:.1f}; prompts of {statistics.mean(lengths):.0f} tokens, "
+        f"{arguments.pairs} pairs a round, medians of {arguments.rounds}; scores differ by {difference:.0e} at most\n"
+    )
+    print("| | pairs/s (least to most) | CPU of the calling process, µs a pair |\n|---|---|---|")
     for name, rounds in rows.items():
-        speeds = [one.pairs_per_s for one in rounds]
-        cpu = [one.cpu_us_per_pair for one in rounds]
-        print(f"{name:44} {statistics.median(speeds):6.0f} pairs/s ({min(speeds):.0f} to {max(speeds):.0f}), "
-              f"{statistics.median(cpu):4.0f} µs CPU ({min(cpu):.0f} to {max(cpu):.0f})")
-    if arguments.out:
-        arguments.out.write_text(json.dumps({name: [one._asdict() for one in rounds] for name, rounds in rows.items()}, indent=1))
+        speed, cpu = ([getattr(one, field) for one in rounds] for field in Round._fields)
+        print(
+            f"| {name} | {statistics.median(speed):.0f} ({min(speed):.0f} to {max(speed):.0f}) "
+            f"| {statistics.median(cpu):.0f} ({min(cpu):.0f} to {max(cpu):.0f}) |"
+        )
+    print("\n| medians of paired ratios | pairs/s | CPU |\n|---|---|---|")
+    for name, ratio in report["ratios"].items():
+        print(f"| {name} | {ratio['pairs_per_s']:.2f} | {ratio['cpu_us_per_pair']:.2f} |")
 
 
 if __name__ == "__main__":
