@@ -108,9 +108,11 @@ def ray_nodes() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in nodes.environment.items():
             patch.setenv(name, value)
-        nodes.connect()
-        yield nodes
-        nodes.stop()
+        try:
+            nodes.connect()
+            yield nodes
+        finally:
+            nodes.stop()
 
 
 @pytest.fixture

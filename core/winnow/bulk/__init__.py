@@ -4,7 +4,7 @@
 """
 
 from winnow.bulk.dataset import rerank_dataset
-from winnow.bulk.files_run import MAX_ERRORS, PART_ROWS, BulkReport, rerank_files
+from winnow.bulk.files_run import BulkReport, rerank_files
 from winnow.bulk.rows import BulkCosts
 
-__all__ = ["MAX_ERRORS", "PART_ROWS", "BulkCosts", "BulkReport", "rerank_dataset", "rerank_files"]
+__all__ = ["BulkCosts", "BulkReport", "rerank_dataset", "rerank_files"]

@@ -29,12 +29,6 @@ logger = logging.getLogger(__name__)
 
 Files = str | PathLike[str] | Sequence[str | PathLike[str]]
 
-PART_ROWS = 256
-"""Rows of a part."""
-
-MAX_ERRORS = 100
-"""Rows and documents that may fail."""
-
 # The formats, by what names of files end with.
 _JSONL = (".jsonl", ".ndjson")
 _PARQUET = (".parquet", ".pq")
@@ -82,8 +76,8 @@ def rerank_files(
     concurrency: int | None = None,
     num_cpus: float = 1,
     num_gpus: float | None = None,
-    part_rows: int = PART_ROWS,
-    max_errors: int = MAX_ERRORS,
+    part_rows: int = 256,
+    max_errors: int = 100,
     progress: bool = False,
     **settings: Any,
 ) -> BulkReport:
