@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from bulk_inputs import alone, parts_in, records_in, rows, write_collection, write_jsonl
 
@@ -146,7 +145,7 @@ def test_what_is_wrong_with_the_reranker_is_said_without_a_trace_of_ray(ray_node
     with pytest.raises(ConfigurationError, match=r"^The template from .* places the document 0 times [^\n]*$"):
         rerank_files(file, tmp_path / "out", template="{{ query }} {{ stop }}", concurrency=1, **FAKE)
     assert not parts_in(tmp_path / "out")
-    assert not [process for process in ray_nodes.workers() if process.status() != psutil.STATUS_ZOMBIE]
+    wait_for(lambda: not ray_nodes.workers())
 
 
 def test_the_snippets_of_the_page_run(
