@@ -37,7 +37,8 @@ from demo_students import CrossEncoderStudent, LanguageModelStudent, Student, wr
 from winnow.prompts import Prompt
 
 CACHE = demo_model.CACHE / "training"
-DOCUMENT_TOKENS = (64, 96, 160)  # documents are cut to one of these, so that both short and long ones are seen
+DATA = [CACHE / "groups.jsonl", CACHE / "groups.mixed.jsonl"]  # short documents first, then also long ones
+DOCUMENT_TOKENS = 288  # documents are cut to this
 DROP_INSTRUCTION = 0.2  # how often the prompt has the template's own instruction instead
 WARM_UP = 500  # pairs in which the learning rate rises
 DECAY = 0.3  # share of all pairs, the last ones, in which it falls
@@ -79,7 +80,7 @@ class State:
         pairs: Pairs of query and document that were learnt from.
         epoch: How often the data was begun, less one.
         place: Groups of this epoch that were used.
-        data: Digest of the data. If the data changes, a new epoch begins.
+        data: Digest of the file that is learnt from. If it changes, a new epoch begins.
     """
 
     pairs: int = 0
@@ -123,7 +124,7 @@ def quality(student: Student, groups: Sequence[Group]) -> dict[str, float]:
     gains, best, right, agree = [], [], [], []
     with torch.inference_mode():
         for group in groups:
-            prompts = student.prompts(group.query, group.documents, group.instruction, DOCUMENT_TOKENS[-1])
+            prompts = student.prompts(group.query, group.documents, group.instruction, DOCUMENT_TOKENS)
             scores = student.logits([prompts])[0].tolist()
             by_score = sorted(range(len(scores)), key=lambda at: -scores[at])
             gain = torch.tensor(group.teacher).sigmoid()
@@ -148,19 +149,21 @@ class Training:
     Args:
         student: What is trained.
         folder: The run's folder: the adapter, state.pt, and log.jsonl.
-        data: The training data.
+        data: Files of training data. Each is learnt from for an equal share of the pairs, one after another.
         pairs: Pairs of query and document until the end.
         batch: Groups of each step.
         rate: The highest learning rate.
-        seed: Seed of the order of the data, of the cut of documents and of the instructions left out.
+        seed: Seed of the order of the data and of the instructions left out.
     """
 
-    def __init__(self, student: Student, folder: Path, data: Path, *, pairs: int, batch: int, rate: float, seed: int):
+    def __init__(
+        self, student: Student, folder: Path, data: Sequence[Path], *, pairs: int, batch: int, rate: float, seed: int
+    ):
         self.student, self.folder, self.pairs, self.batch, self.rate = student, folder, pairs, batch, rate
         self.seed = seed
-        self.groups = read_groups(data)
+        self.data = [(hashlib.sha256(file.read_bytes()).hexdigest(), read_groups(file)) for file in data]
         self._order = lru_cache(1)(self._order_of)
-        self.state = State(data=hashlib.sha256(data.read_bytes()).hexdigest())
+        self.state = State(data=self.data[0][0])
         self.optimizer = torch.optim.AdamW(student.trained.values(), lr=rate, weight_decay=0.01)
         if (folder / "state.pt").is_file():
             self._load()
@@ -194,10 +197,7 @@ class Training:
 
     def _load(self) -> None:
         content = torch.load(self.folder / "state.pt", map_location=self.student.model.device, weights_only=True)
-        before = State(**content["state"])
-        if before.data != self.state.data:
-            before = State(before.pairs, before.epoch + 1, 0, self.state.data)
-        self.state = before
+        self.state = State(**content["state"])
         self.optimizer.load_state_dict(content["optimizer"])
         with torch.no_grad():
             for name, weight in self.student.trained.items():
@@ -205,17 +205,18 @@ class Training:
 
     def _next(self) -> Iterator[tuple[Group, list[Prompt]]]:
         """The next groups, each with its prompts."""
+        digest, groups = self.data[min(self.state.pairs * len(self.data) // self.pairs, len(self.data) - 1)]
         for _ in range(self.batch):
-            if self.state.place == len(self.groups):
-                self.state.epoch, self.state.place = self.state.epoch + 1, 0
-            group = self.groups[self._order(self.state.epoch)[self.state.place]]
+            if self.state.data != digest or self.state.place == len(groups):
+                self.state.epoch, self.state.place, self.state.data = self.state.epoch + 1, 0, digest
+            group = groups[self._order(self.state.epoch, len(groups))[self.state.place]]
             chance = self._random(self.state.epoch, self.state.place)
             instruction = None if chance.random() < DROP_INSTRUCTION else group.instruction
-            yield group, self.student.prompts(group.query, group.documents, instruction, chance.choice(DOCUMENT_TOKENS))
+            yield group, self.student.prompts(group.query, group.documents, instruction, DOCUMENT_TOKENS)
             self.state.place += 1
 
-    def _order_of(self, epoch: int) -> list[int]:
-        return self._random(epoch).sample(range(len(self.groups)), len(self.groups))
+    def _order_of(self, epoch: int, groups: int) -> list[int]:
+        return self._random(epoch).sample(range(groups), groups)
 
     def _random(self, *place: int) -> random.Random:
         """Random numbers of a place in the data, the same in every run."""
@@ -233,7 +234,9 @@ def _mean(values: Sequence[float]) -> float:
 
 def main(
     student: Annotated[StudentName, typer.Option(help="Which model learns.")] = StudentName.LLM,
-    data: Annotated[Path, typer.Option(help="The groups to learn from.")] = CACHE / "groups.jsonl",
+    data: Annotated[
+        list[Path], typer.Option(help="Groups to learn from; of several files first from the first.")
+    ] = DATA,
     dev: Annotated[Path | None, typer.Option(help="Groups to measure the quality on; none by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder, where the adapter goes.")] = None,
     pairs: Annotated[int, typer.Option(help="Pairs of query and document to learn from.")] = 80_000,
@@ -265,7 +268,8 @@ def main(
     stop = Event()  # a step is not interrupted
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())
-    print(f"{student} on {device}: {len(training.groups):,} groups; {training.state.pairs:,} pairs are done")
+    groups = sum(len(groups) for _, groups in training.data)
+    print(f"{student} on {device}: {groups:,} groups; {training.state.pairs:,} pairs are done")
     columns = ("{task.description}", "loss {task.fields[loss]:.3f}", "{task.fields[speed]:.1f} pairs/s")
     with (
         Progress(*map(TextColumn, columns), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress,

@@ -15,6 +15,8 @@ and the same command goes on after it.
     vectors.npz      embeddings of passages and queries
     groups.jsonl     what is learnt from, in random order: any first part of it is a fair mix
     groups.dev.jsonl the same of other passages, to see how the training goes
+    *.long.*         the same of long passages: some 200 words, of which one sentence answers
+    groups.mixed.jsonl  all groups of long passages, and as many of the others
     sources.json     each source with its version, licences, and how many passages and groups came from it
 
 A line of groups.jsonl is a group:
@@ -44,7 +46,7 @@ from rich.console import Console
 from rich.progress import track
 
 import demo_model
-from training.gather import gather
+from training.gather import gather, gather_long
 from training.groups import Floats, make_groups
 from training.questions import digest, is_usable, write_questions
 
@@ -81,8 +83,37 @@ def main(
     texts = [passage["text"] for passage in passages] + [query for *_, query in queries]
     vectors = embed(texts, folder / "vectors.npz", embedder or str(demo_model.encoder()))
 
+    groups = write_groups(folder, "", passages, queries, vectors, development, seed)
+    if not (folder / "passages.long.jsonl").exists():
+        write_lines(folder / "passages.long.jsonl", gather_long(folder / "unpacked", scale, seed))
+    passages = read_lines(folder / "passages.long.jsonl")
+    queries = queries_of(passages, folder / "questions.long.jsonl")
+    texts = [passage["text"] for passage in passages] + [query for *_, query in queries]
+    vectors = embed(texts, folder / "vectors.long.npz", embedder or str(demo_model.encoder()))
+    long = write_groups(folder, ".long", passages, queries, vectors, development, seed)
+    rng = random.Random(f"{seed} mixed")  # noqa: S311
+    mixed = [*long, *rng.sample(groups, min(len(long), len(groups)))]
+    rng.shuffle(mixed)
+    write_lines(folder / "groups.mixed.jsonl", mixed)
+
+    count = Counter(group["source"] for group in [*groups, *long])
+    sources = json.loads((folder / "sources.json").read_text(encoding="utf-8"))
+    write_json(folder / "sources.json", [source | {"groups": count[source["name"]]} for source in sources])
+
+
+def write_groups(
+    folder: Path,
+    suffix: str,
+    passages: Sequence[dict[str, Any]],
+    queries: Sequence[tuple[int, str, str]],
+    vectors: Floats,
+    development: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Write groups{suffix}.dev.jsonl, of at most `development` groups, and groups{suffix}.jsonl, which is returned."""
     console = Console()
-    for name, wanted in (("groups.dev.jsonl", True), ("groups.jsonl", False)):
+    groups: list[dict[str, Any]] = []
+    for name, wanted in ((f"groups{suffix}.dev.jsonl", True), (f"groups{suffix}.jsonl", False)):
         # No group on one side has a passage of the other.
         part = [index for index, passage in enumerate(passages) if is_held_out(passage) == wanted]
         places = {index: place for place, index in enumerate(part)}
@@ -96,14 +127,12 @@ def main(
             rng,
         )
         rng.shuffle(groups)
-        if name == "groups.dev.jsonl":
+        if wanted:
             groups = groups[:development]
         write_lines(folder / name, groups)
         styles = ", ".join(f"{count} {style}" for style, count in Counter(g["style"] for g in groups).most_common())
         console.print(f"{folder / name}: {len(groups)} groups ({styles})")
-    count = Counter(group["source"] for group in groups)
-    sources = json.loads((folder / "sources.json").read_text(encoding="utf-8"))
-    write_json(folder / "sources.json", [source | {"groups": count[source["name"]]} for source in sources])
+    return groups
 
 
 def is_held_out(passage: dict[str, Any]) -> bool:

@@ -74,7 +74,7 @@ def read_gcide(folder: Path) -> Iterator[Passage]:
         text = text.rsplit("]", 1)[-1]
         text = re.sub(r"^\s*(?:\([^)]*\),?\s*)?(?:(?:n|a|v|t|i|p|pl|adv|imp|vb)\b\.?[\s;,&]*)*", "", text)
         if head.isascii() and len(text.split()) >= 15 and "Obs" not in text[:60]:
-            yield Passage(cut(text, 80), head, "definition", queries=_questions_of(head, text))
+            yield Passage(cut(text, 80), head, "definition", queries=_questions_of(head, text), whole=text)
 
 
 def read_foldoc(folder: Path) -> Iterator[Passage]:
@@ -83,7 +83,7 @@ def read_foldoc(folder: Path) -> Iterator[Passage]:
         text = re.sub(r"\(\d{4}-\d\d-\d\d\)|<[^>]*>|\{\([^)]*\)\}|\(?(?:http|ftp)://\S+|[{}]", "", text)
         text = plain(text)
         if len(text.split()) >= 15:
-            yield Passage(cut(text, 90), head, "definition", queries=_questions_of(head, ""))
+            yield Passage(cut(text, 90), head, "definition", queries=_questions_of(head, ""), whole=text)
 
 
 def read_dictionary(folder: Path) -> Iterator[Passage]:
@@ -91,7 +91,7 @@ def read_dictionary(folder: Path) -> Iterator[Passage]:
     for head, text in _entries(folder):
         text = re.sub(r"^(?:/[^/]*/,? *)?(?:(?:n|v|vt|vi|adj|adv)[.,]+ *)*", "", plain(re.sub(r"[{}]", "", text)))
         if len(text.split()) >= 15 and sum(letter.isalpha() or letter == " " for letter in text) > 0.85 * len(text):
-            yield Passage(cut(text, 90), head, "definition", queries=_questions_of(head, ""))
+            yield Passage(cut(text, 90), head, "definition", queries=_questions_of(head, ""), whole=text)
 
 
 def read_elements(folder: Path) -> Iterator[Passage]:

@@ -11,11 +11,12 @@ from typing import Any
 from rich.progress import track
 
 from training.groups import TWINS
-from training.passages import Passage
+from training.passages import Passage, cut, plain, sentences, shortened, standing_alone
 from training.sources import SOURCES, folder_of, licences, version
 
 BENCHMARKS = re.compile(r"\b(?:MS ?MARCO|TREC|BEIR|SciFact|APIBench|NovelEval|CORD-19|HotpotQA|SQuAD)\b", re.IGNORECASE)
 
+LONG_WORDS = 220  # of a long passage: some 300 tokens, as an abstract has
 TWIN_WORDS = 350  # words that two sources explain, for groups that the instruction decides
 TWIN_QUERIES = ("{}", "what is {}", "What is {}?", "{} meaning", "Explain {}.")
 
@@ -71,7 +72,7 @@ def gather(folder: Path, scale: float, seed: int) -> tuple[list[dict[str, Any]],
         found = []
         for passage in source.read(where):
             start = passage.text[:80].lower()
-            if start in seen or BENCHMARKS.search(passage.text) or not _english(passage.text):
+            if start in seen or not _is_usable(passage.text):
                 continue
             seen.add(start)
             passage.source = source.name
@@ -96,6 +97,65 @@ def gather(folder: Path, scale: float, seed: int) -> tuple[list[dict[str, Any]],
     return distinct(chosen), about
 
 
+def gather_long(folder: Path, scale: float, seed: int) -> list[dict[str, Any]]:
+    """Long passages, of the sources that have them: records of passages.long.jsonl, in random order."""
+    chosen = []
+    for source in track([source for source in SOURCES if source.long], "Reading long passages"):
+        rng = random.Random(f"{seed} {source.name} long")  # noqa: S311
+        where = folder_of(source, folder)
+        if not licences(source, where):
+            continue
+        found = [passage for passage in source.read(where) if _is_usable(passage.whole or passage.text)]
+        long = _distinct_beginnings([*_whole(found), *_joined(found)])
+        for passage in rng.sample(long, min(len(long), int(source.long * scale))):
+            passage.source = source.name
+            asked = _ask_long(passage, rng)
+            chosen.append(asdict(asked) | {"text": render(asked, rng)})
+    random.Random(f"{seed} long").shuffle(chosen)  # noqa: S311
+    return distinct(chosen)
+
+
+def _whole(found: Sequence[Passage]) -> list[Passage]:
+    """Long texts that were cut."""
+    return [
+        Passage(cut(passage.whole, LONG_WORDS), passage.title, passage.kind, queries=passage.queries)
+        for passage in found
+        if len(passage.whole.split()) >= LONG_WORDS // 2
+    ]
+
+
+def _joined(found: Sequence[Passage]) -> list[Passage]:
+    """Neighbouring passages of science as one text, in which one of them answers: as abstracts have several facts."""
+    science = [passage for passage in found if passage.kind == "science"]
+    joined = []
+    for start in range(0, len(science) - 3, 4):
+        parts = science[start : start + 4]
+        queries = [query for part in parts for query in part.queries]
+        joined.append(Passage(cut(" ".join(part.text for part in parts), LONG_WORDS), "", "science", queries=queries))
+    return joined
+
+
+def _ask_long(passage: Passage, rng: random.Random) -> Passage:
+    """The passage with two queries: one that it had, and a claim that one of its sentences makes.
+
+    That sentence is taken out of some passages: the others then say what the claim is about.
+    """
+    asked = [rng.choice(passage.queries)] if passage.queries else []
+    text = passage.text
+    if good := standing_alone(sentences(text)):
+        sentence = rng.choice(good)
+        asked = [query for query in asked if query[0] != "claim"] + [("claim", shortened(sentence, rng))]
+        rest = plain(text.replace(sentence, ""))
+        if rng.random() < 0.3 and len(rest.split()) >= LONG_WORDS // 3:
+            text = rest
+    return Passage(text, passage.title, passage.kind, passage.source, asked)
+
+
+def _distinct_beginnings(found: Sequence[Passage]) -> list[Passage]:
+    """The first of those that begin alike."""
+    return list({passage.text[:80].lower(): passage for passage in reversed(found)}.values())
+
+
 def distinct(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records without copies: of equal texts the first stays, of equal passages the one that has a twin."""
     twins = {(record["source"], record["title"]) for record in records if record.get("twin")}
@@ -106,8 +166,10 @@ def distinct(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(kept.values())
 
 
-def _english(text: str) -> bool:
-    """Whether nearly all letters are ASCII, and nothing is unprintable."""
+def _is_usable(text: str) -> bool:
+    """Whether it names no collection, nearly all its letters are ASCII, and nothing is unprintable."""
+    if BENCHMARKS.search(text):
+        return False
     return text.replace("\n", " ").isprintable() and sum(letter.isascii() for letter in text) > 0.97 * len(text)
 
 

@@ -66,7 +66,8 @@ def sections(pairs: list[tuple[str, str]], kind: str) -> Iterator[Passage]:
         subject = re.match(r"((?:An? )?[\w-]+(?: [\w-]+){0,3}) (is|are|was|were) (?!not|also|that)", paragraph)
         if subject and subject[1].split()[0] not in POINTERS and len(subject[1]) > 3:
             queries += [("question", f"What {subject[2]} {lower_first(subject[1])}?")]
-        yield Passage(cut(paragraph, 90), heading, kind, queries=queries + claims(cut(paragraph, 90)))
+        short = cut(paragraph, 90)
+        yield Passage(short, heading, kind, queries=queries + claims(short), whole=paragraph)
 
 
 def read_pages(folder: Path, *, pattern: str, kind: str) -> Iterator[Passage]:

@@ -1,5 +1,6 @@
 """A passage, and what is done with text: sentences, cutting, claims."""
 
+import random
 import re
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ class Passage:
         kind: "package", "definition", "documentation", "prose", "api" or "science".
         source: The name of its `Source`.
         queries: (style, query) for each query. The style is "title", "question", "request" or "claim".
+        whole: The text that `text` is the beginning of, where `text` was cut.
     """
 
     text: str
@@ -21,6 +23,7 @@ class Passage:
     kind: str
     source: str = ""
     queries: list[tuple[str, str]] = field(default_factory=list)
+    whole: str = ""
 
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<! cf\.)(?<! [A-Z]\.)\s+(?=[\"(A-Z0-9])")
@@ -49,6 +52,24 @@ def cut(text: str, words: int) -> str:
     return " ".join(" ".join(kept).split()[: 2 * words])
 
 
+# Words that a claim can do without.
+_FILLERS = frozenset("also very however often usually generally therefore thus indeed even just then further".split())  # noqa: SIM905
+
+
+def shortened(sentence: str, rng: random.Random) -> str:
+    """What a sentence says in other words, as far as that can be done without a model: fewer.
+
+    Brackets and filling words go; sometimes only the longest clause stays, and sometimes a few words are missing.
+    """
+    text = re.sub(r"\s*\([^()]*\)", "", sentence).rstrip(".")
+    if rng.random() < 0.5:
+        longest = max(re.split(r"[;:,] (?:(?:which|who|where|while|because|and|but|so|as) )?", text), key=len)
+        text = longest if len(longest.split()) >= 6 else text
+    missing = rng.choice((0, 0, 0.15))
+    words = [word for word in text.split() if word.lower() not in _FILLERS and rng.random() >= missing]
+    return " ".join(words)
+
+
 def lower_first(text: str) -> str:
     """`text` with a small first letter, unless its first word is a name or an acronym."""
     first = text.split(" ", 1)[0]
@@ -66,16 +87,20 @@ POINTERS = frozenset(
 )
 
 
-def claims(text: str) -> list[tuple[str, str]]:
-    """The sentences of `text` that can be understood without the rest."""
-    found = sentences(text)
-    if len(found) < 3:
-        return []
-    good = [
+def standing_alone(found: list[str]) -> list[str]:
+    """The sentences that can be understood without the rest."""
+    return [
         s
         for s in found
         if 7 <= len(s.split()) <= 28
         and s.split()[0].strip(",") not in POINTERS - {"The", "Most", "Many"}
         and s[0].isupper()
     ]
-    return [("claim", sentence) for sentence in good[:2] if sentence.endswith(".")]
+
+
+def claims(text: str) -> list[tuple[str, str]]:
+    """The first sentences of `text` that can be understood without the rest."""
+    found = sentences(text)
+    if len(found) < 3:
+        return []
+    return [("claim", sentence) for sentence in standing_alone(found)[:2] if sentence.endswith(".")]

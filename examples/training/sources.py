@@ -36,6 +36,7 @@ class Source:
         read: Makes the passages of the unpacked package's folder, or of the library's.
         library: Whether `name` is a Python distribution.
         licence: The licence, where the package has no copyright file of its own.
+        long: The number of long passages that are taken besides.
     """
 
     name: str
@@ -43,21 +44,27 @@ class Source:
     read: Callable[[Path], Iterator[Passage]]
     library: bool = False
     licence: str = ""
+    long: int = 0
 
 
 _pages = partial(partial, read_pages)
 
 SOURCES = (
-    Source("apt", 2600, read_descriptions, licence="those of the packages described, all in Debian main"),
+    Source("apt", 2600, read_descriptions, licence="those of the packages described, all in Debian main", long=700),
     Source("dict-wn", 1500, read_wordnet),
-    Source("dict-gcide", 900, read_gcide),
-    Source("dict-foldoc", 1000, read_foldoc),
-    Source("dict-jargon", 300, read_dictionary),
+    Source("dict-gcide", 900, read_gcide, long=200),
+    Source("dict-foldoc", 1000, read_foldoc, long=500),
+    Source("dict-jargon", 300, read_dictionary, long=150),
     Source("dict-devil", 100, read_devil),
     Source("dict-elements", 120, read_elements),
-    Source("r-bioc-go.db", 1000, read_gene_ontology),
-    Source("anarchism", 1700, _pages(pattern="usr/share/doc/anarchism/html/*.html", kind="prose")),
-    Source("debian-handbook", 700, _pages(pattern="usr/share/doc/debian-handbook/html/en-US/*.html", kind="prose")),
+    Source("r-bioc-go.db", 1000, read_gene_ontology, long=700),
+    Source("anarchism", 1700, _pages(pattern="usr/share/doc/anarchism/html/*.html", kind="prose"), long=400),
+    Source(
+        "debian-handbook",
+        700,
+        _pages(pattern="usr/share/doc/debian-handbook/html/en-US/*.html", kind="prose"),
+        long=200,
+    ),
     Source("debian-history", 150, _pages(pattern="usr/share/doc/debian-history/docs/*.en.html", kind="prose")),
     Source("debian-reference-en", 200, _pages(pattern="usr/share/**/*.en.html", kind="documentation")),
     Source("debian-policy", 200, _pages(pattern="usr/share/doc/**/*.html", kind="documentation")),
@@ -66,7 +73,7 @@ SOURCES = (
     Source("gnumed-doc", 50, _pages(pattern="usr/share/**/*.html", kind="prose")),
     Source("gnome-user-docs", 500, _pages(pattern="usr/share/help/C/**/*.page", kind="documentation")),
     Source("stellarium-data", 500, _pages(pattern="usr/share/stellarium/skycultures/*/*.en.utf8", kind="prose")),
-    Source("postgresql-doc-15", 400, _pages(pattern="usr/share/doc/**/*.html", kind="documentation")),
+    Source("postgresql-doc-15", 400, _pages(pattern="usr/share/doc/**/*.html", kind="documentation"), long=150),
     Source("git-doc", 200, _pages(pattern="usr/share/doc/**/*.html", kind="documentation")),
     Source("sqlite3-doc", 350, _pages(pattern="usr/share/doc/**/*.html", kind="documentation")),
     Source(

@@ -49,7 +49,7 @@ def read_descriptions(_: Path) -> Iterator[Passage]:
         seen.add(body)
         asked = re.sub(r"\s*\((?:[^)]*)\)\s*$| [-–] .*$", "", summary)
         queries = [("request", form.format(asked)) for form in _REQUESTS]
-        yield Passage(cut(body, 80), name, "package", queries=queries)
+        yield Passage(cut(body, 80), name, "package", queries=queries, whole=body)
 
 
 def read_manual(folder: Path) -> Iterator[Passage]:

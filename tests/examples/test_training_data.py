@@ -15,10 +15,12 @@ pytest.importorskip("sklearn", reason="the training data needs scikit-learn")
 import numpy as np
 
 import training_data
+from training import gather
 from training.dictionaries import read_wordnet
 from training.gather import distinct
 from training.groups import DOCUMENTS, TWINS, Floats, make_groups
 from training.pages import read_pages
+from training.passages import Passage
 from training.questions import digest
 from training.sources import Source, licences
 from training.tools import read_docstrings
@@ -153,25 +155,52 @@ def test_the_command_writes_the_same_groups_again_and_goes_on_from_the_files_it_
     training_data.write_lines(tmp_path / "questions.jsonl", written)
     texts = [passage["text"] for passage in found]
     texts += [query for *_, query in training_data.queries_of(found, tmp_path / "questions.jsonl")]
-    np.savez(
-        tmp_path / "vectors.npz",
-        digests=np.array([sha256(text.encode()).hexdigest() for text in texts]),
-        vectors=vectors(texts),
-    )
+    long = [{**passage, "text": passage["text"] + "." + " And so on." * 60} for passage in found]
+    training_data.write_lines(tmp_path / "passages.long.jsonl", long)
+    for name, known in (("vectors.npz", texts), ("vectors.long.npz", [*(one["text"] for one in long), *texts])):
+        digests = [sha256(text.encode()).hexdigest() for text in known]
+        np.savez(tmp_path / name, digests=np.array(digests), vectors=vectors(known))
 
     runs = []
     for _ in range(2):
         training_data.main(tmp_path, embedder="never loaded: all vectors are in the file")
-        runs.append([(tmp_path / name).read_text() for name in ("groups.jsonl", "groups.dev.jsonl")])
+        files = ("groups.jsonl", "groups.dev.jsonl", "groups.mixed.jsonl")
+        runs.append([(tmp_path / name).read_text() for name in files])
 
     assert runs[0] == runs[1]
-    learnt, held_out = ([json.loads(line) for line in text.splitlines()] for text in runs[0])
+    learnt, held_out, mixed = ([json.loads(line) for line in text.splitlines()] for text in runs[0])
     assert sorted(group["style"] for group in learnt) == ["generated", "question", "request", "twin", "twin"]
     assert [group["query"] for group in held_out] == [questions[TEXTS[2]]]
+    long = [all(len(document.split()) > 100 for document in group["documents"]) for group in mixed]
+    assert sum(long) == len(mixed) / 2, "half of them are long"
     documents = [{text for group in groups for text in group["documents"]} for groups in (learnt, held_out)]
     assert not documents[0] & documents[1]
     sources = json.loads((tmp_path / "sources.json").read_text())
     assert sources == [{"name": "dict-wn", "groups": 4}, {"name": "dict-foldoc", "groups": 1}]
+
+
+def test_a_long_passage_is_asked_for_by_a_claim_of_one_of_its_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    word = Passage("Cut.", "flow", "definition", queries=[("title", "flow")], whole="Water flows down the hill. " * 40)
+    terms = [
+        Passage(
+            f"The {name} of cells (in plants) is a process. It lasts for hours.",
+            name,
+            "science",
+            queries=[("title", name)],
+        )
+        for name in ("growth", "division", "transport", "death")
+    ]
+    source = Source("tiny", 0, lambda _: iter([word, *terms]), licence="MIT", long=10)
+    monkeypatch.setattr(gather, "SOURCES", (source,))
+    monkeypatch.setattr(gather, "folder_of", lambda *_: Path())
+    found = {passage["kind"]: passage for passage in gather.gather_long(Path(), 1.0, 0)}
+    assert len(found["definition"]["text"].split()) > 190
+    assert found["definition"]["queries"][0] == ("title", "flow")
+    about, claim = found["science"]["queries"]
+    assert about[1] in ("growth", "division", "transport", "death")
+    assert claim[0] == "claim"
+    assert "(" not in claim[1]
+    assert "is process" in claim[1] or "is a process" in claim[1]
 
 
 def test_a_dictionary_is_asked_for_persons_and_capitals(tmp_path: Path) -> None:
