@@ -36,18 +36,19 @@ def students(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, passages: list[str]) -> Path:
-    """Groups in which the relevant document is the one that begins with the query's word."""
-    file = tmp_path_factory.mktemp("data") / "groups.jsonl"
-    words = ("metal", "river", "planet")
-    with file.open("w", encoding="utf-8") as lines:
-        for at in range(24):
-            documents = [f"{word} {passages[(at + shift) % len(passages)][:40]}" for shift, word in enumerate(words)]
-            word = words[at % 3]
-            relevant = [document.startswith(word) for document in documents]
-            group = {"query": word, "instruction": INSTRUCTION, "documents": documents, "relevant": relevant}
-            lines.write(json.dumps(group | {"teacher": [4.0 if fact else -4.0 for fact in relevant]}) + "\n")
-    return file
+def data(tmp_path_factory: pytest.TempPathFactory, passages: list[str]) -> list[Path]:
+    """Two files of groups in which the relevant document is the one that begins with the query's word."""
+    words, groups = ("metal", "river", "planet"), []
+    for at in range(24):
+        documents = [f"{word} {passages[(at + shift) % len(passages)][:40]}" for shift, word in enumerate(words)]
+        word = words[at % 3]
+        relevant = [document.startswith(word) for document in documents]
+        group = {"query": word, "instruction": INSTRUCTION, "documents": documents, "relevant": relevant}
+        groups.append(json.dumps(group | {"teacher": [4.0 if fact else -4.0 for fact in relevant]}) + "\n")
+    files = [tmp_path_factory.mktemp("data") / name for name in ("groups.jsonl", "groups.mixed.jsonl")]
+    for file, lines in zip(files, (groups, groups[6:]), strict=True):
+        file.write_text("".join(lines), encoding="utf-8")
+    return files
 
 
 def changed(student: Student) -> Student:
@@ -107,24 +108,25 @@ def test_peft_and_winnow_score_as_the_student(
 
 @pytest.mark.parametrize("name", ["llm", "cross-encoder"])
 def test_it_learns_and_goes_on_where_it_was(
-    name: str, students: dict[str, Callable[[], Student]], data: Path, tmp_path: Path
+    name: str, students: dict[str, Callable[[], Student]], data: list[Path], tmp_path: Path
 ) -> None:
     def train(folder: str, pairs: int, stop: int | None = None) -> Student:
         torch.manual_seed(0)
         student = students[name]()
-        training = Training(student, tmp_path / folder, [data], pairs=pairs, batch=4, rate=1e-2, seed=0)
+        training = Training(student, tmp_path / folder, data, pairs=pairs, batch=4, rate=1e-2, seed=0)
         for step in training.steps():
             if step["pairs"] == stop:
                 break
         training.save()
+        assert training.state.data == training.data[0 if stop else 1][0]
         return student
 
-    before = quality(students[name](), read_groups(data))
+    before = quality(students[name](), read_groups(data[0]))
     through = train("through", 360)
     train("broken", 360, stop=180)
     resumed = train("broken", 360)
     for one, other in zip(through.trained.values(), resumed.trained.values(), strict=True):
         torch.testing.assert_close(one, other)
-    after = quality(through, read_groups(data))
+    after = quality(through, read_groups(data[0]))
     assert after["best"] > before["best"] + 0.2
     assert after["ndcg"] > before["ndcg"]
