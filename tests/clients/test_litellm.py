@@ -1,6 +1,8 @@
 """LiteLLM, as each of the providers that it can take the service for."""
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,3 +71,14 @@ def test_the_asynchronous_call_ranks(service: Service) -> None:
 def test_an_error_says_what_is_wrong(service: Service, provider: str) -> None:
     with pytest.raises(Exception, match="No model of this name is served"):
         rerank(service, provider, "other")
+
+
+def test_the_example_of_the_docs_runs(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "service.md").read_text(encoding="utf-8")
+    [program] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "import litellm" in block]
+    its = {"http://127.0.0.1:8000": service.url, "Qwen/Qwen3-Reranker-0.6B": MODEL, "the-key": service.key or ""}
+    for name, value in its.items():
+        assert name in program
+        program = program.replace(name, value)
+    exec(compile(program, "service.md", "exec"), {})  # noqa: S102
+    assert "Beijing" in capsys.readouterr().out

@@ -152,6 +152,8 @@ def test_settings_reach_vllm(tiny_model: str) -> None:
         "trust_remote_code": True,
         "hf_token": "hf_secret",
         "served_model_name": "reranker",
+        "data_parallel_size": 4,
+        "pipeline_parallel_size": 2,
         "kv_cache_dtype": "fp8",
     }
     args = vllm_args(tiny_model, engine_kwargs={**given, "hf_overrides": {"note": 1}, "max_model_len": 512})
@@ -180,6 +182,7 @@ def test_safe_by_default(tiny_model: str) -> None:
         ("enforce_eager=true", ("enforce_eager", True)),
         ('hf_overrides={"a": "b=c"}', ("hf_overrides", {"a": "b=c"})),
         ("block_size=16", ("block_size", 16)),
+        ("data-parallel-size=2", ("data_parallel_size", 2)),
         ("kv_cache_dtype=fp8", ("kv_cache_dtype", "fp8")),
         ("revision=1", ("revision", "1")),
     ],
