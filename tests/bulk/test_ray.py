@@ -68,6 +68,18 @@ def test_a_dataset_gets_what_rank_many_gives(ray_nodes: RayNodes, tiny_model: st
             assert list(row["scores"]) == pytest.approx([hit.score for hit in ranking], abs=1e-6)
 
 
+def test_a_dataset_of_pandas_is_ranked_too(ray_nodes: RayNodes) -> None:
+    pandas = pytest.importorskip("pandas")
+    import ray
+
+    ds = ray.data.from_pandas(pandas.DataFrame(rows(3)))
+    found = rerank_dataset(ds, query_column="query", documents_column="documents", **FAKE).take_all()
+    with Reranker(**FAKE) as reranker:
+        for row, record in zip(sorted(found, key=lambda row: row["id"]), rows(3), strict=True):
+            ranking = reranker.rank(record["query"], record["documents"])
+            assert list(row["ranking"]) == [hit.index for hit in ranking]
+
+
 def test_a_dataset_without_the_column_is_refused(ray_nodes: RayNodes) -> None:
     import ray
 

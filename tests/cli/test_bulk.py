@@ -91,3 +91,6 @@ def test_what_is_done_already_needs_no_cluster(tmp_path: Path, monkeypatch: pyte
     assert "out: 1 rows in 1 parts, of which 1 parts were done before\n2 pairs, " in again.stdout
     other = run("--input", "a.jsonl", "--output", "out", "--raw-scores")
     assert "settings.raw_scores was None, and is True" in other.stderr
+    Path("b.jsonl").write_text('{"query": "a", "documents": ["c"]}\n')
+    more = run("--input", "b.jsonl", "--input", "a.jsonl", "--output", "out")
+    assert "files was ['a.jsonl'], and is ['b.jsonl', 'a.jsonl']" in more.stderr

@@ -67,9 +67,11 @@ def rerank_dataset(
     config = with_whole_paths(bulk_config(model, settings))
     top_k = checked_top_k(top_k)
     columns = Columns(query_column, documents_column, instruction_column)
-    schema = ds.schema()
-    if schema is not None:
-        check_schema("The dataset", needed("pyarrow").schema(zip(schema.names, schema.types, strict=True)), columns)
+    if (schema := ds.schema()) is not None:  # None if it has no rows
+        pyarrow = needed("pyarrow")
+        # Blocks of pandas have columns of Python's objects, whose type shows in each row.
+        kinds = [kind if isinstance(kind, pyarrow.DataType) else pyarrow.null() for kind in schema.types]
+        check_schema("The dataset", pyarrow.schema(zip(schema.names, kinds, strict=True)), columns)
         if ERROR in schema.names:
             raise ConfigurationError(f"The dataset has a column {ERROR!r} already: rename it.")
     environment = {name: value for name, value in os.environ.items() if name.startswith("WINNOW_")}

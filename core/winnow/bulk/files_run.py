@@ -129,7 +129,8 @@ def rerank_files(
     scan = source.scan(part_rows)
     if not scan.parts:
         raise ConfigurationError(f"{files[0]}{' and the other files' * (len(files) > 1)}: there are no rows.")
-    told = {"part_rows": part_rows, "top_k": top_k, "drop": list(drop), "input": scan.digests}
+    told = {"part_rows": part_rows, "top_k": top_k, "drop": list(drop), "files": [file.name for file in files]}
+    told["digests"] = scan.digests
     if not isinstance(source, RunSource):
         told["columns"] = asdict(columns)
     begin = time.perf_counter()

@@ -80,6 +80,7 @@ class OutputFolder:
     Attributes:
         path: The folder.
         done: The parts that are done, by their numbers.
+        errors: How many rows and documents of them could not be ranked.
 
     Raises:
         ConfigurationError: The folder holds other files, or the output of other settings; or another run writes to it.
@@ -90,6 +91,7 @@ class OutputFolder:
         self.path = folder
         self._manifest = {"parts": parts, **made_by}
         self.done: dict[int, DonePart] = {}
+        self.errors = 0
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -101,6 +103,7 @@ class OutputFolder:
                 left.unlink(missing_ok=True)
             self._write_manifest(complete=False)
             self.done = {one.part: one for one in self._read_done() if self._is_there(one)}
+            self.errors = sum(len(part.errors) for part in self.done.values())
             self._rewrite_done()  # half a line of a run that was killed would spoil the next one
             self._log = opening.enter_context((self.path / DONE).open("ab"))
             self._closing = opening.pop_all()
@@ -112,6 +115,7 @@ class OutputFolder:
     def add(self, part: DonePart) -> None:
         """Note that a part is done: its file is whole."""
         self.done[part.part] = part
+        self.errors += len(part.errors)
         self._log.write(json_line(part.as_dict()))
         self._log.flush()
         os.fsync(self._log.fileno())
@@ -124,11 +128,6 @@ class OutputFolder:
                 for error in part.errors:
                     file.write(json_line(asdict(error)))
         self._write_manifest(complete=len(ordered) == self._manifest["parts"])
-
-    @property
-    def errors(self) -> int:
-        """How many rows and documents could not be ranked."""
-        return sum(len(part.errors) for part in self.done.values())
 
     def _check(self) -> None:
         file = self.path / MANIFEST
