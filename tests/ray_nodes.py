@@ -28,6 +28,7 @@ class RayNodes:
         self.environment = {
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_memory_monitor_refresh_ms": "0",  # Ray would kill workers because others use the memory
             "RAY_ADDRESS": self.address,
             "RAY_TMPDIR": self._folder,
         }
