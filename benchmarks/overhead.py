@@ -283,9 +283,9 @@ def main() -> None:
     lengths = [len(ids) for call in calls_of("check", QUERIES, 320) for ids in bench.ids(*call)]
     rows: dict[str, list[Round]] = {one.name: [] for one in CONTENDERS if arguments.only in one.name}
     for number in range(-1, arguments.rounds):  # the first round warms up
-        for contender in CONTENDERS:
+        for at, contender in enumerate(CONTENDERS):
             if contender.name in rows:
-                found = measured(bench, contender, f"{number}{contender.name}", arguments.pairs)
+                found = measured(bench, contender, f"{number + 1}.{at}", arguments.pairs)
                 if number >= 0:
                     rows[contender.name].append(found)
                 print(f"round {number}: {contender.name:44} {found}", file=sys.stderr, flush=True)
