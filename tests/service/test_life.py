@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -83,6 +85,40 @@ def test_an_engine_that_died_is_started_until_it_scores(starts_in_vain: int, mon
         wait_until(lambda: client.get("/ready").status_code == 200)
         assert client.post("/rerank", json=GOOD).status_code == 200
         assert engine.started == 2 + starts_in_vain
+
+
+class Frail(FakeEngine):
+    """Dies with every fifth call."""
+
+    async def score(self, prompts: Sequence[Prompt], *, priority: int = 0) -> list[EngineScore]:
+        scores = await super().score(prompts, priority=priority)
+        if self.calls % 5 == 0:
+            raise EngineDeadError("killed")
+        return scores
+
+
+def test_an_engine_that_dies_again_and_again_under_load_loses_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("winnow.service.life._FIRST_PAUSE", 0.01)
+    engine = Frail()
+    requests = [{"query": f"query {at}", "documents": ["query", f"query {at}", f"{at}"]} for at in range(200)]
+    with running(Reranker("tiny", engine=engine)) as server, server.client() as client:
+
+        def ask(request: dict[str, Any]) -> list[tuple[int, float]]:
+            """As clients do: again and again while the answer is 503."""
+            while (answer := client.post("/rerank", json=request)).status_code != 200:
+                assert answer.status_code == 503
+                assert int(answer.headers["retry-after"]) >= 1
+                wait_until(lambda: client.get("/ready").status_code == 200)
+            return [(result["index"], result["relevance_score"]) for result in answer.json()["results"]]
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, requests))
+        assert client.get("/health").status_code == 200
+        assert server.queue.inside == 0
+    assert engine.started > 4
+    rankings = Reranker("tiny", engine="fake").rank_many((one["query"], one["documents"]) for one in requests)
+    for found, ranking in zip(answers, rankings, strict=True):
+        assert found == [(hit.index, pytest.approx(hit.score)) for hit in ranking]
 
 
 def test_an_engine_that_never_starts_again_makes_the_service_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,10 @@ def serve(
     max_documents: Annotated[int, typer.Option(help="Most documents of a request.")] = 10_000,
     max_characters: Annotated[int, typer.Option(help="Most characters of a text.")] = 1_000_000,
     max_body_mb: Annotated[int, typer.Option(help="Most MiB of a request's body.")] = 32,
-    body_seconds: Annotated[float, typer.Option(help="Most seconds until a request's body has come.")] = 30,
+    body_seconds: Annotated[
+        float,
+        typer.Option(help="Most seconds for a request's header section, for its body, and without taking an answer."),
+    ] = 30,
     max_running: Annotated[int, typer.Option(help="Most requests that are scored at once.")] = 64,
     max_waiting: Annotated[int, typer.Option(help="Most requests that wait for that; others get 429.")] = 256,
     max_priority: Annotated[

@@ -1,7 +1,7 @@
 """POST /rerank, in the dialects of vLLM, Jina, Cohere v1 and v2, TEI and Voyage."""
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
@@ -60,7 +60,7 @@ class RerankResult(BaseModel):
 
     index: int = Field(description="The document's place in the request.")
     relevance_score: float
-    document: ResultDocument | None = None
+    document: ResultDocument | str | None = Field(None, description="An object; a text for Voyage's clients.")
     truncated: bool = Field(description="Whether the model did not read all of it.")
     windows: int = Field(description="How many windows it was scored in; 0 if it is blank.")
     error: str | None = Field(None, description="Why it was not scored, where the server skips such documents.")
@@ -77,7 +77,7 @@ class RerankResponse(BaseModel):
     """The documents, best first."""
 
     id: str
-    object: str = "rerank"
+    object: Literal["rerank"] = "rerank"
     created: int
     model: str
     results: list[RerankResult]
@@ -85,10 +85,30 @@ class RerankResponse(BaseModel):
     meta: dict[str, Any]
 
 
+class VoyageResponse(BaseModel):
+    """The same for Voyage's clients, under other names."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[RerankResult]
+    usage: Usage
+    meta: dict[str, Any]
+
+
+class TextRank(BaseModel):
+    """A text's place in the ranking, for TEI's clients, is its place in the answer."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
 def rerank_routes(scorer: Scorer) -> APIRouter:
     """The routes of reranking."""
     router = APIRouter(tags=["rerank"])
-    answers: dict[int | str, dict[str, Any]] = {200: {"model": RerankResponse}}
+    answers: dict[int | str, dict[str, Any]] = {200: {"model": RerankResponse | VoyageResponse | list[TextRank]}}
 
     @router.post("/rerank", responses=answers)
     @router.post("/v1/rerank", responses=answers)

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from types import FrameType
 
 import uvicorn
@@ -14,11 +15,14 @@ from fastapi import FastAPI
 from winnow.ranking import Reranker
 from winnow.service.app import create_app
 from winnow.service.config import ServiceConfig
+from winnow.service.connections import KEEP_ALIVE_SECONDS, patient_for
 
 logger = logging.getLogger(__name__)
 
 # How long answers that are being sent may take, when the last request is scored.
 _LAST_ANSWERS_SECONDS = 5
+
+_OPEN_FILES = 65_536
 
 
 def serve(reranker: Reranker, config: ServiceConfig, host: str = "127.0.0.1", port: int = 8000) -> None:
@@ -34,6 +38,7 @@ def serve(reranker: Reranker, config: ServiceConfig, host: str = "127.0.0.1", po
         OSError: It cannot listen there.
         WinnowError: The model cannot be loaded.
     """
+    _allow_many_connections()
     with _listening(host, port) as listener:
         app = create_app(reranker, config)
         server = Server(app, config.drain_seconds)
@@ -64,6 +69,8 @@ class Server(uvicorn.Server):
                 server_header=False,
                 lifespan="on",
                 ws="none",
+                http=patient_for(app.state.scorer.config.body_seconds),
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
             )
         )
@@ -102,6 +109,17 @@ def _listening(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise OSError(error.errno, os.strerror(error.errno or 0), f"{host}:{port}") from error
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files as far as that is allowed: each connection is one, and often 1,024 may be open."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _is_loopback(listener: socket.socket) -> bool:
