@@ -20,8 +20,8 @@ class ServiceConfig:
         max_documents: Most documents, or pairs, of a request.
         max_characters: Most characters of a text.
         max_body_bytes: Most bytes of a request's body.
-        body_seconds: Most seconds until the header section of a request has come, and then its body; and for which a client
-            may take nothing of its answer.
+        body_seconds: Most seconds until the header section of a request has come, and then its body; and for which a
+            client may take nothing of its answer.
         max_running: Most requests that are scored at once.
         max_waiting: Most requests that wait for that; more get 429.
         max_priority: How far from 0 priorities of requests may be; 0 ignores them.
