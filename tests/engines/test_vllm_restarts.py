@@ -12,7 +12,6 @@ import pytest
 from vllm_children import engine_cores
 
 from gated_engine import wait_until
-from running import running
 from winnow import EngineDeadError, Ranking, Reranker
 from winnow.engines.vllm.engine import VllmEngine
 from winnow.models.checkpoint import open_checkpoint
@@ -139,17 +138,6 @@ def test_vllm_that_is_killed_or_hangs_is_an_error_and_the_next_call_starts_it_ag
 
         careful.close()
         assert careful.score("a", DOCUMENTS) == pytest.approx(expected, abs=1e-5)
-
-        # Killed while it scores for clients of the service, which starts it again without being asked.
-        many = {"query": "many", "documents": [f"{number} word" for number in range(2000)]}
-        with running(Reranker(tiny_model, engine=engine)) as service, service.client() as client:
-            asked = [threads.submit(client.post, "/rerank", json=many) for _ in range(4)]
-            wait_until(lambda: lives.in_work() == len(asked))
-            kill(lives.processes)
-            assert [one.result().status_code for one in asked] == [503] * len(asked)
-            wait_until(lambda: client.get("/ready").status_code == 200)
-            answer = client.post("/score", json={"queries": "a", "documents": DOCUMENTS}).json()
-            assert [pair["score"] for pair in answer["data"]] == pytest.approx(expected, abs=1e-5)
     assert not lives.processes
 
 
