@@ -85,7 +85,7 @@ def test_a_script_needs_no_main_guard_and_leaves_no_process_behind(script: subpr
     assert script.returncode == 0, err
     assert out.count("[") == 1  # the script ran once, not again in every process of vLLM
     assert "Error" not in err
-    assert int(out.splitlines()[-1]) > 100_000  # vLLM's heap is frozen, see winnow.engines.vllm.heap
+    assert int(out.splitlines()[-1]) > 10_000  # vLLM's heap is frozen, see winnow.engines.vllm.heap
     assert "leaked" not in err  # and thawed before Python ends: libraries report what is left then
     assert seen
     assert not psutil.wait_procs(seen, timeout=10)[1]
