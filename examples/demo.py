@@ -47,15 +47,24 @@ def main() -> None:
         help=f"one of {', '.join(demo_model.ABOUT)}, a folder, or a name on the Hub (default: %(default)s)",
     )
     parser.add_argument("--query", default=QUERY, help="what to look for (default: %(default)s)")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw what moved: .svg, .png or .pdf")
     arguments = parser.parse_args()
     passages = {record["_id"]: record["text"] for record in map(json.loads, PASSAGES.read_text("utf-8").splitlines())}
     with only_the_demo_on_the_screen() as console:
-        agree = show(console, arguments.model, arguments.query, passages)
+        agree = show(console, arguments.model, arguments.query, passages, arguments.picture)
     sys.exit(not agree)
 
 
-def show(console: Console, model: str, query: str, passages: Mapping[str, str]) -> bool:
-    """Print all parts of the demo. Returns whether the three integrations agree."""
+def show(console: Console, model: str, query: str, passages: Mapping[str, str], picture: Path | None = None) -> bool:
+    """Print all parts of the demo. Returns whether the three integrations agree.
+
+    Args:
+        console: Where to print.
+        model: The reranker, as `demo_model.settings_of` takes it.
+        query: What to look for.
+        passages: The passages, by name.
+        picture: A file to draw the order before and after into.
+    """
     with console.status(f"Loading {model}"):
         from demo_integrations import through_haystack, through_langchain, through_llama_index
         from winnow import Reranker
@@ -81,6 +90,8 @@ def show(console: Console, model: str, query: str, passages: Mapping[str, str]) 
             for mine, theirs in zip(haystack, hits, strict=True)
         )
         console.print("The three integrations agree.\n" if agree else "[red]The three integrations do not agree.[/]\n")
+        if picture is not None:
+            draw(picture, query, before, dict(haystack), passages)
         console.print(instructions(reranker, list(passages.values())))
         windows = Reranker(**settings, max_document_tokens=DOCUMENT_TOKENS, on_overflow="window")
         cut = Reranker(**settings, max_document_tokens=DOCUMENT_TOKENS)
@@ -118,6 +129,25 @@ def after_table(
                 Text(passages[name], style="green" if score >= 0.5 else ""),
             )
     return table
+
+
+def draw(
+    file: Path, query: str, before: Sequence[str], scores: Mapping[str, float], passages: Mapping[str, str]
+) -> None:
+    """Draw which passages moved where; those that the model calls relevant are blue."""
+    import pictures  # here, because only this needs matplotlib
+
+    figure = pictures.moves(
+        before,
+        list(scores),
+        passages,
+        titles=("What BM25 found", "Reranked by Winnow"),
+        scores=scores,
+        chosen=[name for name, score in scores.items() if score >= 0.5],
+        shown=SHOWN,
+    )
+    figure.suptitle(query)
+    pictures.save(figure, file)
 
 
 def instructions(reranker: Any, texts: Sequence[str]) -> Group | str:

@@ -16,11 +16,18 @@ DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 
 
 @pytest.fixture(scope="module")
-def shown() -> str:
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the demo draws."""
+    return tmp_path_factory.mktemp("demo") / "picture.svg"
+
+
+@pytest.fixture(scope="module")
+def shown(picture: Path) -> str:
     """What the demo prints with the model that it takes by default, on a wide screen."""
     pytest.importorskip("vllm")
+    command = [sys.executable, DEMO, "--picture", picture]
     environment = {**os.environ, "COLUMNS": "300"}
-    done = subprocess.run([sys.executable, DEMO], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout
     assert not done.stderr
     return done.stdout
@@ -64,3 +71,12 @@ def test_a_long_document_is_cut_or_read_in_windows(shown: str) -> None:
     assert windowed[3] == "False"
     assert int(windowed[5]) > 1
     assert float(windowed[2]) > float(truncated[2])  # its end answers the query
+
+
+@pytest.mark.slow
+def test_the_picture_shows_the_same_ranking(shown: str, picture: Path) -> None:
+    texts = re.findall(r"<text [^>]*>([^<]+)</text>", picture.read_text(encoding="utf-8"))
+    assert texts[-3:] == ["What BM25 found", "Reranked by Winnow", demo.QUERY]
+    first = first_rows(shown.split("After: reranked")[1])[0].split("│")[-2].split()
+    assert any(text.split()[:4] == first[:4] for text in texts)
+    assert sum(text.startswith("Tides come from") for text in texts) == 2  # before and after
