@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import pytest
 from tenacity import wait_none
-from vllm_servers import API_KEY, Answer, Fault, FaultyProxy, Raw, VllmServer, free_port, impatient
+from vllm_servers import API_KEY, Answer, Fault, FaultyProxy, Raw, VllmServer, impatient
 
 from gated_engine import PATIENCE
 from winnow import ConfigurationError, EngineError, EngineLoadError, Reranker, RerankerConfig
