@@ -102,17 +102,16 @@ def vllm_model(needs_vllm: None, tiny_model: str) -> Iterator[str]:
 def ray_nodes() -> Iterator[Any]:
     """A Ray cluster of two nodes, which this process is connected to."""
     pytest.importorskip("ray.data")
-    from ray_nodes import RayNodes
+    from ray_nodes import connected_nodes
 
-    nodes = RayNodes()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in nodes.environment.items():
-            patch.setenv(name, value)
-        try:
-            nodes.connect()
+    nodes = connected_nodes()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in nodes.environment.items():
+                patch.setenv(name, value)
             yield nodes
-        finally:
-            nodes.stop()
+    finally:
+        nodes.stop()
 
 
 @pytest.fixture

@@ -13,6 +13,23 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
+
+
+@retry(stop=stop_after_attempt(3), retry=retry_if_exception_type(RuntimeError), reraise=True)
+def connected_nodes() -> "RayNodes":
+    """A cluster that this process is connected to. Ray's parts have fixed times to start, which a busy machine misses.
+
+    Raises:
+        RuntimeError: Ray does not start, in three tries.
+    """
+    nodes = RayNodes()
+    try:
+        nodes.connect()
+    except BaseException:
+        nodes.stop()
+        raise
+    return nodes
 
 
 class RayNodes:
@@ -53,7 +70,9 @@ class RayNodes:
         import ray
 
         def is_connected() -> bool:
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(ConnectionError), pytest.MonkeyPatch.context() as patch:
+                for name, value in self.environment.items():
+                    patch.setenv(name, value)
                 ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
             return ray.is_initialized()
 
@@ -66,8 +85,11 @@ class RayNodes:
             for process in self._processes:
                 if process.poll() is not None:
                     logs = sorted(Path(self._folder).glob("node-*.log"))
-                    pytest.fail("Ray ended: " + "\n".join(log.read_text(errors="replace")[-2000:] for log in logs))
-            assert time.monotonic() < end, "Ray does not come up"
+                    raise RuntimeError(
+                        "Ray ended: " + "\n".join(log.read_text(errors="replace")[-2000:] for log in logs)
+                    )
+            if time.monotonic() > end:
+                raise RuntimeError("Ray does not come up")
             time.sleep(0.2)
 
     def workers(self) -> list[psutil.Process]:

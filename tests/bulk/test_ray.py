@@ -118,7 +118,7 @@ def test_an_actor_that_is_killed_is_replaced(ray_nodes: RayNodes, tmp_path: Path
 
 
 def bulk_command(file: Path, out: Path, *engine_args: str) -> list[str]:
-    command = [sys.executable, "-m", "winnow.cli.main", "bulk", "-i", str(file), "-o", str(out), "-m", "any"]
+    command = [sys.executable, "-m", "winnow_command", "bulk", "-i", str(file), "-o", str(out), "-m", "any"]
     given = [word for argument in engine_args for word in ("--engine-arg", argument)]
     return [*command, "--engine", "fake", "--part-rows", "2", "--concurrency", "2", "--json", *given]
 

@@ -129,8 +129,8 @@ def rerank_files(
     scan = source.scan(part_rows)
     if not scan.parts:
         raise ConfigurationError(f"{files[0]}{' and the other files' * (len(files) > 1)}: there are no rows.")
-    told = {"part_rows": part_rows, "top_k": top_k, "drop": list(drop), "files": [file.name for file in files]}
-    told["digests"] = scan.digests
+    told: dict[str, Any] = {"part_rows": part_rows, "top_k": top_k, "drop": list(drop), "digests": scan.digests}
+    told["files"] = [file.name for file in files]
     if not isinstance(source, RunSource):
         told["columns"] = asdict(columns)
     begin = time.perf_counter()
