@@ -37,7 +37,7 @@ from winnow.templates import built_in
 
 CALLERS, QUERIES, MAX_LENGTH = 16, 32, 1024
 # Characters of a document: prompts then have about 178 tokens.
-CHARACTERS = 300
+CHARACTERS = 180
 Calls = list[tuple[str, list[str]]]
 Prompts = list[list[list[int]]]
 
