@@ -45,11 +45,11 @@ eval: $(STAMP)  ## compare the demo's model, or MODEL=..., with BM25 on the quer
 		--collection examples/everyday --run examples/everyday/run.bm25.trec
 
 test: $(STAMP)  ## run all tests
-	$(BIN)/python -m pytest $(if $(CPU),--numprocesses 2 --dist loadfile --ignore=$(STARTS))
+	$(BIN)/python -m pytest $(if $(CPU),--numprocesses 2 --dist loadgroup --no-loadscope-reorder --ignore=$(STARTS))
 	$(if $(CPU),$(BIN)/python -m pytest --numprocesses 3 $(STARTS))
 
 test-fast: $(STAMP)  ## run what starts neither vLLM nor a server, for the loop of daily work
-	$(BIN)/python -m pytest --quiet -m "not slow" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --quiet -m "not slow" --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 test-lowest: $(LOWEST_STAMP)  ## run what needs no vLLM on the lowest versions of every dependency
 	$(LOWEST)/bin/python -m pytest --quiet $(LOWEST_TESTS)
