@@ -17,12 +17,14 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
-import demo_model
-from winnow.models import open_checkpoint
-
 FOLDER = Path(__file__).parent
-# Haystack sends nothing, and tqdm does not say that ipywidgets, for bars in a notebook, is not installed.
-ENVIRONMENT = {"HAYSTACK_TELEMETRY_ENABLED": "False", "PYTHONWARNINGS": "ignore:IProgress not found"}
+# Haystack sends nothing, adapters are merged without a progress bar, and tqdm does not say that ipywidgets, for bars in a
+# notebook, is not installed.
+ENVIRONMENT = {
+    "HAYSTACK_TELEMETRY_ENABLED": "False",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONWARNINGS": "ignore:IProgress not found",
+}
 QUIET = ["--log-level=ERROR"]  # the kernel warns that others on this machine could listen
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
@@ -33,7 +35,6 @@ def run(files: Sequence[Path]) -> Iterator[tuple[Path, Any]]:
     Raises:
         CellExecutionError: A cell failed. The message has the cell and its traceback.
     """
-    merge_adapters()
     client = NotebookClient(
         nbformat.v4.new_notebook(), timeout=None, startup_timeout=600, record_timing=False, extra_arguments=QUIET
     )
@@ -46,13 +47,6 @@ def run(files: Sequence[Path]) -> Iterator[tuple[Path, Any]]:
             tidy(client.nb)
             yield file, client.nb
             client.execute_cell(nbformat.v4.new_code_cell("%reset -f"), 0)
-
-
-def merge_adapters() -> None:
-    """Merge the demo's adapters into their bases, so that no progress bar of it gets into a notebook."""
-    for name in demo_model.ABOUT:
-        settings = demo_model.settings_of(name)
-        open_checkpoint(settings.pop("model"), **settings)
 
 
 def tidy(notebook: Any) -> None:
