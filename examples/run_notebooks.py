@@ -18,8 +18,8 @@ from nbclient import NotebookClient
 from PIL import Image
 
 FOLDER = Path(__file__).parent
-# Haystack sends nothing, adapters are merged without a progress bar, and tqdm does not say that ipywidgets, for bars in a
-# notebook, is not installed.
+# Haystack sends nothing, adapters are merged without a progress bar, and tqdm does not say that ipywidgets, for bars in
+# a notebook, is not installed.
 ENVIRONMENT = {
     "HAYSTACK_TELEMETRY_ENABLED": "False",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
