@@ -21,6 +21,9 @@ CLIENTS_TESTS := $(addprefix tests/clients/,test_cohere.py test_infinity.py test
 # Starts a vLLM for each of many models. Most of that is imports: on a CPU three at a time take half as long. A GPU has
 # room for one.
 STARTS := tests/engines/test_families.py
+# Two files at a time. Not the slow ones of tests/engines: there would be no memory for two processes that each share
+# servers and a vLLM among their tests.
+TWO := --numprocesses 2 --dist loadfile
 
 # A machine with an NVIDIA GPU gets the real vLLM, any other the build of it for CPUs.
 ifneq ($(shell command -v nvidia-smi 2>/dev/null),)
@@ -45,11 +48,17 @@ eval: $(STAMP)  ## compare the demo's model, or MODEL=..., with BM25 on the quer
 		--collection examples/everyday --run examples/everyday/run.bm25.trec
 
 test: $(STAMP)  ## run all tests
-	$(BIN)/python -m pytest $(if $(CPU),--numprocesses 2 --dist loadgroup --no-loadscope-reorder --ignore=$(STARTS))
-	$(if $(CPU),$(BIN)/python -m pytest --numprocesses 3 $(STARTS))
+ifdef CPU
+	$(BIN)/python -m pytest -m "not slow" $(TWO) --ignore=$(STARTS)
+	$(BIN)/python -m pytest -m slow --ignore=$(STARTS) tests/engines
+	$(BIN)/python -m pytest -m slow $(TWO) --ignore=tests/engines
+	$(BIN)/python -m pytest --numprocesses 3 $(STARTS)
+else
+	$(BIN)/python -m pytest
+endif
 
 test-fast: $(STAMP)  ## run what starts neither vLLM nor a server, for the loop of daily work
-	$(BIN)/python -m pytest --quiet -m "not slow" --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --quiet -m "not slow" $(TWO)
 
 test-lowest: $(LOWEST_STAMP)  ## run what needs no vLLM on the lowest versions of every dependency
 	$(LOWEST)/bin/python -m pytest --quiet $(LOWEST_TESTS)

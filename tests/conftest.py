@@ -5,7 +5,7 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,9 +30,6 @@ settings.load_profile("winnow")
 SLOW_FIXTURES = {"needs_vllm", "start_servers", "ray_nodes"}
 """A test that uses one of these, itself or through another fixture, is marked `slow`."""
 
-LARGE_FIXTURES = {"vllm_model": "vLLM", "ray_nodes": "servers", "start_servers": "servers"}
-"""Fixtures of the whole session, and the group of the files that use them; a file with several is in the last one's."""
-
 VLLM_BEFORE = pytest.StashKey[bool]()
 
 
@@ -44,19 +41,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.slow)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """Run the files without slow tests first. Files stay whole, so that no fixture of a file is built twice.
-
-    Where several processes run the tests (`--dist loadgroup`), the files that share a large fixture stay together, too:
-    there is memory for one of each.
-    """
-    groups = {item.path: item.path.stem for item in items}
-    for shared, group in LARGE_FIXTURES.items():
-        groups |= {item.path: group for item in items if shared in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
-    yield  # pytest puts together what shares a parameter of a fixture
+@pytest.hookimpl(trylast=True)  # after pytest has put together what shares a parameter of a fixture
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files without slow tests first. Files stay whole, so that no fixture of a file is built twice."""
     slow_files = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path in slow_files)
 
