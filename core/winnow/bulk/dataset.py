@@ -104,8 +104,7 @@ class BatchActor:
         """The table with the columns of the results."""
         pyarrow = needed("pyarrow")
         rows = rows_of(table, self._columns, "row ")
-        found = iter(self._ranker.rank([row.request for row in rows if row.request is not None]))
-        ranked = [RankedRow(problem=row.problem) if row.request is None else next(found) for row in rows]
+        ranked = self._ranker.rank_rows(rows)
         errors = [_error_of(row) for row in ranked]
         return with_results(table, ranked).append_column(ERROR, pyarrow.array(errors, pyarrow.string()))
 

@@ -2,12 +2,12 @@
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from winnow.bulk.output_folder import DonePart, RowError
-from winnow.bulk.parts import TEMPORARY, Part, PartRows, Source, whole_file
+from winnow.bulk.parts import TEMPORARY, Part, Source, whole_file
 from winnow.bulk.row_ranker import RowRanker
 from winnow.bulk.rows import BulkCosts, RankedRow
 from winnow.errors import EngineError
@@ -66,7 +66,7 @@ class PartWorker:
         attempts = file.with_name(f".{file.name}.attempts{TEMPORARY}")
         _count(attempts, part)
         read = self._job.source.read(part)
-        ranked = self._ranked(read)
+        ranked = self._ranker.rank_rows(read.rows)
         try:
             with whole_file(file) as out:
                 self._job.source.write(out, read, ranked)
@@ -84,10 +84,6 @@ class PartWorker:
                 for document, reason in _problems(result)
             ),
         )
-
-    def _ranked(self, read: PartRows) -> Sequence[RankedRow]:
-        found = iter(self._ranker.rank([row.request for row in read.rows if row.request is not None]))
-        return [RankedRow(problem=row.problem) if row.request is None else next(found) for row in read.rows]
 
 
 def _count(attempts: Path, part: Part) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
-from winnow.bulk.rows import BulkCosts, RankedRow, Request
+from winnow.bulk.rows import BulkCosts, RankedRow, Request, Row
 from winnow.errors import ConfigurationError, DocumentError
 from winnow.ranking import Reranker, RerankerConfig, checked_top_k
 from winnow.types import RankedDocument, Ranking, finite
@@ -69,6 +69,18 @@ class RowRanker:
                 return [RankedRow(problem=str(error))]
             return [ranked for request in requests for ranked in self.rank([request])]  # to find the bad one
         return [self._joined(len(documents), rankings) for _, documents, _ in requests]
+
+    def rank_rows(self, rows: Sequence[Row]) -> list[RankedRow]:
+        """Rank those rows that can be ranked.
+
+        Returns:
+            The result of each row, in order. A row with a `problem` keeps it.
+
+        Raises:
+            WinnowError: As `Reranker.rank_many`.
+        """
+        found = iter(self.rank([row.request for row in rows if row.request is not None]))
+        return [RankedRow(problem=row.problem) if row.request is None else next(found) for row in rows]
 
     def close(self) -> None:
         """Free the engine."""
