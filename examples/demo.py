@@ -91,7 +91,7 @@ def show(console: Console, model: str, query: str, passages: Mapping[str, str], 
         )
         console.print("The three integrations agree.\n" if agree else "[red]The three integrations do not agree.[/]\n")
         if picture is not None:
-            draw(picture, query, before, dict(haystack), passages)
+            draw(picture, model, query, before, dict(haystack), passages)
         console.print(instructions(reranker, list(passages.values())))
         windows = Reranker(**settings, max_document_tokens=DOCUMENT_TOKENS, on_overflow="window")
         cut = Reranker(**settings, max_document_tokens=DOCUMENT_TOKENS)
@@ -132,7 +132,7 @@ def after_table(
 
 
 def draw(
-    file: Path, query: str, before: Sequence[str], scores: Mapping[str, float], passages: Mapping[str, str]
+    file: Path, model: str, query: str, before: Sequence[str], scores: Mapping[str, float], passages: Mapping[str, str]
 ) -> None:
     """Draw which passages moved where; those that the model calls relevant are blue."""
     import pictures  # here, because only this needs matplotlib
@@ -147,7 +147,8 @@ def draw(
         shown=SHOWN,
     )
     figure.suptitle(query)
-    pictures.save(figure, file)
+    version = demo_model.version_of(model) if model in demo_model.ABOUT else ""
+    pictures.save(figure, file, f"{model} {version}".strip())
 
 
 def instructions(reranker: Any, texts: Sequence[str]) -> Group | str:

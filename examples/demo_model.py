@@ -11,6 +11,7 @@
 under the Apache License 2.0. Neither is a reranker: the adapters in `examples/models` make rerankers of them.
 """
 
+import hashlib
 import io
 import json
 import shlex
@@ -84,6 +85,15 @@ def settings_of(model: str) -> dict[str, Any]:
     if model == "winnow-demo-cross-encoder":
         return {**settings, "base_model": str(encoder())}
     return {**settings, "base_model": str(language_model()), "recipe": "qwen3-reranker"}
+
+
+def version_of(model: str) -> str:
+    """Which weights one of `ABOUT` has: the first digits of their SHA-256.
+
+    What was made with them says so: notebooks and picture in their metadata, the model's card beside its scores.
+    """
+    with (MODELS / model / "adapter_model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def _check_packages() -> None:

@@ -200,10 +200,16 @@ def places(found: Mapping[str, Sequence[int]], queries: Sequence[str]) -> Figure
     return figure
 
 
-def save(figure: Figure, file: str | PathLike[str]) -> None:
-    """Write a picture. The same figure gives the same file; texts of SVG stay texts, which can be searched."""
+def save(figure: Figure, file: str | PathLike[str], description: str) -> None:
+    """Write a picture. The same figure gives the same file; texts of SVG stay texts, which can be searched.
+
+    Args:
+        figure: The picture.
+        file: Where it goes.
+        description: What it was made with. An SVG file has it in its metadata.
+    """
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "winnow"}):
-        metadata = {"Date": None} if str(file).endswith(".svg") else None
+        metadata = {"Date": None, "Description": description} if str(file).endswith(".svg") else None
         figure.savefig(file, dpi=150, bbox_inches="tight", pad_inches=0.15, metadata=metadata)
 
 

@@ -17,6 +17,8 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
+import demo_model
+
 FOLDER = Path(__file__).parent
 # Haystack sends nothing, adapters are merged without a progress bar, and tqdm does not say that ipywidgets, for bars in
 # a notebook, is not installed.
@@ -45,8 +47,15 @@ def run(files: Sequence[Path]) -> Iterator[tuple[Path, Any]]:
             for place, cell in enumerate(client.nb.cells):
                 client.execute_cell(cell, place)
             tidy(client.nb)
+            client.nb.metadata["models"] = models_of(client.nb)
             yield file, client.nb
             client.execute_cell(nbformat.v4.new_code_cell("%reset -f"), 0)
+
+
+def models_of(notebook: Any) -> dict[str, str]:
+    """The rerankers of `examples/models` that a notebook names, and which weights they have."""
+    source = "".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return {name: demo_model.version_of(name) for name in demo_model.ABOUT if name in source}
 
 
 def tidy(notebook: Any) -> None:

@@ -38,6 +38,11 @@ def first_rows(table: str) -> list[str]:
     return [line for line in table.splitlines() if re.match(r"[│|] [12] ", line)][:2]
 
 
+def test_the_picture_of_the_readme_shows_the_weights_that_are_here() -> None:
+    picture = (DEMO.parents[1] / "docs" / "demo.svg").read_text(encoding="utf-8")
+    assert f"{demo.DEFAULT_MODEL} {demo_model.version_of(demo.DEFAULT_MODEL)}" in picture, "run make examples"
+
+
 @pytest.mark.slow
 def test_what_answers_the_query_moves_to_the_first_places(shown: str) -> None:
     before, after = (first_rows(table) for table in shown.split("After: reranked"))

@@ -21,6 +21,14 @@ def test_what_is_missing_is_named_with_the_commands_that_install_it(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("model", demo_model.ABOUT)
+def test_a_cards_scores_are_of_the_weights_beside_it(model: str) -> None:
+    card = (demo_model.MODELS / model / "README.md").read_text(encoding="utf-8")
+    scores = card.partition("\n## Scores\n")[2].partition("\n## ")[0]
+    version = demo_model.version_of(model)
+    assert f"`{version}`" in scores, f"measure the scores in the card of {model} anew, and write {version} beside them"
+
+
 @pytest.fixture(scope="module")
 def folder() -> Path:
     """The language model, where the demo keeps it."""

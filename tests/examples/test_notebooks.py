@@ -47,6 +47,15 @@ def test_a_notebook_holds_what_it_shows(file: Path) -> None:
     assert "image/png" in kinds or file.stem == "integrations"
 
 
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_notebook_shows_the_weights_that_are_here(file: Path) -> None:
+    pytest.importorskip("nbclient")
+    import run_notebooks
+
+    notebook = nbformat.read(file, as_version=4)
+    assert notebook.metadata.get("models") == run_notebooks.models_of(notebook), "run make examples"
+
+
 def test_a_notebooks_links_lead_somewhere() -> None:
     for file in NOTEBOOKS:
         cells = nbformat.read(file, as_version=4).cells
