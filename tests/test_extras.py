@@ -162,6 +162,7 @@ def test_the_public_names() -> None:
         "EngineError",
         "EngineLoadError",
         "EngineScore",
+        "EngineUnavailableError",
         "FakeEngine",
         "MissingExtraError",
         "ModelError",

@@ -9,7 +9,8 @@ WinnowError
 ├── MissingExtraError (ImportError)     an optional dependency is not installed
 └── EngineError (RuntimeError)          the engine failed
     ├── EngineLoadError                 it did not start
-    └── EngineDeadError                 it died; the next call starts it again, `max_restarts` times in a row
+    ├── EngineDeadError                 it died; the next call starts it again, `max_restarts` times in a row
+    └── EngineUnavailableError          its servers gave no score; the next call asks them again
 ```
 
 Arguments that every reranking library would refuse (a blank query, `top_k=0`) are a plain `ValueError`.
@@ -75,6 +76,10 @@ class EngineDeadError(EngineError):
 
     The next call starts it again, at most `max_restarts` times in a row; the message says whether it will.
     """
+
+
+class EngineUnavailableError(EngineError):
+    """The servers that score gave no score in all tries; the next call asks them again."""
 
 
 @contextmanager

@@ -74,3 +74,18 @@ def test_two_servers_are_one_service_and_one_may_die(
     back = len(proxies[0].posts)
     numbers = iter(range(48, 10_000))
     wait_until(lambda: ask(next(numbers)) > 0 and len(proxies[0].posts) > back)
+
+    # Nobody is left: clients are to come back, and so is the service when one server does, without being asked.
+    for proxy in proxies:
+        proxy.stop()
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(service.post, "/rerank", json={"query": "q", "documents": passages}) for _ in range(8)]
+        for answer in (one.result() for one in asked):
+            assert answer.status_code == 503, answer.text
+            assert int(answer.headers["retry-after"]) >= 1
+    wait_until(lambda: service.get("/ready").status_code == 503)
+    assert service.get("/health").status_code == 200
+    assert service.post("/rerank", json={"query": "q", "documents": passages}).status_code == 503
+    proxies[1].start()
+    wait_until(lambda: service.get("/ready").status_code == 200)
+    assert scores(service, QUERY, passages) == pytest.approx(expected, abs=1e-6)

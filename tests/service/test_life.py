@@ -77,7 +77,8 @@ class Mortal(FakeEngine):
 def test_an_engine_that_died_is_started_until_it_scores(starts_in_vain: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("winnow.service.life._FIRST_PAUSE", 0.01)
     engine = Mortal()
-    with running(Reranker("tiny", engine=engine, max_restarts=0)) as server, server.client() as client:
+    reranker = Reranker("tiny", engine=engine, max_restarts=0, score_cache=100)
+    with running(reranker) as server, server.client() as client:
         engine.dies, engine.starts_in_vain = True, starts_in_vain
         failed = client.post("/rerank", json=GOOD)
         assert failed.status_code == 503

@@ -1,8 +1,9 @@
 """The application: routes, and the checks that each request passes before them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -23,6 +24,28 @@ from winnow.service.rerank import rerank_routes
 from winnow.service.score import score_routes
 from winnow.service.scorer import Scorer
 from winnow.service.shown_prompt import prompt_routes
+
+
+class _App(FastAPI):
+    """Its description says which paths need a key, so that tools such as the page `/docs` ask for it.
+
+    Attributes:
+        open_paths: Those that need none; None if no path needs one.
+    """
+
+    open_paths: Collection[str] | None = None
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI description."""
+        is_made = self.openapi_schema is not None
+        schema = super().openapi()
+        if not is_made and self.open_paths is not None:
+            schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            schema["security"] = [{"key": []}]
+            for path in schema["paths"].keys() & set(self.open_paths):
+                for operation in schema["paths"][path].values():
+                    operation["security"] = []
+        return schema
 
 
 def create_app(reranker: Reranker, config: ServiceConfig | None = None) -> FastAPI:
@@ -46,12 +69,14 @@ def create_app(reranker: Reranker, config: ServiceConfig | None = None) -> FastA
         finally:
             await life.end()
 
-    app = FastAPI(
+    open_paths = (*OPEN_PATHS, *PAGE_PATHS, *(["/metrics"] if config.open_metrics else []))
+    app = _App(
         title="Winnow",
         version=version("winnow-rerank"),
         description="Reranks documents with an LLM reranker, for the rerank clients of many vendors.",
         lifespan=lifespan,
     )
+    app.open_paths = open_paths if config.keys else None
     app.state.life, app.state.scorer = life, scorer
     metrics.enable()
     errors.install(app)
@@ -66,7 +91,6 @@ def create_app(reranker: Reranker, config: ServiceConfig | None = None) -> FastA
     app.include_router(page_routes())
     # The last one sees a request first.
     app.add_middleware(BodyLimits, max_bytes=config.max_body_bytes, max_seconds=config.body_seconds)
-    open_paths = (*OPEN_PATHS, *PAGE_PATHS, *(["/metrics"] if config.open_metrics else []))
     app.add_middleware(KeyCheck, keys=config.keys, open_paths=open_paths)
     app.add_middleware(RequestLog)
     return app

@@ -77,7 +77,10 @@ def documents_of(given: Any, where: str, rank_fields: Sequence[str] | None = Non
     """Several documents; see `document_of`."""
     if not isinstance(given, list):
         raise ServiceError(400, f"{where} must be a list.", where)
-    return [document_of(one, f"{where}.{at}", rank_fields) for at, one in enumerate(given)]
+    # Most are texts, of which a request may have thousands: nothing else is done for them.
+    return [
+        one if isinstance(one, str) else document_of(one, f"{where}.{at}", rank_fields) for at, one in enumerate(given)
+    ]
 
 
 def document_in_answer(given: Any, read: str | Document | None) -> dict[str, Any]:
@@ -87,6 +90,8 @@ def document_in_answer(given: Any, read: str | Document | None) -> dict[str, Any
         given: The document of the request.
         read: What it was read as.
     """
+    if isinstance(given, str):
+        return {"text": given}
     if not isinstance(read, Document):
         own = given if isinstance(given, Mapping) and "content" not in given else {}
         return {**own, "text": read or ""}
@@ -99,7 +104,9 @@ def document_in_answer(given: Any, read: str | Document | None) -> dict[str, Any
 
 def length_of(read: str | Document | None) -> int:
     """Characters of a document's text."""
-    return len((read.text if isinstance(read, Document) else read) or "")
+    if isinstance(read, str):
+        return len(read)
+    return 0 if read is None or read.text is None else len(read.text)
 
 
 def _document(texts: Sequence[str], media: Sequence[tuple[str, Any]], where: str) -> str | Document | None:

@@ -20,6 +20,7 @@ from winnow.errors import (
     EngineDeadError,
     EngineError,
     EngineLoadError,
+    EngineUnavailableError,
     MissingExtraError,
     WinnowError,
 )
@@ -121,6 +122,8 @@ def service_error(error: Exception) -> ServiceError | None:
         return ServiceError(
             503, "The engine has stopped, and is started again: try again later.", retry_after=RETRY_LOADING
         )
+    if isinstance(error, EngineUnavailableError):
+        return ServiceError(503, "The servers that score do not answer: try again later.", retry_after=RETRY_LOADING)
     if isinstance(error, EngineError):
         return ServiceError(500, "The engine could not score this request; the server's log says why.")
     if isinstance(error, MissingExtraError):

@@ -10,8 +10,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from winnow.errors import ConfigurationError
 from winnow.service.errors import ServiceError
 
-# What load balancers and orchestrators ask, who have no key; and where Xinference's client asks whether it needs one.
-OPEN_PATHS = ("/health", "/ready", "/ping", "/v1/cluster/auth")
+# What load balancers and orchestrators ask, who have no key; where Xinference's client asks whether it needs one; and
+# the description of the API, which is the same on every server, and which a browser opens without a key.
+OPEN_PATHS = ("/health", "/ready", "/ping", "/v1/cluster/auth", "/openapi.json", "/docs", "/redoc")
 
 
 def keys_in_file(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from winnow.errors import EngineDeadError, EngineLoadError
+from winnow.errors import EngineDeadError, EngineLoadError, EngineUnavailableError
 from winnow.prompts import PromptParts
 from winnow.ranking import Reranker
 from winnow.service.config import ServiceConfig
@@ -164,6 +164,9 @@ class Scorer:
             return await self._unless_in_vain(request, in_turn())
         except (EngineDeadError, EngineLoadError):
             self._life.engine_died()
+            raise
+        except EngineUnavailableError:
+            self._life.engine_is_silent()
             raise
 
     async def _rank(self, options: Options, pairs: Pairs, preset: Preset, deadline: float | None) -> list[Ranking]:

@@ -68,7 +68,12 @@ def prompt_routes(scorer: Scorer) -> APIRouter:
         required(body, "document")
         for name, given in (("query", query), ("document", document)):
             if shows(given):
-                raise ServiceError(400, "Prompts with images or videos are not shown, only scored.", f"body.{name}")
+                raise ServiceError(
+                    400,
+                    "A prompt with an image or a video is scored, but not shown: its tokens there stand for pieces of "
+                    "the picture, and have no text. Leave it out to see the text around it.",
+                    f"body.{name}",
+                )
         if not readable(document):
             raise ServiceError(400, "The document is blank, and the model gets no prompt of it.", "body.document")
         try:

@@ -24,7 +24,7 @@ from winnow.engines.server.replica import Replica
 from winnow.engines.server.replica_pool import ReplicaPool
 from winnow.engines.server_addresses import server_addresses
 from winnow.engines.setting_table import SETTINGS, check_keywords, check_values
-from winnow.errors import ConfigurationError, EngineError, EngineLoadError
+from winnow.errors import ConfigurationError, EngineError, EngineLoadError, EngineUnavailableError
 from winnow.media import NO_VIDEOS
 from winnow.models import Checkpoint, check_labels_on_vllm, check_weights
 from winnow.prompts import Prompt
@@ -146,8 +146,8 @@ class ServerEngine:
 
         Raises:
             ConfigurationError: The prompts have token types or videos, for which vLLM's HTTP interface has no field.
-            EngineError: A request failed on all tries, or the server refuses every request. The message names the
-                server.
+            EngineUnavailableError: A request failed on all tries. The message names the servers.
+            EngineError: The server refuses every request.
         """
         if any(prompt.second_type_from is not None for prompt in prompts):
             raise ConfigurationError(
@@ -212,7 +212,7 @@ class ServerEngine:
         try:
             return await retrying(try_once)
         except ReplicaError as fault:
-            raise EngineError(f"{request.prompts} prompts got no score in {tries} tries. {fault}") from fault
+            raise EngineUnavailableError(f"{request.prompts} prompts got no score in {tries} tries. {fault}") from fault
         except EngineError as error:
             if not request.with_images:
                 raise
