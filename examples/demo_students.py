@@ -24,6 +24,7 @@ from winnow.models import Checkpoint, bind_template, open_checkpoint
 from winnow.prompts import Limits, Prompt, PromptBuilder, PromptLayout
 
 ADAPTER = "adapter_model.safetensors"
+GPU_TOKENS = 65536  # of a padded batch on a GPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,11 +151,16 @@ class Student:
 class LanguageModelStudent(Student):
     """SmolLM2 in the prompt of Qwen3-Reranker: the logit is that of "yes" minus that of "no".
 
-    The documents of a group share the beginning of their prompts, which goes through the model once (`packed_prompts`).
+    On a CPU the beginning that a group's prompts share goes through the model once (`packed_prompts`). On a GPU, which
+    has arithmetic to spare, all prompts go in padded batches: that takes fewer and larger steps.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16, first_layer: int = 10):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=packed_prompts.NAME)
+    def __init__(
+        self, folder: Path, dtype: torch.dtype = torch.bfloat16, *, for_gpu: bool = False, first_layer: int = 0
+    ):
+        self.for_gpu = for_gpu
+        attention = "sdpa" if for_gpu else packed_prompts.NAME
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
         lora = Lora(
             r=16,
             lora_alpha=32,
@@ -165,26 +171,37 @@ class LanguageModelStudent(Student):
         super().__init__(demo_model.LANGUAGE_MODEL, model.eval(), checkpoint, "CAUSAL_LM", lora)
 
     def logits(self, groups: Sequence[Sequence[Prompt]]) -> list[torch.Tensor]:
-        """One forward for each group."""
+        """One forward for each group, or one for each padded batch."""
         no, yes = self.checkpoint.label_ids
         rows = self.model.lm_head.weight[[no, yes]].float()
+        difference = rows[1] - rows[0]
+        if self.for_gpu:
+            return in_batches(groups, lambda prompts: self._last_states(prompts) @ difference, GPU_TOKENS)
         logits = []
         for prompts in groups:
             packing = packed_prompts.Packing([prompt.ids for prompt in prompts], self.model.device, self.model.dtype)
             body = self.model.model(
                 input_ids=packing.ids[None], position_ids=packing.positions[None], packing=packing
             ).last_hidden_state[0]
-            logits.append(body[packing.ends].float() @ (rows[1] - rows[0]))
+            logits.append(body[packing.ends].float() @ difference)
         return logits
+
+    def _last_states(self, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """The state of each prompt's last token. Padding stands after it, where a causal model does not look."""
+        ids = padded([prompt.ids for prompt in prompts]).to(self.model.device)
+        ends = torch.tensor([len(prompt.ids) - 1 for prompt in prompts], device=self.model.device)
+        states: torch.Tensor = self.model.model(input_ids=ids).last_hidden_state
+        return states[torch.arange(len(prompts), device=self.model.device), ends].float()
 
 
 class CrossEncoderStudent(Student):
     """all-MiniLM-L6-v2 with a new head: the logit is its only output."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16):
-        # On a CPU the other implementation, "sdpa", takes twice as long backward in bfloat16.
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16, *, for_gpu: bool = False):
+        self.tokens = GPU_TOKENS if for_gpu else 2048
+        # On a CPU "sdpa" takes twice as long backward in bfloat16.
         model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=dtype, num_labels=1, attn_implementation="eager"
+            folder, dtype=dtype, num_labels=1, attn_implementation="sdpa" if for_gpu else "eager"
         )
         lora = Lora(
             r=32,
@@ -200,28 +217,39 @@ class CrossEncoderStudent(Student):
         super().__init__(demo_model.ENCODER, model.eval(), checkpoint, "SEQ_CLS", lora)
 
     def logits(self, groups: Sequence[Sequence[Prompt]]) -> list[torch.Tensor]:
-        """Prompts of similar length in padded batches of about 2,000 tokens."""
-        prompts = [prompt for group in groups for prompt in group]
-        order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at].ids))
-        found: dict[int, torch.Tensor] = {}
-        while order:
-            batch = order[: max(1, 2048 // len(prompts[order[0]].ids))]
-            order = order[len(batch) :]
-            found |= zip(batch, self._batch([prompts[at] for at in batch]), strict=True)
-        logits = torch.stack([found[at] for at in range(len(prompts))])
-        return list(logits.split([len(group) for group in groups]))
+        """One forward for each padded batch."""
+        return in_batches(groups, self._batch, self.tokens)
 
     def _batch(self, prompts: Sequence[Prompt]) -> torch.Tensor:
-        width = max(len(prompt.ids) for prompt in prompts)
-        ids, mask, types = torch.zeros(3, len(prompts), width, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
-            mask[row, : len(prompt.ids)] = 1
-            types[row, prompt.second_type_from : len(prompt.ids)] = 1
+        ids = padded([prompt.ids for prompt in prompts])
+        mask = padded([[1] * len(prompt.ids) for prompt in prompts])
+        from_types = ([int(at >= prompt.second_type_from) for at in range(len(prompt.ids))] for prompt in prompts)
         device = self.model.device
-        outputs = self.model(input_ids=ids.to(device), attention_mask=mask.to(device), token_type_ids=types.to(device))
+        outputs = self.model(
+            input_ids=ids.to(device), attention_mask=mask.to(device), token_type_ids=padded(list(from_types)).to(device)
+        )
         logits: torch.Tensor = outputs.logits[:, 0].float()
         return logits
+
+
+def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Rows of different lengths as a tensor of shape (rows, longest), filled up with zeros at the end."""
+    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+
+
+def in_batches(
+    groups: Sequence[Sequence[Prompt]], run: Callable[[Sequence[Prompt]], torch.Tensor], tokens: int
+) -> list[torch.Tensor]:
+    """The logits of each group. `run` gets prompts of similar length, about `tokens` tokens at a time."""
+    prompts = [prompt for group in groups for prompt in group]
+    order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at].ids))
+    found: dict[int, torch.Tensor] = {}
+    while order:
+        batch = order[: max(1, tokens // len(prompts[order[0]].ids))]
+        order = order[len(batch) :]
+        found |= zip(batch, run([prompts[at] for at in batch]), strict=True)
+    logits = torch.stack([found[at] for at in range(len(prompts))])
+    return list(logits.split([len(group) for group in groups]))
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:

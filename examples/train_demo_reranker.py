@@ -40,7 +40,7 @@ CACHE = demo_model.CACHE / "training"
 DATA = [CACHE / "groups.jsonl", CACHE / "groups.mixed.jsonl"]  # short documents first, then also long ones
 DOCUMENT_TOKENS = 288  # documents are cut to this
 DROP_INSTRUCTION = 0.2  # how often the prompt has the template's own instruction instead
-WARM_UP = 500  # pairs in which the learning rate rises
+WARM_UP = 0.02  # share of all pairs, the first ones, in which the learning rate rises
 DECAY = 0.3  # share of all pairs, the last ones, in which it falls
 CALIBRATION = 0.3  # weight of the loss that looks at each document alone
 MARGINS = 0.1  # weight of the loss that looks at all differences between documents
@@ -224,8 +224,8 @@ class Training:
 
     def _share_of_rate(self) -> float:
         """It rises at first, stays, and falls to nothing at the end."""
-        left = 1 - self.state.pairs / self.pairs
-        return min(1.0, (self.state.pairs + 1) / WARM_UP, max(left / DECAY, 0.01))
+        done = self.state.pairs / self.pairs
+        return min(1.0, max(done / WARM_UP, 0.01), max((1 - done) / DECAY, 0.01))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -257,9 +257,9 @@ def main(
     folder = out or CACHE / student.value
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     learner: Student = (
-        LanguageModelStudent(demo_model.language_model())
+        LanguageModelStudent(demo_model.language_model(), for_gpu=device.type == "cuda")
         if student is StudentName.LLM
-        else CrossEncoderStudent(demo_model.encoder())
+        else CrossEncoderStudent(demo_model.encoder(), for_gpu=device.type == "cuda")
     )
     learner.to(device)
     folder.mkdir(parents=True, exist_ok=True)

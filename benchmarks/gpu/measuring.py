@@ -12,9 +12,6 @@ from typing import Any
 
 from gpu.workload import Outcome, Prompts, Size, Work, flops, workload
 
-# Dense bf16 TFLOP/s in NVIDIA's data sheets (half of what they print with sparsity); the first that fits the name.
-CEILINGS = (("H100 PCIe", 756), ("H100 NVL", 835), ("H100", 989), ("H200", 989), ("A100", 312))
-
 # Share of the logits' standard deviation by which two bf16 runs of the same ids may differ, on average and at most.
 # On a CPU this shape in bf16 was 0.04 from float32 on average and 0.10 at most (4 pairs); two bf16 runs in different
 # batches may be that far on either side. A neighbour's logit is 1.2 away on average.
@@ -29,7 +26,7 @@ class Card:
 
         self.is_gpu = current_platform.is_cuda()
         self.name = current_platform.get_device_name() if self.is_gpu else f"cpu {platform.machine()}"
-        self.ceiling = next((tflops for name, tflops in CEILINGS if name in self.name), None) if self.is_gpu else None
+        self.ceiling: float | None = None  # TFLOP/s of a large bf16 matrix product, once it is measured
         self._nvml: Any = None
         if self.is_gpu:
             with contextlib.suppress(Exception):  # a measurement more, nothing that the run needs
@@ -111,26 +108,34 @@ class Bench:
                 seconds = time.perf_counter() - begin
             if outcome.tokens not in (None, 0, sum(lengths)):
                 raise AssertionError(f"{name} scored {outcome.tokens} tokens, the prompts have {sum(lengths)}.")
-            share, nominal = (
-                flops(self.shape, lengths, cached) / seconds / (self.card.ceiling * 1e12) if self.card.ceiling else None
-                for cached in (outcome.cached or 0, 0)
-            )
-            found.append(
-                {
-                    "pairs_per_s": len(lengths) / seconds,
-                    "tokens_per_s": sum(lengths) / seconds,
-                    "seconds": seconds,
-                    "cached_share": None if outcome.cached is None else outcome.cached / sum(lengths),
-                    "flop_share_computed": share,
-                    "flop_share_with_cached": nominal,
-                    **means,
-                }
-            )
+            found.append(self._found(lengths, seconds, outcome.cached) | means)
         # The median; of two rounds, which is all there is time for with `LLM.score`, the better one.
         middle = sorted(found, key=lambda row: row["pairs_per_s"])[len(found) // 2]
-        row = {"name": name, **{key: _short(value) for key, value in middle.items()}}
-        row["pairs_per_s_of_rounds"] = [_short(each["pairs_per_s"]) for each in found]
-        share = middle["flop_share_computed"]
+        rounds_found = [_short(each["pairs_per_s"]) for each in found]
+        return self._printed(name, middle) | {"pairs_per_s_of_rounds": rounds_found}
+
+    def row(self, name: str, lengths: list[int], seconds: float) -> dict[str, Any]:
+        """What `speed` returns, for one round that was timed elsewhere."""
+        return self._printed(name, self._found(lengths, seconds, 0))
+
+    def _found(self, lengths: list[int], seconds: float, cached: int | None) -> dict[str, Any]:
+        share, nominal = (
+            flops(self.shape, lengths, tokens) / seconds / (self.card.ceiling * 1e12) if self.card.ceiling else None
+            for tokens in (cached or 0, 0)
+        )
+        return {
+            "pairs_per_s": len(lengths) / seconds,
+            "tokens_per_s": sum(lengths) / seconds,
+            "seconds": seconds,
+            "cached_share": None if cached is None else cached / sum(lengths),
+            "flop_share_computed": share,
+            "flop_share_with_cached": nominal,
+        }
+
+    @staticmethod
+    def _printed(name: str, found: dict[str, Any]) -> dict[str, Any]:
+        row = {"name": name, **{key: _short(value) for key, value in found.items()}}
+        share = found["flop_share_computed"]
         print(
             f"{name:36} {row['pairs_per_s']:>8} pairs/s {row['tokens_per_s']:>10} tokens/s"
             + ("" if share is None else f"  {share:.1%} of the ceiling")

@@ -1,10 +1,12 @@
-"""Who scores: Winnow, bare AsyncLLM, `LLM.score` in two ways, and transformers in float32 as the reference."""
+"""Who scores: Winnow, bare AsyncLLM, `LLM.score` in two ways, transformers by hand, and in float32 as the reference."""
 
 import asyncio
 import contextlib
 import inspect
 import math
+import statistics
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -172,18 +174,66 @@ def llm_engine(model: str, settings: dict[str, Any], ids_seen: list[list[int]]) 
         llm.llm_engine.engine_core.shutdown()
 
 
+def matmul_tflops() -> float:
+    """The device's speed in a bf16 matrix product of 8192 x 8192 x 8192: median of 20, random data."""
+    import torch
+
+    size = 8192
+    a, b = torch.randn(2, size, size, dtype=torch.bfloat16, device="cuda")
+    times = []
+    for number in range(25):  # the first 5 warm up
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        torch.mm(a, b)
+        end.record()
+        torch.cuda.synchronize()
+        if number >= 5:
+            times.append(begin.elapsed_time(end) / 1000)
+    return 2 * size**3 / statistics.median(times) / 1e12
+
+
 def float32_logits(model: str, prompts: list[list[int]]) -> list[float]:
-    """Logit of yes minus logit of no from transformers in float32, one prompt at a time. Runs in its own process."""
+    """Logits from transformers in float32, one prompt at a time."""
+    score = _by_transformers(model, "float32")
+    return [logit for ids in prompts for logit in score([ids])]
+
+
+def by_hand(model: str, prompts: list[list[int]], batch: int = 64) -> tuple[list[float], float]:
+    """Logits from transformers in bf16 as one would write it by hand: sorted by length, padded batches.
+
+    Returns:
+        The logits, and the seconds that they took; a first batch, which warms up, is not counted.
+    """
+    score = _by_transformers(model, "bfloat16")
+    order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
+    score([prompts[at] for at in order[:batch]])
+    found: dict[int, float] = {}
+    begin = time.perf_counter()
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        found |= zip(chosen, score([prompts[at] for at in chosen]), strict=True)
+    seconds = time.perf_counter() - begin
+    return [found[at] for at in range(len(prompts))], seconds
+
+
+def _by_transformers(model: str, dtype: str) -> Callable[[list[list[int]]], list[float]]:
+    """What gives the logit of yes minus that of no of each prompt of a batch, from the last token's state alone."""
     import torch
     from transformers import AutoTokenizer, Qwen3ForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = False
-    network = Qwen3ForCausalLM.from_pretrained(model, dtype=torch.float32).to(device).eval()
+    network = Qwen3ForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
     no, yes = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids(["no", "yes"])
-    labels = network.lm_head.weight[yes] - network.lm_head.weight[no]
-    with torch.inference_mode():
-        return [
-            float(network.model(torch.tensor([ids], device=device)).last_hidden_state[0, -1] @ labels)
-            for ids in prompts
-        ]
+    labels = (network.lm_head.weight[yes].float() - network.lm_head.weight[no].float()).detach()
+
+    @torch.inference_mode()
+    def score(batch: list[list[int]]) -> list[float]:
+        rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in batch], batch_first=True)
+        states = network.model(rows.to(device), use_cache=False).last_hidden_state
+        ends = torch.tensor([len(ids) - 1 for ids in batch], device=device)  # a causal model ignores what follows
+        judged = states[torch.arange(len(batch), device=device), ends].float()
+        logits: list[float] = (judged @ labels).tolist()
+        return logits
+
+    return score

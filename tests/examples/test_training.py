@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def students(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[], Student]]:
+def students(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[..., Student]]:
     """What makes each student, in float32."""
     encoder = FAMILIES["ms-marco-minilm-l6-v2"](tmp_path_factory.mktemp("models") / "ms-marco-minilm-l6-v2")
     return {
-        "llm": lambda: LanguageModelStudent(Path(tiny_model), torch.float32, first_layer=1),
-        "cross-encoder": lambda: CrossEncoderStudent(encoder, torch.float32),
+        "llm": partial(LanguageModelStudent, Path(tiny_model), torch.float32, first_layer=1),
+        "cross-encoder": partial(CrossEncoderStudent, encoder, torch.float32),
     }
 
 
@@ -60,15 +61,16 @@ def changed(student: Student) -> Student:
     return student
 
 
+@pytest.mark.parametrize("for_gpu", [False, True])
 @pytest.mark.parametrize("name", ["llm", "cross-encoder"])
 def test_a_group_has_the_logits_of_its_pairs(
-    name: str, students: dict[str, Callable[[], Student]], passages: list[str]
+    name: str, for_gpu: bool, students: dict[str, Callable[..., Student]], passages: list[str]
 ) -> None:
     """The documents of a group go through the model together, and none of them sees another."""
     student = changed(students[name]())
     prompts = student.prompts(QUERY, [*passages[:5], passages[0][:20]], INSTRUCTION, 64)
     with torch.inference_mode():
-        together = student.logits([prompts])[0]
+        together = changed(students[name](for_gpu=for_gpu)).logits([prompts])[0]
         alone = torch.cat([student.logits([[prompt]])[0] for prompt in prompts])
     assert together.std() > 1e-3
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
@@ -76,7 +78,7 @@ def test_a_group_has_the_logits_of_its_pairs(
 
 @pytest.mark.parametrize("name", ["llm", "cross-encoder"])
 def test_peft_and_winnow_score_as_the_student(
-    name: str, students: dict[str, Callable[[], Student]], passages: list[str], tmp_path: Path
+    name: str, students: dict[str, Callable[..., Student]], passages: list[str], tmp_path: Path
 ) -> None:
     """The adapter is one that PEFT loads; merged by PEFT it is a model that Winnow ranks with."""
     peft = pytest.importorskip("peft")
@@ -108,7 +110,7 @@ def test_peft_and_winnow_score_as_the_student(
 
 @pytest.mark.parametrize("name", ["llm", "cross-encoder"])
 def test_it_learns_and_goes_on_where_it_was(
-    name: str, students: dict[str, Callable[[], Student]], data: list[Path], tmp_path: Path
+    name: str, students: dict[str, Callable[..., Student]], data: list[Path], tmp_path: Path
 ) -> None:
     def train(folder: str, pairs: int, stop: int | None = None) -> Student:
         torch.manual_seed(0)
