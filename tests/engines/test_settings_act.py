@@ -247,7 +247,6 @@ def test_batch_tokens_limits_what_one_forward_takes(tiny_model: str) -> None:
             reranker.score(QUERY, [f"{number} {DOCUMENTS[1]}" for number in range(8)])
             hook.remove()
     assert max(rows * width for rows, width in sizes[400]) <= 400
-    assert sum(rows for rows, _ in sizes[100000]) == sum(rows for rows, _ in sizes[400])
     assert len(sizes[100000]) < len(sizes[400])
 
 

@@ -109,7 +109,7 @@ def test_bfloat16_tells_documents_apart(
         found = logits(reranker.rank(QUERY, MANY))
     with Reranker(folder, engine="transformers", engine_kwargs={"dtype": "float32"}, **settings) as reranker:
         exact = logits(reranker.rank(QUERY, MANY))
-    assert len(set(exact)) == 200
+    assert len(set(exact)) > 190  # near 18 float32 has steps of 2e-6, so a few are equal by chance
     assert len(set(found)) > 190
     assert found == pytest.approx(exact, abs=0.1)
 
@@ -236,7 +236,7 @@ def test_a_document_that_does_not_fit_the_memory_is_left_out(tiny_model: str) ->
     with Reranker("m", engine=engine, on_error="skip") as reranker:
         longest = max(reranker.rank(QUERY, [one]).stats.prompt_tokens for one in GOOD)
         with_limit(engine, longest + 50)
-        ranked_without_the_second(reranker, "word " * 100, r".* ran out of memory on this prompt of \d+ tokens alone")
+        ranked_without_the_second(reranker, "word " * 200, r".* ran out of memory on this prompt of \d+ tokens alone")
 
 
 def test_a_document_with_a_token_beyond_the_embedding_is_left_out(tiny_model: str, tmp_path: Path) -> None:

@@ -66,10 +66,9 @@ def _transformers(checkpoint: Checkpoint, settings: EngineSettings) -> Engine:
 
 
 def _torch_device(chosen: Any) -> str:
-    import torch
+    from winnow.engines.transformers.devices import device_name
 
-    device = torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return device_name(chosen)
 
 
 TRANSFORMERS = EngineRecord(

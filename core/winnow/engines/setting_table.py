@@ -173,13 +173,14 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "device",
             DEVICE,
-            "A GPU by default if there is one. vLLM takes the kind that it was built for; `CUDA_VISIBLE_DEVICES` "
-            "chooses its GPU.",
+            "A GPU by default if there is one, also Apple's or Intel's. vLLM takes the kind that it was built for; "
+            "`CUDA_VISIBLE_DEVICES` chooses its GPU.",
         ),
         Setting(
             "batch_tokens",
             whole(1),
-            "Most tokens of a padded batch; a batch that runs out of memory halves it.",
+            "Most tokens of a batch, each prompt counted as the longest one; on a CPU 2048 by default. A batch that "
+            "runs out of memory halves it.",
             default=16384,
             changes_scores=False,
         ),

@@ -11,7 +11,7 @@ from typing import Any
 from winnow.engines.base import EngineScore
 from winnow.engines.registry import settings_of
 from winnow.engines.setting_table import SETTINGS, check_keywords
-from winnow.errors import ConfigurationError, EngineLoadError, MissingExtraError
+from winnow.errors import EngineLoadError, MissingExtraError
 from winnow.models import Checkpoint, folder_with_weights, uses_modelscope
 from winnow.prompts import Prompt
 from winnow.threads import OwnThread, in_daemon_thread
@@ -26,9 +26,12 @@ _HUB = {
     "hf_token": "token",
 }
 
+# A CPU gains nothing from larger batches, which do not fit its caches, and other calls wait for them.
+_BATCH_TOKENS_ON_CPU = 2048
+
 
 class TransformersEngine:
-    """A reranker as a PyTorch model: prompts of similar length in padded batches, one batch at a time.
+    """A reranker as a PyTorch model: prompts of similar length in batches, one batch at a time.
 
     Args:
         checkpoint: The model.
@@ -48,8 +51,12 @@ class TransformersEngine:
             raise MissingExtraError("torch", "transformers") from error
         check_keywords("engine_kwargs", engine_kwargs, settings_of(self.name))
         self.checkpoint = checkpoint
-        self._device = _device(engine_kwargs.get("device"))
-        self._batch_tokens = engine_kwargs.get("batch_tokens") or SETTINGS["batch_tokens"].default
+        from winnow.engines.transformers.devices import chosen_device
+
+        self._device = chosen_device(engine_kwargs.get("device"))
+        self._batch_tokens = engine_kwargs.get("batch_tokens") or (
+            _BATCH_TOKENS_ON_CPU if self._device.type == "cpu" else SETTINGS["batch_tokens"].default
+        )
         self._hub = {
             theirs: engine_kwargs[ours] for ours, theirs in _HUB.items() if engine_kwargs.get(ours) is not None
         }
@@ -103,13 +110,13 @@ class TransformersEngine:
             if (refusal := self._forward.refusal(prompt))
         }
         order = sorted(set(range(len(prompts))) - scores.keys(), key=lambda at: (-len(prompts[at].ids), at))
+        shared = self._forward.shared([prompts[at] for at in order])
         while order:
             batch = self._next_batch(order, prompts)
             # One piece of work for each batch: other calls' batches may come between, and a cancelled call stops.
-            logits = await self._thread.do(partial(self._forward, [prompts[at] for at in batch]))
-            if logits is not None:
-                recipe = self.checkpoint.recipe
-                scores |= {at: EngineScore(recipe.calibrated(logit)) for at, logit in zip(batch, logits, strict=True)}
+            found = await self._thread.do(partial(self._forward, [prompts[at] for at in batch], shared))
+            if found is not None:
+                scores |= zip(batch, found, strict=True)
             elif len(batch) > 1:
                 self._shrink_batches(len(batch) * len(prompts[batch[0]].ids) // 2)
                 continue
@@ -153,14 +160,13 @@ class TransformersEngine:
         await self._thread.do(partial(self._move_to, self._device))
 
     def _move_to(self, device: Any) -> None:
-        self._forward.model.to(device)
+        self._forward.move_to(device)
         self._free_unused()
 
     def _free_unused(self) -> None:
-        if self._device.type == "cuda":
-            import torch
+        from winnow.engines.transformers.devices import free_unused
 
-            torch.cuda.empty_cache()
+        free_unused(self._device)
 
     async def aclose(self) -> None:
         """Free the model and its thread, when the running batch is done."""
@@ -175,23 +181,3 @@ class TransformersEngine:
 
     def abandon(self) -> None:
         """Nothing to kill: the load ends by itself."""
-
-
-def _device(given: Any) -> Any:
-    """The `torch.device` of a setting. Checking it takes none of its memory."""
-    import torch
-
-    if given is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(given)
-        count = torch.get_device_module(device).device_count()
-    except (RuntimeError, TypeError):
-        raise ConfigurationError(
-            f"device must be one that PyTorch {torch.__version__} can use, such as cpu or cuda:1, but got {given!r}"
-        ) from None
-    if (device.index or 0) >= count:
-        raise ConfigurationError(
-            f"device={str(device)!r} is not there: PyTorch {torch.__version__} finds {count} of type {device.type!r}"
-        )
-    return device

@@ -1,19 +1,25 @@
-"""Prompts to raw logits: one padded batch through a loaded PyTorch model.
+"""Prompts to scores: one batch through a loaded PyTorch model, packed where that is exact, else padded.
 
 Padding comes after the prompts. In a causal model no token depends on later ones, whatever its layers are; padding
 before the prompts would change the state of a recurrent model (RecurrentGemma, RWKV).
 """
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from winnow.engines.base import EngineScore
+from winnow.engines.transformers.devices import free_unused
 from winnow.engines.transformers.head import put_label_head, put_score_heads, weight_in_files
+from winnow.engines.transformers.packing import PackedForward, common_beginning, may_pack
 from winnow.errors import EngineError
 from winnow.models import Checkpoint
 from winnow.prompts import Prompt
+
+logger = logging.getLogger(__name__)
 
 # Words in the errors of PyTorch's allocators and of cuBLAS if there is no more memory.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
@@ -51,6 +57,7 @@ class TransformersForward:
         padding = getattr(config, "pad_token_id", None)
         self._padding = padding if padding is not None and 0 <= padding < self._rows else 0
         self.mixes_lengths = True
+        self._packed: PackedForward | None = None
         short, long = map(self._probe, _PROBES)
         if self.refusal(long):
             return  # the tokenizer is not the model's: no prompt will be scored
@@ -59,15 +66,27 @@ class TransformersForward:
         elif padding is None and not self._labelled:
             config.pad_token_id = 0  # a classifier takes no batch without one; `JudgedHead` makes its value irrelevant
         self.mixes_lengths = self._is_blind_to_padding(short, long)
+        self._packed = self._packed_if_exact(short, long)
 
-    def __call__(self, prompts: Sequence[Prompt]) -> list[float] | None:
-        """The raw logit of each prompt, computed in one batch; None if there is too little memory for the batch.
+    def __call__(self, prompts: Sequence[Prompt], shared: int = 0) -> list[EngineScore] | None:
+        """The score of each prompt, computed in one batch; None if there is too little memory for the batch.
+
+        Args:
+            prompts: The batch.
+            shared: How many tokens these and more prompts begin with in common.
 
         Raises:
             EngineError: PyTorch failed for another reason.
         """
+        cached = [0] * len(prompts)
         try:
-            return self._logits(prompts)
+            if self._packed is None:
+                logits = self._logits(prompts)
+            else:
+                outputs, cached = self._packed([prompt.ids for prompt in prompts], shared)
+                logits = self._logits_of(outputs)
+            recipe = self._checkpoint.recipe
+            return [EngineScore(recipe.calibrated(logit), known) for logit, known in zip(logits, cached, strict=True)]
         except Exception as error:  # PyTorch fails with errors of every kind
             if not _is_out_of_memory(error):
                 longest = max(len(prompt.ids) for prompt in prompts)
@@ -76,9 +95,24 @@ class TransformersForward:
                     f"{self._checkpoint.model}: {type(error).__name__}: {error}"
                 ) from error
         # Not in the `except` block, because there the error keeps the batch's tensors alive.
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._forget()
+        free_unused(self.model.device)
         return None
+
+    def shared(self, prompts: Sequence[Prompt]) -> int:
+        """How many tokens prompts begin with in common, if it helps to know: the last one of each is its own."""
+        if self._packed is None or len(prompts) < 2:
+            return 0
+        return common_beginning([prompt.ids[:-1] for prompt in prompts])
+
+    def move_to(self, device: Any) -> None:
+        """Move the model to another device."""
+        self._forget()
+        self.model.to(device)
+
+    def _forget(self) -> None:
+        if self._packed is not None:
+            self._packed.forget()
 
     def refusal(self, prompt: Prompt) -> str | None:
         """Why the model cannot score a prompt; None if it can. PyTorch's own error would end a GPU's process."""
@@ -109,11 +143,15 @@ class TransformersForward:
         for head in self._heads:
             head.judged = inputs["attention_mask"].sum(1) - 1
         with torch.inference_mode():
-            logits = self.model(**inputs).logits.float()
+            outputs = self.model(**inputs).logits
+        return self._logits_of(outputs[:, -1] if self._labelled else outputs)
+
+    def _logits_of(self, outputs: torch.Tensor) -> list[float]:
+        """The logits of prompts, from the head's outputs of shape (prompts, outputs)."""
+        outputs = outputs.float()
         if not self._labelled:
-            return list(map(self._checkpoint.recipe.of_outputs, logits.tolist()))
-        labels = logits[:, -1]
-        return [float(logit) for logit in (labels[:, -1] - (labels[:, 0] if labels.shape[1] == 2 else 0)).tolist()]
+            return list(map(self._checkpoint.recipe.of_outputs, outputs.tolist()))
+        return [float(logit) for logit in (outputs[:, -1] - (outputs[:, 0] if outputs.shape[1] == 2 else 0)).tolist()]
 
     def _probe(self, text: str) -> Prompt:
         tokenizer = self._checkpoint.tokenizer
@@ -140,9 +178,29 @@ class TransformersForward:
         padding, self._padding = self._padding, long.ids[-1]
         [other, _] = self._logits([short, long])
         self._padding = padding
-        dtype = next(weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
-        rounding = torch.finfo(dtype).eps ** 0.5 * max(1.0, abs(alone))  # 3e-4 for float32, 0.09 for bfloat16
+        rounding = self._rounding(alone)
         return not (abs(alone - beside) > rounding or abs(beside - other) > rounding / 10)
+
+    def _packed_if_exact(self, short: Prompt, long: Prompt) -> PackedForward | None:
+        """What packs prompts, if the model gives packed prompts the logits that they have alone."""
+        if len(self._heads) != 1 or self._checkpoint.vision is not None or not may_pack(self.model):
+            return None
+        packed = PackedForward(self.model, self._heads[0], labelled=self._labelled)
+        prompts = [long.ids + short.ids, long.ids + long.ids]
+        expected = [self._logits([Prompt(ids)])[0] for ids in prompts]
+        try:
+            found = self._logits_of(packed(prompts, len(long.ids))[0])
+        except Exception as error:  # noqa: BLE001 - models' own code fails with errors of every kind
+            logger.debug("%s does not take packed prompts: %r", self._checkpoint.model, error)
+            return None
+        if any(abs(one - other) > self._rounding(other) for one, other in zip(found, expected, strict=True)):
+            return None
+        return packed
+
+    def _rounding(self, logit: float) -> float:
+        """How far apart a logit may be that was computed in two ways: 3e-4 in float32, 0.09 in bfloat16."""
+        dtype = next(weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
+        return float(torch.finfo(dtype).eps ** 0.5 * max(1.0, abs(logit)))
 
     def _media_inputs(self, prompts: Sequence[Prompt], ids: Any, mask: Any) -> dict[str, Any]:
         """The model's inputs for images and videos. The model computes their two-dimensional positions itself."""
