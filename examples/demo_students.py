@@ -223,11 +223,12 @@ class CrossEncoderStudent(Student):
     def _batch(self, prompts: Sequence[Prompt]) -> torch.Tensor:
         ids = padded([prompt.ids for prompt in prompts])
         mask = padded([[1] * len(prompt.ids) for prompt in prompts])
-        from_types = ([int(at >= prompt.second_type_from) for at in range(len(prompt.ids))] for prompt in prompts)
-        device = self.model.device
-        outputs = self.model(
-            input_ids=ids.to(device), attention_mask=mask.to(device), token_type_ids=padded(list(from_types)).to(device)
+        starts = [prompt.second_type_from or len(prompt.ids) for prompt in prompts]
+        types = padded(
+            [[int(at >= start) for at in range(len(one.ids))] for one, start in zip(prompts, starts, strict=True)]
         )
+        device = self.model.device
+        outputs = self.model(input_ids=ids.to(device), attention_mask=mask.to(device), token_type_ids=types.to(device))
         logits: torch.Tensor = outputs.logits[:, 0].float()
         return logits
 

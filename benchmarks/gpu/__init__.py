@@ -8,5 +8,5 @@ _ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(_ROOT / "examples"))
 sys.path += [str(_ROOT / "core"), str(_ROOT / "templates")]
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")  # this process has threads and an NVML handle
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # this process has threads and an NVML handle
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

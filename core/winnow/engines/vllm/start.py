@@ -23,7 +23,7 @@ _one_at_a_time = ForkSafeLock()
 @contextmanager
 def starting() -> Iterator[None]:
     """A context in which to start vLLM, in one thread. Other starts wait for its end."""
-    with _one_at_a_time, _without_main_module(), _quiet_start(), _without_interrupts():
+    with _one_at_a_time, _without_main_module(), _environment(), _without_warnings(), _without_interrupts():
         yield
 
 
@@ -52,18 +52,30 @@ def quieten() -> None:
 
 
 @contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Turn off warnings of the libraries that vLLM loads, unless the user configured warnings."""
-    chosen = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    added = [name for name in chosen if os.environ.setdefault(name, chosen[name]) is chosen[name]]
+def _environment() -> Iterator[None]:
+    """Set what vLLM's processes shall find in their environment, where the user has not set it.
+
+    They are spawned, as `vllm serve` does (`cli_env_setup` in vllm/entrypoints/serve/utils/api_utils.py), also on a
+    GPU, where vLLM forks by default. A fork of a process that has looked for a GPU, as `torch.cuda.is_available()`
+    does, ends with "CUDA error: initialization error" (seen with vLLM 0.26 on an H100).
+    """
+    chosen = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    added = chosen.keys() - os.environ.keys()
+    os.environ.update({name: chosen[name] for name in added})
     try:
-        with warnings.catch_warnings():
-            if not sys.warnoptions:
-                warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Turn off warnings of the libraries that vLLM loads, unless the user configured warnings."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
