@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from winnow.bulk.made_by import with_whole_paths
 from winnow.bulk.packages import needed
 from winnow.bulk.parquet_source import check_schema, rows_of, with_results
-from winnow.bulk.pool import pool_of
+from winnow.bulk.pool import environment_of_actors, pool_of
 from winnow.bulk.row_ranker import RowRanker, bulk_config
 from winnow.bulk.rows import Columns, RankedRow
 from winnow.errors import ConfigurationError
@@ -74,10 +74,9 @@ def rerank_dataset(
         check_schema("The dataset", pyarrow.schema(zip(schema.names, kinds, strict=True)), columns)
         if ERROR in schema.names:
             raise ConfigurationError(f"The dataset has a column {ERROR!r} already: rename it.")
-    environment = {name: value for name, value in os.environ.items() if name.startswith("WINNOW_")}
     result: Dataset = ds.map_batches(
         BatchActor,
-        fn_constructor_args=(config, columns, top_k, environment),
+        fn_constructor_args=(config, columns, top_k, environment_of_actors()),
         batch_size=batch_rows,
         batch_format="pyarrow",
         **pool_of(config, concurrency, num_cpus, num_gpus).resources(),
@@ -92,7 +91,7 @@ class BatchActor:
         config: The reranker's settings.
         columns: The columns that are read.
         top_k: How many documents of each row are kept; None for all.
-        environment: Variables of the driver that set something in Winnow.
+        environment: What `environment_of_actors` gave in the driver.
     """
 
     def __init__(self, config: RerankerConfig, columns: Columns, top_k: int | None, environment: Mapping[str, str]):

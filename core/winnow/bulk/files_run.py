@@ -1,7 +1,6 @@
 """Rerank files into a folder, part by part, so that it can be continued."""
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from winnow.bulk.packages import needed
 from winnow.bulk.parquet_source import ParquetSource
 from winnow.bulk.part_worker import Job
 from winnow.bulk.parts import Scan, Source
-from winnow.bulk.pool import cluster, done_parts, pool_of
+from winnow.bulk.pool import cluster, done_parts, environment_of_actors, pool_of
 from winnow.bulk.row_ranker import bulk_config
 from winnow.bulk.rows import BulkCosts, Columns
 from winnow.bulk.run_source import RunSource
@@ -143,7 +142,7 @@ def rerank_files(
             digits=max(5, len(str(len(scan.parts) - 1))),
             config=config,
             top_k=top_k,
-            environment={name: value for name, value in os.environ.items() if name.startswith("WINNOW_")},
+            environment=environment_of_actors(),
         )
         try:
             _check_errors(folder, max_errors)

@@ -27,7 +27,7 @@ class Job:
         digits: Least number of digits in the names of parts.
         config: The settings of the reranker.
         top_k: How many documents of each row are kept; None for all.
-        environment: Variables of the driver that set something in Winnow: an actor may run on another machine.
+        environment: What `environment_of_actors` gave in the driver.
     """
 
     source: Source

@@ -49,6 +49,11 @@ class Pool:
         }
 
 
+def environment_of_actors() -> dict[str, str]:
+    """The variables of this process that set something in Winnow. Actors may run on other machines."""
+    return {name: value for name, value in os.environ.items() if name.startswith("WINNOW_")}
+
+
 def pool_of(config: RerankerConfig, concurrency: int | None, num_cpus: float, num_gpus: float | None) -> Pool:
     """The pool for a reranker, on the cluster that runs.
 

@@ -1,18 +1,7 @@
 """The packages of the extra `eval`, loaded when they are first needed."""
 
-import importlib
-from typing import Any
+from functools import partial
 
-from winnow.errors import MissingExtraError
+from winnow.extras import import_from_extra
 
-
-def needed(module: str) -> Any:
-    """A module of such a package.
-
-    Raises:
-        MissingExtraError: The package is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingExtraError(module.partition(".")[0], "eval") from error
+needed = partial(import_from_extra, "eval")
