@@ -88,6 +88,7 @@ examples: $(STAMP)  ## run the notebooks and write what they show into them, and
 bench: $(STAMP)  ## print the numbers of the README
 	$(BIN)/python benchmarks/concurrency.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/service.py
 	$(BIN)/python benchmarks/prompts.py
 	$(BIN)/python benchmarks/integrations.py
 

