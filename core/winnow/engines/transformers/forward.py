@@ -183,6 +183,8 @@ class TransformersForward:
 
     def _packed_if_exact(self, short: Prompt, long: Prompt) -> PackedForward | None:
         """What packs prompts, if the model gives packed prompts the logits that they have alone."""
+        if self.model.device.type != "cpu":
+            return None  # a GPU likes one large attention better than many small ones: not measured
         if len(self._heads) != 1 or self._checkpoint.vision is not None or not may_pack(self.model):
             return None
         packed = PackedForward(self.model, self._heads[0], labelled=self._labelled)

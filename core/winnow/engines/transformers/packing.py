@@ -82,7 +82,7 @@ class _Packing:
             self.kept[layer] = key, value
         options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
         mixed = []
-        for texts in zip(*(states.split(self.lengths, 2) for states in (query, key, value)), strict=True):
+        for texts in zip(*(torch.split(states, self.lengths, 2) for states in (query, key, value)), strict=True):
             queries, keys, values = texts
             length = queries.shape[2]
             if self.shared:
