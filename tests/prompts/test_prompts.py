@@ -203,6 +203,24 @@ def test_explicit_limits_of_query_and_document(kind: str) -> None:
     assert len(built.prompts[0].ids) - empty - built.document_tokens <= 20
 
 
+def test_the_next_query_with_an_instruction_is_laid_out_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much the template and an instruction leave is known from the query before."""
+    segments = ScoreTemplate(TEMPLATES["words"], "test").segments(with_instruction=True)
+    builder = PromptBuilder(PromptLayout(prompt_tokenizer_of_kind("qwen3"), segments, Limits(max_length=100)))
+    laid_out: list[str] = []
+    lay_out = PromptLayout.scaffold
+
+    def noted(layout: PromptLayout, query: str, instruction: str, medium: None = None) -> object:
+        laid_out.append(query)
+        return lay_out(layout, query, instruction, medium)
+
+    monkeypatch.setattr(PromptLayout, "scaffold", noted)
+    for query, instruction in [("one", "short"), ("two", "short"), ("three", "much longer than the other")]:
+        builder.build(query, ["document"], instruction)
+    assert laid_out == ["", "one", "two", "", "three"]
+    assert builder.max_query_tokens("short") > builder.max_query_tokens("much longer than the other")
+
+
 def test_windows_cover_the_whole_text_and_overlap(kind: str) -> None:
     tokenizer, builder = qwen_like_builder(kind, max_length=120, on_overflow="window", window_overlap=0.2)
     words = [f"w{number}" for number in range(300)]

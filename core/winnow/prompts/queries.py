@@ -25,6 +25,7 @@ class ScaffoldBuilder:
         self._layout = layout
         self._long: tuple[Hashable, Scaffold] | None = None  # the last long query's
         self._long_lock = ForkSafeLock()
+        self._used: tuple[str, int] | None = None  # the last instruction, and tokens of the prompt with it alone
 
     def scaffold(self, query: Source, instruction: str) -> Scaffold:
         """The scaffold of a query, whose text is cut if it takes more tokens than it may.
@@ -90,7 +91,10 @@ class ScaffoldBuilder:
             TemplateError: Template and instruction leave no room.
         """
         limits = self._layout.limits
-        used = self._layout.scaffold("", instruction).length
+        known = self._used
+        if known is None or known[0] != instruction:  # queries share theirs, and it takes as long as a query's scaffold
+            known = self._used = instruction, self._layout.scaffold("", instruction).length
+        used = known[1]
         left = limits.max_length - used
         if left < 2:
             raise TemplateError(

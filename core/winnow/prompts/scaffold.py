@@ -155,8 +155,9 @@ class PromptLayout:
         split, terminator = tokenizer.first_control(tail_text)
         after, tail = tail_text[:split] + terminator, tokenizer.encode(tail_text[split:])
         # If the template writes BOS itself, BOS is not added again.
-        head_ids = tokenizer.encode(head_text)
-        begin = [] if head_ids[: len(tokenizer.begin)] == tokenizer.begin else tokenizer.begin
+        begin = tokenizer.begin
+        if begin and tokenizer.encode(head_text)[: len(begin)] == begin:
+            begin = []
         end = [] if tokenizer.end and tail[-len(tokenizer.end) :] == tokenizer.end else tokenizer.end
         head, before, drop_first = self._shared_head(head_text, after)
         return self._with_room(
