@@ -16,6 +16,7 @@ from winnow import Reranker
 from winnow.engines import registry
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # tests send nothing
+os.environ["WINNOW_DTYPE"] = "float32"  # what tests compare scores with is computed in float32
 
 # A job that a shell starts with `&` inherits Ctrl-C as ignored, and so would the scripts that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -13,6 +13,13 @@ from winnow.engines.choose import create_engine
 
 pytestmark = pytest.mark.slow
 
+
+@pytest.fixture(autouse=True)
+def chosen_by_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data type is not the one that tests set elsewhere."""
+    monkeypatch.delenv("WINNOW_DTYPE")
+
+
 QUERY = "what is the capital of China?"
 DOCUMENTS = ["Beijing is the capital", "Bread rises.", "a b c " * 40]
 

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import tiny_families
 from tiny_families import judge
 from winnow import ModelRecipe, Ranking, Reranker
 from winnow.convert.conversion import convert
+from winnow.engines import FakeEngine, cpu_dtype
 from winnow.engines.transformers.engine import TransformersEngine
 from winnow.models.checkpoint import open_checkpoint
 from winnow.prompts import Prompt
@@ -103,15 +105,49 @@ def test_bfloat16_tells_documents_apart(
     if engine == "vllm":
         pytest.importorskip("vllm")
         monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.delenv("WINNOW_DTYPE")
+    monkeypatch.setattr(cpu_dtype, "multiplies_bfloat16", lambda: True)  # then bfloat16 is the default on a CPU, too
     settings = {"recipe": JUDGE, "template": TEMPLATE} if form == "near_18" else {"template": TEMPLATE}
     folder = str(request.getfixturevalue(form))
-    with Reranker(folder, engine=engine, engine_kwargs={"dtype": "bfloat16"}, **settings) as reranker:
+    with Reranker(folder, engine=engine, **settings) as reranker:
         found = logits(reranker.rank(QUERY, MANY))
     with Reranker(folder, engine="transformers", engine_kwargs={"dtype": "float32"}, **settings) as reranker:
         exact = logits(reranker.rank(QUERY, MANY))
     assert len(set(exact)) > 190  # near 18 float32 has steps of 2e-6, so a few are equal by chance
+    assert found != exact
     assert len(set(found)) > 190
     assert found == pytest.approx(exact, abs=0.1)
+
+
+def test_on_a_cpu_that_does_not_multiply_bfloat16_it_is_float32(near_18: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WINNOW_DTYPE")
+    monkeypatch.setattr(cpu_dtype, "multiplies_bfloat16", lambda: False)
+    scores = []
+    for chosen in ({}, {"dtype": "float32"}):
+        kwargs = {"device": "cpu", **chosen}
+        with Reranker(
+            str(near_18), engine="transformers", engine_kwargs=kwargs, recipe=JUDGE, template=TEMPLATE
+        ) as made:
+            scores.append(made.score(QUERY, MANY[:20]))
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"torch_dtype": "bfloat16"}, "bfloat16"),  # written by transformers before version 5
+        ({"text_config": {"dtype": "bfloat16"}}, "bfloat16"),
+        ({"dtype": "float32", "text_config": {"dtype": "bfloat16"}}, "float32"),
+        ({"dtype": "float16"}, "float32"),
+        ({}, "float32"),
+    ],
+)
+def test_the_type_on_a_cpu_is_that_of_the_checkpoint(
+    config: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_dtype, "multiplies_bfloat16", lambda: True)
+    assert cpu_dtype.dtype_on_cpu(replace(FakeEngine().checkpoint, config=config)) == expected
 
 
 def test_a_float32_head_of_a_bfloat16_model_is_not_rounded(near_18_converted: Path) -> None:

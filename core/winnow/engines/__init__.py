@@ -2,6 +2,7 @@
 
 from winnow.engines.base import Engine, EngineScore, WatchedEngine, is_logit, name_of
 from winnow.engines.choose import create_engine
+from winnow.engines.cpu_dtype import dtype_on_cpu
 from winnow.engines.fake import FakeEngine
 from winnow.engines.life import EngineLife, Started, Work
 from winnow.engines.records import SERVER, register_engine
@@ -48,6 +49,7 @@ __all__ = [
     "check_names",
     "check_values",
     "create_engine",
+    "dtype_on_cpu",
     "engine_names",
     "fallback_names",
     "given_settings",

@@ -116,7 +116,8 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "dtype",
             DTYPE,
-            "By default the checkpoint's, but float32 on a CPU if the checkpoint is not quantised.",
+            "By default the checkpoint's; on a CPU float32, unless the checkpoint is quantised, or in bfloat16 and the "
+            "CPU multiplies that (AVX512-BF16, AMX); see docs/performance.md#data-type-on-a-cpu.",
         ),
         Setting("quantization", TEXT, "A method of vLLM, such as fp8; by default what the checkpoint says."),
         Setting("max_model_len", whole(1), "vLLM's name for `max_length`; an error if the two differ."),

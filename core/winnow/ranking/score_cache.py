@@ -24,6 +24,7 @@ from winnow.engines import (
     Requests,
     Turn,
     changes_scores,
+    dtype_on_cpu,
     is_logit,
     record_of,
 )
@@ -213,6 +214,9 @@ def fingerprint(engine: Engine, settings: EngineSettings) -> bytes:
     kwargs = {name: value for name, value in merged.items() if changes_scores(name, engine.name)}
     cache_dir = settings.of_checkpoint()["cache_dir"]
     is_made_by_winnow = isinstance(settings.engine, str)
+    device = record.device_name(kwargs.get("device")) if record and record.device_name else None
+    if device and device.startswith("cpu"):
+        device += f" {dtype_on_cpu(checkpoint)}"  # which the same settings leave to the processor
     parts = {
         # Not the module of an engine that Winnow makes: when that moves, what a folder keeps must still be found.
         "engine": [
@@ -220,7 +224,7 @@ def fingerprint(engine: Engine, settings: EngineSettings) -> bytes:
             None if is_made_by_winnow else f"{type(engine).__module__}.{type(engine).__qualname__}",
         ],
         "packages": [[name, _version(name)] for name in (record.packages if record else ())],
-        "device": record.device_name(kwargs.get("device")) if record and record.device_name else None,
+        "device": device,
         "settings": kwargs,
         "urls": [settings.url] if isinstance(settings.url, str) else sorted(settings.url or ()),
         "model": str(checkpoint.model),

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from winnow.engines.base import EngineScore
+from winnow.engines.cpu_dtype import dtype_on_cpu
 from winnow.engines.registry import settings_of
 from winnow.engines.setting_table import SETTINGS, check_keywords
 from winnow.errors import EngineLoadError, MissingExtraError
@@ -67,8 +68,9 @@ class TransformersEngine:
         self._thread: OwnThread
 
     def _default_dtype(self) -> str:
-        """The checkpoint's; on a CPU float32, unless the checkpoint is quantised, because that sets the type itself."""
-        return "float32" if self._device.type == "cpu" and not self.checkpoint.quantized else "auto"
+        """The checkpoint's, also if that is quantised, which sets the type itself; on a CPU one that is fast there."""
+        on_cpu = self._device.type == "cpu" and not self.checkpoint.quantized
+        return dtype_on_cpu(self.checkpoint) if on_cpu else "auto"
 
     async def start(self) -> None:
         """Load the model."""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from winnow.engines.cpu_dtype import dtype_on_cpu
 from winnow.models import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def platform_defaults(checkpoint: Checkpoint, engine_kwargs: Mapping[str, Any]) 
             "kv_cache_memory_bytes": 1 << 30,
         }
         if not checkpoint.quantized and not engine_kwargs.get("quantization"):  # quantised kernels have their own type
-            chosen["dtype"] = "float32"
+            chosen["dtype"] = dtype_on_cpu(checkpoint)
     elif current_platform.is_cuda():
         chosen |= attention_for(current_platform.get_device_capability(), engine_kwargs)
     return chosen
