@@ -59,13 +59,17 @@ async def passed(gate: threading.Event) -> None:
         await asyncio.sleep(0.005)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool], patience: float = PATIENCE) -> None:
     """Wait for what another thread brings about.
+
+    Args:
+        condition: Whether it has come about.
+        patience: Most seconds.
 
     Raises:
         AssertionError: It does not come about.
     """
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)

@@ -12,6 +12,7 @@ import pytest
 from vllm_children import engine_cores
 
 from gated_engine import wait_until
+from running import running
 from winnow import EngineDeadError, Ranking, Reranker
 from winnow.engines.vllm.engine import VllmEngine
 from winnow.models.checkpoint import open_checkpoint
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 DOCUMENTS = ["b", "c"]
 AGAIN = r"\nThe next call starts it again\.$"
+START = 900.0  # seconds that a start of vLLM may take beside much other work
 NO_MORE = r"\nIt is not started again \(max_restarts=\d\)"
 KILLED = r"died\.\s+Its process was killed by SIGKILL.*"
 
@@ -138,6 +140,19 @@ def test_vllm_that_is_killed_or_hangs_is_an_error_and_the_next_call_starts_it_ag
 
         careful.close()
         assert careful.score("a", DOCUMENTS) == pytest.approx(expected, abs=1e-5)
+
+        # Killed while it scores for clients of the service, which starts it again without being asked.
+        many = {"query": "many", "documents": [f"{number} word" for number in range(2000)]}
+        with running(Reranker(tiny_model, engine=engine)) as service, service.client() as client:
+            asked = [threads.submit(client.post, "/rerank", json=many) for _ in range(4)]
+            wait_until(lambda: lives.in_work() == len(asked))
+            kill(lives.processes)
+            assert [one.result().status_code for one in asked] == [503] * len(asked)
+            assert client.get("/ready").status_code == 503
+            wait_until(lambda: service.life.is_ready, START)  # to ask /ready so often would slow the start down
+            assert client.get("/ready").status_code == 200
+            answer = client.post("/score", json={"queries": "a", "documents": DOCUMENTS}).json()
+            assert [pair["score"] for pair in answer["data"]] == pytest.approx(expected, abs=1e-5)
     assert not lives.processes
 
 
