@@ -89,6 +89,7 @@ bench: $(STAMP)  ## print the numbers of the README
 	$(BIN)/python benchmarks/concurrency.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/service.py
+	$(BIN)/python benchmarks/without_gpu.py
 	$(BIN)/python benchmarks/prompts.py
 	$(BIN)/python benchmarks/integrations.py
 

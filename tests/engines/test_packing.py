@@ -67,7 +67,7 @@ class Counted:
     """A reranker on the transformers engine, and how many tokens its model computed."""
 
     def __init__(self, folder: Path, **settings: Any):
-        kwargs = settings.pop("engine_kwargs", {})
+        kwargs = {"device": "cpu", **settings.pop("engine_kwargs", {})}
         self.engine = TransformersEngine(open_checkpoint(str(folder), recipe=settings.get("recipe")), kwargs)
         self.reranker = Reranker(str(folder), engine=self.engine, template=TEMPLATE, **settings).start()
         self.computed = 0
