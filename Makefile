@@ -21,8 +21,7 @@ CLIENTS_TESTS := $(addprefix tests/clients/,test_cohere.py test_infinity.py test
 # Starts a vLLM for each of many models. Most of that is imports: on a CPU three at a time take half as long. A GPU has
 # room for one.
 STARTS := tests/engines/test_families.py
-# Two files at a time. Not the slow ones of tests/engines: there would be no memory for two processes that each share
-# servers and a vLLM among their tests.
+# Two files at a time; those that share servers go one after the other (tests/conftest.py).
 TWO := --numprocesses 2 --dist loadfile
 
 # A machine with an NVIDIA GPU gets the real vLLM, any other the build of it for CPUs.
@@ -50,8 +49,7 @@ eval: $(STAMP)  ## compare the demo's model, or MODEL=..., with BM25 on the quer
 test: $(STAMP)  ## run all tests
 ifdef CPU
 	$(BIN)/python -m pytest -m "not slow" $(TWO) --ignore=$(STARTS)
-	$(BIN)/python -m pytest -m slow --ignore=$(STARTS) tests/engines
-	$(BIN)/python -m pytest -m slow $(TWO) --ignore=tests/engines
+	$(BIN)/python -m pytest -m slow $(TWO) --ignore=$(STARTS)
 	$(BIN)/python -m pytest --numprocesses 3 $(STARTS)
 else
 	$(BIN)/python -m pytest
@@ -61,7 +59,7 @@ test-fast: $(STAMP)  ## run what starts neither vLLM nor a server, for the loop 
 	$(BIN)/python -m pytest --quiet -m "not slow" $(TWO)
 
 test-lowest: $(LOWEST_STAMP)  ## run what needs no vLLM on the lowest versions of every dependency
-	$(LOWEST)/bin/python -m pytest --quiet $(LOWEST_TESTS)
+	$(LOWEST)/bin/python -m pytest --quiet $(TWO) $(LOWEST_TESTS)
 
 test-clients: $(STAMP) $(CLIENTS_STAMP)  ## run the rerank clients that do not go together with those in .venv
 	WINNOW_PYTHON=$(BIN)/python $(CLIENTS)/bin/python -m pytest --quiet --confcutdir=tests/clients $(CLIENTS_TESTS)

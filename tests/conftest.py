@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from tiny_model import build_tiny_reranker, read_passages
 from winnow import Reranker
@@ -17,6 +18,11 @@ from winnow.engines import registry
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # tests send nothing
 os.environ["WINNOW_DTYPE"] = "float32"  # what tests compare scores with is computed in float32
+
+# Several processes share the cores. Each computes with one thread, because several wait for each other, for long where
+# the cores are busy; and vLLM binds none of its processes to a core, because all of them would get the same one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 # A job that a shell starts with `&` inherits Ctrl-C as ignored, and so would the scripts that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -31,6 +37,9 @@ settings.load_profile("winnow")
 SLOW_FIXTURES = {"needs_vllm", "start_servers", "ray_nodes"}
 """A test that uses one of these, itself or through another fixture, is marked `slow`."""
 
+WITH_SERVERS = "tests/engines/test_server"
+"""The paths of files with tests that share servers begin so."""
+
 VLLM_BEFORE = pytest.StashKey[bool]()
 
 
@@ -38,8 +47,23 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark what loads vLLM or waits for a server, before pytest selects by marks."""
     callspec = getattr(item, "callspec", None)
     on_vllm = callspec is not None and callspec.params.get("engine") == "vllm"
-    if on_vllm or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+    fixtures = getattr(item, "fixturenames", ())
+    if on_vllm or SLOW_FIXTURES.intersection(fixtures):
         item.add_marker(pytest.mark.slow)
+    if "start_servers" in fixtures:
+        assert item.nodeid.startswith(WITH_SERVERS), f"{item.nodeid} shares servers: rename its file"
+
+
+class ServersTogether(LoadFileScheduling):
+    """A file at a time to each process; all files that share servers to one, as there is no memory for these twice."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return WITH_SERVERS if nodeid.startswith(WITH_SERVERS) else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist there is no such hook
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    return ServersTogether(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(trylast=True)  # after pytest has put together what shares a parameter of a fixture

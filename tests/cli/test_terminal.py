@@ -1,6 +1,7 @@
 """What the command line prints, and how it ends, whatever it reads, whoever reads it, and whenever Ctrl-C comes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -231,7 +232,9 @@ def test_ctrl_c_leaves_no_half_of_a_conversion(tiny_model: str, tmp_path: Path) 
 def test_ctrl_c_does_not_reach_the_processes_of_vllm(vllm_model: str) -> None:
     """They print tracebacks where they are interrupted in an import; the process that started them ends them."""
     with Reranker(vllm_model, engine="vllm").start():
-        engines = [child for child in psutil.Process().children(recursive=True) if "VLLM" in child.name()]
+        children = psutil.Process().children(recursive=True)
+        # Servers that other tests started have a session of their own.
+        engines = [child for child in children if "VLLM" in child.name() and os.getsid(child.pid) == os.getsid(0)]
         assert len(engines) >= 2  # the core and a worker
         for engine in engines:
             status = Path(f"/proc/{engine.pid}/status").read_text(encoding="ascii")

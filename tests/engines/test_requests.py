@@ -339,7 +339,7 @@ def completed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_small_query_does_not_wait_for_a_large_one_on_vllm(vllm_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """How much of the large one is done meanwhile is counted, not timed: the machine may be busy."""
     lengths = completed(monkeypatch)
-    documents = [f"{at} " + "word " * 40 for at in range(10_000)]
+    documents = [f"{at} " + "word " * 40 for at in range(6_000)]
     with Reranker(vllm_model, engine="vllm") as reranker, ThreadPoolExecutor(1) as threads:
         large = threads.submit(reranker.rank, QUERY, documents)
         wait_until(lambda: len(lengths) > 300)

