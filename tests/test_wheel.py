@@ -18,7 +18,7 @@ def test_the_wheel_holds_every_file(tmp_path: Path) -> None:
         path.relative_to(ROOT / source).as_posix()
         for source in ("core", "integrations", "templates")
         for path in (ROOT / source).rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and path.parent.name != "__pycache__"
     }
     assert {"winnow/service/page/index.html", "winnow/service/page/main.js"} <= expected
     assert expected - held == set()
