@@ -1,6 +1,6 @@
 """Prompts that begin alike, as one sequence for a causal model: their common beginning is computed once.
 
-A model of transformers runs it with `attn_implementation="winnow-packed"` and the argument `packing`.
+A model of transformers runs it with `attn_implementation="winnow-packed-training"` and the argument `packing`.
 """
 
 import itertools
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-NAME = "winnow-packed"
+NAME = "winnow-packed-training"  # Winnow's own is "winnow-packed"
 
 
 class Packing:
