@@ -189,6 +189,8 @@ class TransformersForward:
             return None
         packed = PackedForward(self.model, self._heads[0], labelled=self._labelled)
         prompts = [long.ids + short.ids, long.ids + long.ids]
+        if max(map(len, prompts)) > self._checkpoint.max_length:
+            return None  # the model may have no positions for them
         expected = [self._logits([Prompt(ids)])[0] for ids in prompts]
         try:
             found = self._logits_of(packed(prompts, len(long.ids))[0])
