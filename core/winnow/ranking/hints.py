@@ -11,7 +11,7 @@ from winnow.engines import SETTINGS
 T = TypeVar("T")
 C = TypeVar("C")
 P = ParamSpec("P")
-F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 
 _MODEL = ("model",)
 _URL = ("url",)
@@ -128,51 +128,43 @@ def hinting(cls: type[T]) -> type[T]:
     return cls
 
 
-def taking(config: Callable[P, C]) -> Callable[[Callable[[T, C], None]], Callable[Concatenate[T, P], None]]:
-    """A decorator: an `__init__` that needs a configuration takes the configuration's arguments.
+def taking(make: Callable[P, C]) -> Callable[[Callable[[T, C], R]], Callable[Concatenate[T, P], R]]:
+    """A decorator: a method that needs one value takes the arguments from which a function makes it.
 
-    Type checkers, editors and `inspect` see these arguments, which are written down only in the configuration's class.
-    Unknown ones are refused with a hint, as by `hinting`.
+    Type checkers, editors and `inspect` see these arguments, which are written down only where the value is made, even
+    if several methods take them. Unknown ones are refused with a hint, as by `hinting`.
 
     Args:
-        config: Makes the configuration.
+        make: Makes the value: a class or a function.
     """
-    signature = inspect.signature(config)
+    signature = inspect.signature(make)
     known = list(signature.parameters)
 
-    def decorator(init: Callable[[T, C], None]) -> Callable[Concatenate[T, P], None]:
-        @functools.wraps(init)
-        def checked(self: T, /, *args: P.args, **given: P.kwargs) -> None:
-            owner = type(self).__name__
+    def decorator(method: Callable[[T, C], R]) -> Callable[Concatenate[T, P], R]:
+        def made(self: T, *args: P.args, **given: P.kwargs) -> C:
+            owner = type(self).__name__ if method.__name__ == "__init__" else method.__qualname__
             _check(owner, given, known)
             try:
                 signature.bind(*args, **given)
             except TypeError as error:
                 raise TypeError(f"{owner}: {error}") from None
-            init(self, config(*args, **given))
+            return make(*args, **given)
 
+        @functools.wraps(method)
+        def checked(self: T, /, *args: P.args, **given: P.kwargs) -> R:
+            return method(self, made(self, *args, **given))
+
+        @functools.wraps(method)
+        async def checked_async(self: T, /, *args: P.args, **given: P.kwargs) -> Any:
+            return await cast("Any", method(self, made(self, *args, **given)))
+
+        found: Any = checked_async if inspect.iscoroutinefunction(method) else checked
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-        parameters = [own, *signature.parameters.values()]
-        checked.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return checked
+        returned = inspect.signature(method).return_annotation
+        found.__signature__ = inspect.Signature([own, *signature.parameters.values()], return_annotation=returned)
+        return cast("Callable[Concatenate[T, P], R]", found)
 
     return decorator
-
-
-def hinting_call(method: F) -> F:
-    """A decorator: the method refuses unknown arguments with a hint."""
-    known = list(inspect.signature(method).parameters)[1:]
-
-    @functools.wraps(method)
-    def checked(*args: Any, **given: Any) -> Any:
-        _check(method.__qualname__, given, known)
-        return method(*args, **given)
-
-    @functools.wraps(method)
-    async def checked_async(*args: Any, **given: Any) -> Any:
-        return await checked(*args, **given)
-
-    return cast("F", checked_async if inspect.iscoroutinefunction(method) else checked)
 
 
 def _check(owner: str, given: Iterable[str], known: Sequence[str]) -> None:

@@ -1,17 +1,88 @@
 """The reranker, which users call. `life` beside it has its settings and its engine, `calls` runs the calls."""
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from winnow.engines import Work
 from winnow.ranking.arguments import are_in_memory, checked_calls, checked_options
-from winnow.ranking.hints import hinting_call
+from winnow.ranking.hints import taking
 from winnow.ranking.life import RerankerLife
 from winnow.ranking.options import CallLimits, CallOptions, Documents, Query, RankRequest
 from winnow.ranking.results import in_input_order
 from winnow.templates import TemplateLike
 from winnow.types import Ranking
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What a call asks for. A method and its twin for event loops take the arguments of one of the functions below."""
+
+    requests: Iterable[RankRequest]
+    options: CallOptions
+
+
+def _rank(
+    query: Query,
+    documents: Documents,
+    *,
+    top_k: int | None = None,
+    instruction: str | None = None,
+    score_threshold: float | None = None,
+    template: TemplateLike | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    limits: CallLimits | None = None,
+    raw_scores: bool | None = None,
+    priority: int = 0,
+    deadline: float | None = None,
+    progress: bool = False,
+) -> _Call:
+    options = CallOptions(
+        top_k=top_k,
+        score_threshold=score_threshold,
+        template=template,
+        template_kwargs=template_kwargs,
+        limits=limits or CallLimits(),
+        raw_scores=raw_scores,
+        priority=priority,
+        deadline=deadline,
+        progress=progress,
+    )
+    return _Call([(query, documents, instruction)], options)
+
+
+def _rank_many(
+    requests: Iterable[RankRequest],
+    *,
+    top_k: int | None = None,
+    score_threshold: float | None = None,
+    template: TemplateLike | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    limits: CallLimits | None = None,
+    raw_scores: bool | None = None,
+    priority: int = 0,
+    deadline: float | None = None,
+    progress: bool = False,
+) -> _Call:
+    options = CallOptions(
+        top_k=top_k,
+        score_threshold=score_threshold,
+        template=template,
+        template_kwargs=template_kwargs,
+        limits=limits or CallLimits(),
+        raw_scores=raw_scores,
+        priority=priority,
+        deadline=deadline,
+        progress=progress,
+    )
+    return _Call(requests, options)
+
+
+def _score(
+    query: Query, documents: Documents, *, instruction: str | None = None, deadline: float | None = None
+) -> _Call:
+    return _Call([(query, documents, instruction)], CallOptions(deadline=deadline, may_fall_back=False))
 
 
 class Reranker(RerankerLife):
@@ -29,23 +100,8 @@ class Reranker(RerankerLife):
 
     __slots__ = ()
 
-    @hinting_call
-    def rank(
-        self,
-        query: Query,
-        documents: Documents,
-        *,
-        top_k: int | None = None,
-        instruction: str | None = None,
-        score_threshold: float | None = None,
-        template: TemplateLike | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        limits: CallLimits | None = None,
-        raw_scores: bool | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
-        progress: bool = False,
-    ) -> Ranking:
+    @taking(_rank)
+    def rank(self, call: _Call) -> Ranking:  # noqa: D417 - the arguments are those of `_rank`
         """Order documents by relevance to the query, best first; ties keep the input's order.
 
         Args:
@@ -76,99 +132,31 @@ class Reranker(RerankerLife):
             EngineError: The engine failed, and there is no `fallback`.
             TimeoutError: The deadline passed, and `fallback` is not "retrieval order".
         """
-        options = CallOptions(
-            top_k=top_k,
-            score_threshold=score_threshold,
-            template=template,
-            template_kwargs=template_kwargs,
-            limits=limits or CallLimits(),
-            raw_scores=raw_scores,
-            priority=priority,
-            deadline=deadline,
-            progress=progress,
-        )
-        return self._wait(self._work([(query, documents, instruction)], options))[0]
+        return self._wait(self._work(call))[0]
 
-    @hinting_call
-    async def arank(
-        self,
-        query: Query,
-        documents: Documents,
-        *,
-        top_k: int | None = None,
-        instruction: str | None = None,
-        score_threshold: float | None = None,
-        template: TemplateLike | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        limits: CallLimits | None = None,
-        raw_scores: bool | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
-        progress: bool = False,
-    ) -> Ranking:
+    @taking(_rank)
+    async def arank(self, call: _Call) -> Ranking:
         """`rank` for event loops. Cancelling it withdraws its prompts from the engine.
 
         An iterator of documents is read in a thread of its own, so that the loop goes on.
         """
-        options = CallOptions(
-            top_k=top_k,
-            score_threshold=score_threshold,
-            template=template,
-            template_kwargs=template_kwargs,
-            limits=limits or CallLimits(),
-            raw_scores=raw_scores,
-            priority=priority,
-            deadline=deadline,
-            progress=progress,
-        )
-        work = self._work([(query, documents, instruction)], options, in_loop=True)
-        return (await self._await(work))[0]
+        return (await self._await(self._work(call, in_loop=True)))[0]
 
-    @hinting_call
-    def score(
-        self,
-        query: Query,
-        documents: Documents,
-        *,
-        instruction: str | None = None,
-        deadline: float | None = None,
-    ) -> list[float]:
+    @taking(_score)
+    def score(self, call: _Call) -> list[float]:
         """Scores of the documents in input order; arguments and errors as in `rank`.
 
         `fallback` is not used, and a blank query is an error, because plain scores cannot say what made them.
         """
-        work = self._work([(query, documents, instruction)], CallOptions(deadline=deadline, may_fall_back=False))
-        return in_input_order(self._wait(work)[0])
+        return in_input_order(self._wait(self._work(call))[0])
 
-    @hinting_call
-    async def ascore(
-        self,
-        query: Query,
-        documents: Documents,
-        *,
-        instruction: str | None = None,
-        deadline: float | None = None,
-    ) -> list[float]:
+    @taking(_score)
+    async def ascore(self, call: _Call) -> list[float]:
         """`score` for event loops."""
-        options = CallOptions(deadline=deadline, may_fall_back=False)
-        work = self._work([(query, documents, instruction)], options, in_loop=True)
-        return in_input_order((await self._await(work))[0])
+        return in_input_order((await self._await(self._work(call, in_loop=True)))[0])
 
-    @hinting_call
-    def rank_many(
-        self,
-        requests: Iterable[RankRequest],
-        *,
-        top_k: int | None = None,
-        score_threshold: float | None = None,
-        template: TemplateLike | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        limits: CallLimits | None = None,
-        raw_scores: bool | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
-        progress: bool = False,
-    ) -> list[Ranking]:
+    @taking(_rank_many)
+    def rank_many(self, call: _Call) -> list[Ranking]:  # noqa: D417 - the arguments are those of `_rank_many`
         """Rank the documents of many queries in one pass over the GPU.
 
         Args:
@@ -188,58 +176,16 @@ class Reranker(RerankerLife):
         Returns:
             One ranking for each request, in order.
         """
-        options = CallOptions(
-            top_k=top_k,
-            score_threshold=score_threshold,
-            template=template,
-            template_kwargs=template_kwargs,
-            limits=limits or CallLimits(),
-            raw_scores=raw_scores,
-            priority=priority,
-            deadline=deadline,
-            progress=progress,
-        )
-        return self._wait(self._work(requests, options, numbered=True))
+        return self._wait(self._work(call, numbered=True))
 
-    @hinting_call
-    async def arank_many(
-        self,
-        requests: Iterable[RankRequest],
-        *,
-        top_k: int | None = None,
-        score_threshold: float | None = None,
-        template: TemplateLike | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        limits: CallLimits | None = None,
-        raw_scores: bool | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
-        progress: bool = False,
-    ) -> list[Ranking]:
+    @taking(_rank_many)
+    async def arank_many(self, call: _Call) -> list[Ranking]:
         """`rank_many` for event loops."""
-        options = CallOptions(
-            top_k=top_k,
-            score_threshold=score_threshold,
-            template=template,
-            template_kwargs=template_kwargs,
-            limits=limits or CallLimits(),
-            raw_scores=raw_scores,
-            priority=priority,
-            deadline=deadline,
-            progress=progress,
-        )
-        return await self._await(self._work(requests, options, in_loop=True, numbered=True))
+        return await self._await(self._work(call, in_loop=True, numbered=True))
 
     # --- inside ---
 
-    def _work(
-        self,
-        requests: Iterable[RankRequest],
-        options: CallOptions,
-        *,
-        in_loop: bool = False,
-        numbered: bool = False,
-    ) -> Work[list[Ranking]]:
+    def _work(self, call: _Call, *, in_loop: bool = False, numbered: bool = False) -> Work[list[Ranking]]:
         """The work of a call.
 
         Requests and documents in memory are read here. So are iterators of documents: in the caller's own thread they
@@ -247,19 +193,18 @@ class Reranker(RerankerLife):
         it, or if this thread runs an event loop, iterators are read in another thread.
 
         Args:
-            requests: What to rank.
-            options: How.
+            call: What to rank, and how.
             in_loop: Whether this thread runs an event loop.
             numbered: Whether messages say which request it is.
         """
-        options = checked_options(self._config, options)
+        requests, options = call.requests, checked_options(self._config, call.options)
         calls = checked_calls(self._config, requests, options, numbered=numbered)
         here = are_in_memory(requests) or (
             isinstance(requests, Collection) and options.deadline is None and not in_loop
         )
         return partial(
             self._calls.run,
-            [call for call in calls if call is not None] if here else calls,
+            [one for one in calls if one is not None] if here else calls,
             options.progress,
             options.deadline,
         )
