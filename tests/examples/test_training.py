@@ -115,7 +115,7 @@ def test_it_learns_and_goes_on_where_it_was(
     def train(folder: str, pairs: int, stop: int | None = None) -> Student:
         torch.manual_seed(0)
         student = students[name]()
-        training = Training(student, tmp_path / folder, data, pairs=pairs, batch=4, rate=1e-2, seed=0)
+        training = Training(student, tmp_path / folder, data, pairs=pairs, batch=4, rate=5e-3, seed=0)
         for step in training.steps():
             if step["pairs"] == stop:
                 break
