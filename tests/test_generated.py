@@ -25,11 +25,13 @@ def generate(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_nothing_is_stale() -> None:
     done = generate("--check")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_stale_sentences_are_found_and_renewed(tmp_path: Path) -> None:
     copies = {}
     for name in WRITTEN:

@@ -146,6 +146,7 @@ def test_of_a_pair_that_is_cut_it_shows_what_is_sent(tiny_model: str) -> None:
     assert sent["after"].endswith("</think>\n\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("template", [None, "words {{ instruction }} {{ query }}\nB:{{ document }} ??"])
 def test_counts_add_up_for_every_kind_of_tokenizer(

@@ -208,6 +208,7 @@ def interrupted(event: str, subject: str, *arguments: str) -> subprocess.Complet
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [
@@ -223,6 +224,7 @@ def test_ctrl_c_is_one_line_whenever_it_comes(module: str, tiny_model: str) -> N
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "winnow: interrupted\n")
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_half_of_a_conversion(tiny_model: str, tmp_path: Path) -> None:
     done = interrupted("open", "model.safetensors", "convert", tiny_model, str(tmp_path / "out"))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "winnow: interrupted\n")

@@ -108,6 +108,7 @@ def test_peft_and_winnow_score_as_the_student(
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llm", "cross-encoder"])
 def test_it_learns_and_goes_on_where_it_was(
     name: str, students: dict[str, Callable[..., Student]], data: list[Path], tmp_path: Path

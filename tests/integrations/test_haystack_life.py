@@ -421,6 +421,7 @@ except ImportError as error:
     assert 'pip install "winnow-rerank[haystack]"' in done.stdout
 
 
+@pytest.mark.slow
 def test_the_import_does_not_bring_vllm() -> None:
     code = """
 import sys

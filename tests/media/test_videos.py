@@ -95,6 +95,7 @@ def test_of_a_list_64_frames_are_taken(count: int) -> None:
         assert kept == [*range(count), *[count - 1] * (count % 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "size", [(20, 20), (64, 64), (160, 96), (320, 200), (512, 320), (97, 233), (600, 31), (900, 700)]
 )

@@ -454,6 +454,7 @@ def test_a_pair_is_cut_in_the_document() -> None:
     assert built.prompts[0].ids[-1] == own.token_to_id("</s>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["truncate", "window"])
 def test_ten_megabytes_are_no_trouble(policy: str) -> None:
     limits = {"max_length": 512, "on_overflow": policy}

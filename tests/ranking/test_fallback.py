@@ -126,6 +126,7 @@ def test_a_deadline_leaves_the_retrieval_order() -> None:
     assert 200 <= ranking.stats.elapsed_ms < 300_000
 
 
+@pytest.mark.slow
 def test_a_deadline_over_many_queries_keeps_what_is_done(expected: Reranker) -> None:
     class SlowInParis(FakeEngine):
         async def score(self, prompts: Any, *, priority: int = 0) -> list[EngineScore]:

@@ -269,6 +269,7 @@ def test_one_that_fails_when_it_is_closed_is_logged(fake: Reranker, caplog: pyte
     assert "SystemExit('not now')" in caplog.text
 
 
+@pytest.mark.slow
 def test_one_thread_a_call_reads_it_and_ends_with_the_call(fake: Reranker) -> None:
     readers = []
 

@@ -385,6 +385,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["wait"], indirect=True)
 def test_no_worker_outlives_a_killed_host_and_none_knows_its_secrets(host: subprocess.Popen[str]) -> None:
     assert host.stdout is not None
