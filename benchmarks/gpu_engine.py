@@ -1,9 +1,9 @@
 """What Winnow makes of a GPU: 64 callers × 100 documents, against other ways to it. Needs no network.
 
 The model has the shape of Qwen/Qwen3-Reranker-0.6B and random weights, in bf16: its scores mean nothing, its speed is
-that of the real one. Correctness comes first (Winnow's logits against bare AsyncLLM's, `LLM.score`'s, transformers' and
-a float32 reference), then speed and the share of the GPU's speed in a large matrix product, then what vLLM's settings
-change, each with the gain that was predicted before the run.
+that of the real one. Each engine is measured while it is loaded: its logits, which are compared with those of the
+others and of float32, and its speed, with the share of the GPU's speed in a large matrix product. Then comes what
+vLLM's settings change, each with the gain that was predicted before the run.
 
     python benchmarks/gpu_engine.py [--minutes 7.5]     # writes benchmarks/results/gpu_engine-DEVICE.json
     python benchmarks/gpu_engine.py --smoke             # a tiny shape and few pairs, for a machine without a GPU

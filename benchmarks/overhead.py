@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shared import MAX_LENGTH, Calls, calls_of, largest_difference, machine, nano_model, spread
+from shared import MAX_LENGTH, Calls, Round, calls_of, largest_difference, machine, nano_model, spread
 
 from winnow import Reranker
 from winnow.engines.vllm.engine import VllmEngine
@@ -38,13 +38,6 @@ CPU_SETTINGS: dict[str, Any] = {
     "gpu_memory_utilization": 0.2,
 }
 Prompts = list[list[list[int]]]
-
-
-class Round(NamedTuple):
-    """What one contender did in one round."""
-
-    pairs_per_s: float
-    cpu_us_per_pair: float
 
 
 class Bench:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import psutil
-from shared import MAX_LENGTH, Calls, calls_of, largest_difference, machine, nano_model, spread
+from shared import MAX_LENGTH, Calls, Round, calls_of, largest_difference, machine, nano_model, spread
 
 from winnow import Reranker
 from winnow.engines.server import serve_command
@@ -38,13 +38,6 @@ MOST_LARGE = 3
 IN_PROCESS, SERVICE, STOCK = "Reranker in process", "winnow serve", "stock vLLM's /rerank"
 # Winnow's choices for a CPU, which change scores or costs; the rest is vLLM's default, as for everybody who starts it.
 STOCK_OPTIONS = "--dtype float32 --enforce-eager --block-size 32 --gpu-memory-utilization 0.2"
-
-
-class Round(NamedTuple):
-    """What one contender did in one round."""
-
-    pairs_per_s: float
-    cpu_us_per_pair: float
 
 
 class Contender(NamedTuple):

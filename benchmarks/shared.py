@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -16,11 +17,18 @@ from tiny_model import build_tiny_reranker, read_passages
 
 # Most tokens of a prompt.
 MAX_LENGTH = 1024
-# Characters of a document: prompts then have about 178 tokens.
+# Characters of a document: prompts then have about 240 tokens.
 CHARACTERS = 180
 
 Calls = list[tuple[str, list[str]]]
 """Queries, each with its documents."""
+
+
+class Round(NamedTuple):
+    """What one contender did in one round."""
+
+    pairs_per_s: float
+    cpu_us_per_pair: float
 
 
 def nano_model() -> str:
