@@ -85,7 +85,7 @@ def test_a_program_that_froze_its_heap_itself_keeps_it_frozen() -> None:
     frozen = gc.get_freeze_count()
     freeze_heap(engine := "an engine")
     thaw_heap(engine)
-    assert gc.get_freeze_count() >= frozen - 100  # some of them may have been freed
+    assert gc.get_freeze_count() > frozen / 2  # 0 if thawed; what nobody uses any more is freed and no longer counted
 
 
 def test_a_program_without_the_collector_is_left_alone() -> None:
