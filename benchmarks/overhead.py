@@ -9,6 +9,7 @@ time of this process (vLLM's engine runs in another), which is what a busy machi
 
 import argparse
 import asyncio
+import gc
 import json
 import math
 import os
@@ -221,6 +222,9 @@ def difference_of(bench: Bench) -> float:
 def measured(bench: Bench, contender: Contender, seed: str, pairs: int) -> Round:
     """One round of one contender."""
     given = contender.given(bench, seed, pairs)
+    # Once a minute a collection walks the whole heap (winnow/engines/vllm/heap.py). It must not fall to the contender
+    # whose turn it happens to be: a round is about as long.
+    gc.collect()
     begin, cpu = time.perf_counter(), time.process_time()
     done = sum(map(len, contender.run(bench, given)))
     cpu, elapsed = time.process_time() - cpu, time.perf_counter() - begin
