@@ -9,7 +9,6 @@ time of this process (vLLM's engine runs in another), which is what a busy machi
 
 import argparse
 import asyncio
-import gc
 import json
 import math
 import os
@@ -23,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shared import MAX_LENGTH, Calls, Round, calls_of, largest_difference, machine, nano_model, spread
+from shared import MAX_LENGTH, Calls, Round, calls_of, largest_difference, machine, nano_model, settle, spread
 
 from winnow import Reranker
 from winnow.engines.vllm.engine import VllmEngine
@@ -222,9 +221,7 @@ def difference_of(bench: Bench) -> float:
 def measured(bench: Bench, contender: Contender, seed: str, pairs: int) -> Round:
     """One round of one contender."""
     given = contender.given(bench, seed, pairs)
-    # Once a minute a collection walks the whole heap (winnow/engines/vllm/heap.py). It must not fall to the contender
-    # whose turn it happens to be: a round is about as long.
-    gc.collect()
+    settle()
     begin, cpu = time.perf_counter(), time.process_time()
     done = sum(map(len, contender.run(bench, given)))
     cpu, elapsed = time.process_time() - cpu, time.perf_counter() - begin

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import psutil
-from shared import MAX_LENGTH, Calls, Round, calls_of, largest_difference, machine, nano_model, spread
+from shared import MAX_LENGTH, Calls, Round, calls_of, largest_difference, machine, nano_model, settle, spread
 
 from winnow import Reranker
 from winnow.engines.server import serve_command
@@ -134,6 +134,7 @@ def answers(url: str) -> bool:
 
 async def measured(contender: Contender, calls: Calls) -> Round:
     """One round of one contender."""
+    await asyncio.to_thread(settle)
     before = contender.process.cpu_times()
     scores, seconds = await contender.score(calls)
     after = contender.process.cpu_times()
@@ -208,6 +209,7 @@ async def compare(arguments: argparse.Namespace, model: str, urls: dict[str, tup
                 print(f"round {number}: {one.name:24} {found}", file=sys.stderr, flush=True)
         waits: dict[str, dict[str, list[float]]] = {}
         for name, client in clients.items():
+            await asyncio.to_thread(settle)
             waits[name] = await small_beside_large(client, model)
             print(f"{name}: {waits_of(waits[name])}", file=sys.stderr, flush=True)
     report(arguments, rows, waits, difference)

@@ -1,10 +1,12 @@
 """What the benchmarks share: a tiny model on real vLLM, texts that no round has seen, and how numbers are printed."""
 
+import gc
 import os
 import platform
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +57,17 @@ def largest_difference(found: Sequence[Sequence[Sequence[float]]]) -> float:
     """How far the scores of the same calls are apart, which several contenders gave."""
     first, *others = ([score for call in scores for score in call] for scores in found)
     return max(abs(a - b) for other in others for a, b in zip(first, other, strict=True))
+
+
+def settle() -> None:
+    """Wait until nothing that ran before costs the next contender anything.
+
+    vLLM's workers look for work without a pause for a second after their last step (`SpinCondition` in
+    vllm/distributed/device_communicators/shm_broadcast.py). And once a minute a collection of Python's walks the whole
+    heap (winnow/engines/vllm/heap.py), which must not fall to the contender whose turn it happens to be.
+    """
+    gc.collect()
+    time.sleep(2)
 
 
 def machine() -> str:

@@ -16,7 +16,7 @@ def platform_defaults(checkpoint: Checkpoint, engine_kwargs: Mapping[str, Any]) 
 
     chosen: dict[str, Any] = {
         "runner": "pooling",
-        "scheduling_policy": "priority",  # so that callers take turns, see engines/requests.py
+        "scheduling_policy": "priority",  # so that callers take turns, see engines/request_queue.py
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
