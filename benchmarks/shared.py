@@ -1,29 +1,43 @@
-"""What the benchmarks share: a tiny model on real vLLM, texts that no round has seen, and how numbers are printed."""
+"""What the benchmarks share: a tiny model, servers, texts that no round has seen, and how numbers are printed."""
 
+import contextlib
 import gc
 import os
 import platform
+import shlex
+import socket
 import statistics
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import httpx
+import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 from tiny_model import build_tiny_reranker, read_passages
+from winnow.engines.server import serve_command
+from winnow.models import open_checkpoint
+from winnow.templates import built_in
 
 # Most tokens of a prompt.
 MAX_LENGTH = 1024
 # Characters of a document: prompts then have about 240 tokens.
 CHARACTERS = 180
+# Winnow's choices for a CPU, which change scores or costs; the rest is vLLM's default, as for everybody who starts it.
+STOCK_OPTIONS = "--dtype float32 --enforce-eager --block-size 32 --gpu-memory-utilization 0.2"
 
 Calls = list[tuple[str, list[str]]]
 """Queries, each with its documents."""
+Score = Callable[[str, list[str]], Sequence[float]]
+"""Scores the documents of a query."""
 
 
 class Round(NamedTuple):
@@ -53,6 +67,60 @@ def calls_of(seed: str, calls: int, pairs: int) -> Calls:
     ]
 
 
+def behind_a_lock(score: Score) -> Score:
+    """How frameworks' rerankers call a model that one thread at a time may use: in sorted batches, no text twice."""
+    lock = threading.Lock()
+
+    def locked(query: str, documents: list[str]) -> list[float]:
+        known: dict[str, float] = {}
+        order = sorted(dict.fromkeys(documents), key=len)
+        for batch in (order[start : start + 64] for start in range(0, len(order), 64)):
+            with lock:
+                scores = score(query, batch)
+            known |= zip(batch, scores, strict=True)
+        return [known[document] for document in documents]
+
+    return locked
+
+
+def stock_command(model: str, max_length: int) -> list[str]:
+    """What `server` runs to serve a model with vLLM's own server, with the prompts of Qwen3-Reranker."""
+    template = Path(tempfile.mkdtemp()) / "score.jinja"
+    template.write_text(str(built_in("qwen3_reranker").source), encoding="utf-8")
+    _, _, _, *overrides = shlex.split(serve_command(open_checkpoint(model, recipe="qwen3-reranker"), max_length))
+    options = [*overrides, *shlex.split(STOCK_OPTIONS), "--chat-template", str(template)]
+    # vllm-cpu's `vllm` command looks for a distribution of another name; this is what it runs.
+    return ["vllm.entrypoints.openai.api_server", "--model", model, *options]
+
+
+@contextlib.contextmanager
+def server(command: Sequence[str]) -> Iterator[tuple[str, psutil.Process]]:
+    """A server's address and process. It runs until it is left; its output is shown if it does not start."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as log:
+        process = psutil.Popen([sys.executable, "-m", *command, "--port", str(port)], stdout=log, stderr=log)
+        try:
+            while not answers(url + ("/ready" if command[0] == "winnow_command" else "/health")):
+                if process.poll() is not None:
+                    log.seek(0)
+                    sys.exit(f"{command[0]} ended:\n{log.read().decode()[-5000:]}")
+                time.sleep(0.5)
+            yield url, process
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def answers(url: str) -> bool:
+    """Whether a server is ready."""
+    try:
+        return httpx.get(url, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
 def largest_difference(found: Sequence[Sequence[Sequence[float]]]) -> float:
     """How far the scores of the same calls are apart, which several contenders gave."""
     first, *others = ([score for call in scores for score in call] for scores in found)
@@ -72,7 +140,16 @@ def settle() -> None:
 
 def machine() -> str:
     """What the numbers were measured on."""
-    return f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} CPUs ({processor()}), Python {platform.python_version()}"
+
+
+def processor() -> str:
+    """The processor's name where Linux tells it, else its architecture."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
