@@ -83,11 +83,13 @@ examples: $(STAMP)  ## run the notebooks and write what they show into them, and
 	$(BIN)/python examples/run_notebooks.py
 	$(BIN)/python examples/demo.py --picture docs/demo.svg
 
-bench: $(STAMP)  ## print the numbers of the README
+# Smaller rounds than the scripts have by themselves, so that all of it takes less than 25 minutes on 2 cores.
+bench: $(STAMP)  ## print the numbers of the README and of docs/performance.md
 	$(BIN)/python benchmarks/concurrency.py
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/overhead.py --pairs 1600
 	$(BIN)/python benchmarks/service.py
-	$(BIN)/python benchmarks/without_gpu.py
+	$(BIN)/python benchmarks/contenders.py
+	$(BIN)/python benchmarks/without_gpu.py --pairs 16
 	$(BIN)/python benchmarks/prompts.py
 	$(BIN)/python benchmarks/integrations.py
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared import (
+    CPU_SETTINGS,
     MAX_LENGTH,
     Calls,
     Round,
@@ -30,6 +31,7 @@ from shared import (
     largest_difference,
     machine,
     nano_model,
+    plain_llm,
     settle,
     spread,
 )
@@ -41,12 +43,6 @@ from winnow.prompts import Limits, PromptBuilder, PromptLayout
 from winnow.templates import built_in
 
 CALLERS, QUERIES = 16, 32
-CPU_SETTINGS: dict[str, Any] = {
-    "dtype": "float32",
-    "enforce_eager": True,
-    "block_size": 32,
-    "gpu_memory_utilization": 0.2,
-}
 Prompts = list[list[list[int]]]
 
 
@@ -54,7 +50,7 @@ class Bench:
     """The engines and the contenders. Each contender takes calls, and returns the probabilities of each."""
 
     def __init__(self, model: str):
-        from vllm import LLM, PoolingParams
+        from vllm import PoolingParams
         from vllm.inputs import tokens_input
         from vllm.platforms import current_platform
 
@@ -71,15 +67,7 @@ class Bench:
         self._numbers = iter(range(10**12))
         self._params = partial(PoolingParams, task="classify", use_activation=False)
         self._input = tokens_input
-        self.llm = LLM(
-            model=model,
-            runner="pooling",
-            max_model_len=MAX_LENGTH,
-            **settings,
-            **({} if on_gpu else CPU_SETTINGS),
-            hf_overrides={**checkpoint.vllm_overrides},
-            disable_log_stats=True,
-        )
+        self.llm = plain_llm(model, MAX_LENGTH, settings or CPU_SETTINGS)
         self._score = partial(self.llm.score, chat_template=str(built_in("qwen3_reranker").source), use_tqdm=False)
         self._locked = behind_a_lock(lambda *call: [output.outputs.score for output in self._score(*call)])
 

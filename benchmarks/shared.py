@@ -11,9 +11,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import psutil
@@ -32,6 +32,13 @@ MAX_LENGTH = 1024
 # Characters of a document: prompts then have about 240 tokens.
 CHARACTERS = 180
 # Winnow's choices for a CPU, which change scores or costs; the rest is vLLM's default, as for everybody who starts it.
+CPU_SETTINGS: dict[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "block_size": 32,
+    "gpu_memory_utilization": 0.2,
+}
+# The same on the command line.
 STOCK_OPTIONS = "--dtype float32 --enforce-eager --block-size 32 --gpu-memory-utilization 0.2"
 
 Calls = list[tuple[str, list[str]]]
@@ -47,9 +54,24 @@ class Round(NamedTuple):
     cpu_us_per_pair: float
 
 
-def nano_model() -> str:
-    """The folder of a model so small that only the way to it counts."""
-    return str(build_tiny_reranker(Path(tempfile.mkdtemp()) / "qwen3-reranker-nano", layers=1, width=32))
+def nano_model(positions: int = MAX_LENGTH) -> str:
+    """The folder of a model so small that only the way to it counts; it reads prompts of `positions` tokens."""
+    folder = Path(tempfile.mkdtemp()) / "qwen3-reranker-nano"
+    return str(build_tiny_reranker(folder, layers=1, width=32, positions=positions))
+
+
+def plain_llm(model: str, max_length: int, settings: Mapping[str, Any] = CPU_SETTINGS) -> Any:
+    """VLLM's `LLM` of a model of Qwen3-Reranker's family."""
+    from vllm import LLM
+
+    return LLM(
+        model=model,
+        runner="pooling",
+        max_model_len=max_length,
+        hf_overrides={**open_checkpoint(model, recipe="qwen3-reranker").vllm_overrides},
+        disable_log_stats=True,
+        **settings,
+    )
 
 
 def calls_of(seed: str, calls: int, pairs: int) -> Calls:

@@ -15,23 +15,19 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from shared import largest_difference, machine, spread
+from shared import Score, largest_difference, machine, spread
+from ways import ByHand, SentenceTransformers, mean_tokens
 
 from demo_model import language_model
 from tiny_model import read_passages
 from winnow import Reranker
-from winnow.templates import built_in
 
-BATCH = 16
 # Tokens of a document: the rest of a prompt has 95.
 MEDIAN, SIGMA = 190, 0.4
-LABELS = ("no", "yes")
 WINNOW, CROSS_ENCODER, BY_HAND = "Winnow, engine='transformers'", "sentence-transformers CrossEncoder", "by hand"
-Score = Callable[[str, list[str]], list[float]]
 
 
 class Round(NamedTuple):
@@ -57,10 +53,6 @@ class Bench:
     """The model in each contender, in one data type."""
 
     def __init__(self, dtype: str):
-        import torch
-        from sentence_transformers import CrossEncoder
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         folder = str(language_model())
         self.reranker = Reranker(
             folder,
@@ -70,59 +62,16 @@ class Bench:
             device="cpu",
             engine_kwargs={"dtype": dtype},
         ).start()
-        self._cross_encoder: Any = CrossEncoder(
-            folder,
-            device="cpu",
-            local_files_only=True,
-            processor_kwargs={"chat_template": built_in("qwen3_reranker").source},
-            model_kwargs={"dtype": dtype},
-            activation_fn=torch.nn.Identity(),
-        )
-        load: Any = AutoModelForCausalLM.from_pretrained
-        self._model: Any = load(folder, dtype=dtype).eval()
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        self._labels = self._tokenizer.convert_tokens_to_ids(list(LABELS))
+        self._cross_encoder = SentenceTransformers(folder, dtype)
+        self.by_hand = ByHand(folder, dtype)
 
     def winnow(self, query: str, documents: list[str]) -> list[float]:
         """`Reranker.score`."""
         return self.reranker.score(query, documents)
 
-    def cross_encoder(self, query: str, documents: list[str]) -> list[float]:
-        """`CrossEncoder.predict`, which sorts, too."""
-        pairs = [(query, document) for document in documents]
-        scores: list[float] = self._cross_encoder.predict(pairs, batch_size=BATCH, show_progress_bar=False).tolist()
-        return scores
-
-    def by_hand(self, query: str, documents: list[str]) -> list[float]:
-        """The code of Qwen3-Reranker's model card, sorted, and with the logits of the last token alone."""
-        import torch
-
-        prompts = self._prompts(query, documents)
-        scores = [0.0] * len(documents)
-        order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
-        for batch in (order[at : at + BATCH] for at in range(0, len(order), BATCH)):
-            texts = [prompts[at] for at in batch]
-            inputs = self._tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
-            with torch.inference_mode():
-                logits = self._model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float()
-            no, yes = logits[:, self._labels].T.tolist()
-            for at, low, high in zip(batch, no, yes, strict=True):
-                scores[at] = high - low
-        return scores
-
-    def _prompts(self, query: str, documents: list[str]) -> list[str]:
-        messages = [[{"role": "query", "content": query}, {"role": "document", "content": one}] for one in documents]
-        template = built_in("qwen3_reranker").source
-        prompts: list[str] = self._tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
-        return prompts
-
-    def tokens(self, query: str, documents: list[str]) -> float:
-        """How many tokens a prompt has on average."""
-        return statistics.mean(map(len, self._tokenizer(self._prompts(query, documents))["input_ids"]))
-
     def contenders(self) -> dict[str, Score]:
         """What is compared, by its name in the table."""
-        return {WINNOW: self.winnow, CROSS_ENCODER: self.cross_encoder, BY_HAND: self.by_hand}
+        return {WINNOW: self.winnow, CROSS_ENCODER: self._cross_encoder.logits, BY_HAND: self.by_hand.logits}
 
 
 def measured(score: Score, query: str, documents: list[str]) -> Round:
@@ -153,7 +102,7 @@ def main() -> None:
         for name, score in contenders.items():
             rows[name].append(measured(score, query, documents))
             print(f"round {number}: {name:40} {rows[name][-1]}", file=sys.stderr, flush=True)
-    tokens = bench.tokens(*pairs_of(1, arguments.pairs))
+    tokens = mean_tokens(bench.by_hand.tokenizer, *pairs_of(1, arguments.pairs))
     ratios = {
         name: {
             field: statistics.median(

@@ -27,7 +27,14 @@ def read_passages() -> list[dict[str, str]]:
 
 
 def build_tiny_reranker(
-    folder: Path, *, vocabulary: int = 1000, seed: int = 0, texts: Iterable[str] = (), layers: int = 2, width: int = 64
+    folder: Path,
+    *,
+    vocabulary: int = 1000,
+    seed: int = 0,
+    texts: Iterable[str] = (),
+    layers: int = 2,
+    width: int = 64,
+    positions: int = 1024,
 ) -> Path:
     """Write a random Qwen3ForCausalLM and its tokenizer into `folder` and return the folder.
 
@@ -38,6 +45,7 @@ def build_tiny_reranker(
         texts: What the tokenizer is trained on, besides the demo's passages.
         layers: Number of layers.
         width: Hidden size.
+        positions: Most tokens of a prompt.
     """
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -68,7 +76,7 @@ def build_tiny_reranker(
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=1024,
+        max_position_embeddings=positions,
         tie_word_embeddings=True,
         initializer_range=0.08,  # large, so that scores differ from one another
     )
