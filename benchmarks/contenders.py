@@ -159,13 +159,14 @@ def summary(rounds: list[Round], of_winnow: list[Round]) -> dict[str, Any]:
 def table(report: Mapping[str, Any]) -> str:
     """A workload's table."""
     workload = Workload(**report["workload"])
-    rows = [
+    head = (
         f"\n**{workload.name}**: {workload.calls} queries × {workload.documents} documents a round, "
         f"{workload.callers} at once, prompts of {report['tokens_per_prompt']:.0f} tokens, medians of "
         f"{len(report['rounds'][WINNOW])} rounds; scores differ by {max(report['score_differences'].values()):.0e} at "
-        f"most; load {report['load'][0]:.1f}\n",
-        "| | pairs/s (least to most) | Winnow's, compared with it | a query's p50, ms | p99, ms |\n|---|---|---|---|---|",
-    ]
+        f"most; load {report['load'][0]:.1f}\n"
+    )
+    columns = ["", "pairs/s (least to most)", "Winnow's, compared with it", "a query's p50, ms", "p99, ms"]
+    rows = [head, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, row in report["contenders"].items():
         p99 = "" if row["p99_ms"] is None else f"{row['p99_ms']:.0f}"
         speed = spread(row["pairs_per_s"], 0 if min(row["pairs_per_s"]) > 100 else 2)

@@ -19,93 +19,6 @@ _TEMPLATE = str(built_in("qwen3_reranker").source)
 _DEFAULT_INSTRUCTION = '"Given a web search query, retrieve relevant passages that answer the query"'
 
 
-class Ways(contextlib.ExitStack):
-    """The ways to score with a model. What a way needs starts when it is first used, and runs until this is left.
-
-    Each public method takes an instruction, and returns what scores with it.
-    """
-
-    def __init__(self, model: str, max_length: int):
-        super().__init__()
-        self._model, self._max_length = model, max_length
-
-    def winnow(self, instruction: str | None) -> Score:
-        return partial(self._in_process.score, instruction=instruction)
-
-    def winnow_server(self, instruction: str | None) -> Score:
-        return partial(self._on_server.score, instruction=instruction)
-
-    def vllm_ranker(self, instruction: str | None) -> Score:
-        from haystack import Document
-        from haystack_integrations.components.rankers.vllm import VLLMRanker
-
-        ranker = VLLMRanker(
-            model=self._model,
-            api_key=None,
-            api_base_url=f"{self._server}/v1",
-            # Where many callers wait, it takes longer than httpx's 5 seconds.
-            http_client_kwargs={"timeout": 600, "trust_env": False},
-            extra_parameters={"instruction": instruction} if instruction else None,
-        )
-        self.callback(ranker.close)
-
-        def score(query: str, documents: list[str]) -> list[float]:
-            # Given ids: whoever reranks has documents with ids already.
-            given = [Document(id=str(at), content=text) for at, text in enumerate(documents)]
-            found = ranker.run(query=query, documents=given)["documents"]
-            return [one.score for one in sorted(found, key=lambda one: int(one.id))]
-
-        return score
-
-    def llm_score(self, instruction: str | None) -> Score:
-        template = _TEMPLATE
-        if instruction:  # `LLM.score` has no argument for it
-            template = template.replace(_DEFAULT_INSTRUCTION, json.dumps(instruction))
-        score = partial(self._llm.score, chat_template=template, use_tqdm=False)
-        return lambda query, documents: [output.outputs.score for output in score(query, documents)]
-
-    def locked(self, instruction: str | None) -> Score:
-        return behind_a_lock(self.llm_score(instruction))
-
-    def cross_encoder(self, instruction: str | None) -> Score:
-        return partial(_probabilities, self._cross_encoder.logits, instruction)
-
-    def by_hand(self, instruction: str | None) -> Score:
-        return partial(_probabilities, self._by_hand.logits, instruction)
-
-    def _reranker(self, **settings: Any) -> Reranker:
-        common: dict[str, Any] = {"recipe": "qwen3-reranker", "template": "qwen3_reranker"}
-        reranker = Reranker(self._model, max_length=self._max_length, **common, **settings)
-        return self.enter_context(reranker).start()
-
-    @cached_property
-    def _in_process(self) -> Reranker:
-        return self._reranker(engine="vllm", engine_kwargs={"dtype": "float32"})
-
-    @cached_property
-    def _on_server(self) -> Reranker:
-        return self._reranker(engine="server", url=self._server)
-
-    @cached_property
-    def _server(self) -> str:
-        url, _ = self.enter_context(server(stock_command(self._model, self._max_length)))
-        return url
-
-    @cached_property
-    def _llm(self) -> Any:
-        llm = plain_llm(self._model, self._max_length)
-        self.callback(llm.llm_engine.engine_core.shutdown)
-        return llm
-
-    @cached_property
-    def _cross_encoder(self) -> SentenceTransformers:
-        return SentenceTransformers(self._model, "float32")
-
-    @cached_property
-    def _by_hand(self) -> ByHand:
-        return ByHand(self._model, "float32")
-
-
 class SentenceTransformers:
     """`CrossEncoder.predict`, which sorts by length."""
 
@@ -178,3 +91,97 @@ def _probabilities(
     logits: Callable[..., list[float]], instruction: str | None, query: str, documents: list[str]
 ) -> list[float]:
     return [1 / (1 + math.exp(-logit)) for logit in logits(query, documents, instruction)]
+
+
+class Ways(contextlib.ExitStack):
+    """The ways to score with a model. What a way needs starts when it is first used, and runs until this is left.
+
+    Each public method takes an instruction, and returns what scores with it.
+    """
+
+    def __init__(self, model: str, max_length: int):
+        super().__init__()
+        self._model, self._max_length = model, max_length
+
+    def winnow(self, instruction: str | None) -> Score:
+        """`Reranker.score`, vLLM in this process."""
+        return partial(self._in_process.score, instruction=instruction)
+
+    def winnow_server(self, instruction: str | None) -> Score:
+        """`Reranker.score`, vLLM's own server."""
+        return partial(self._on_server.score, instruction=instruction)
+
+    def vllm_ranker(self, instruction: str | None) -> Score:
+        """Haystack's `VLLMRanker`, which asks `/rerank` of the same server."""
+        from haystack import Document
+        from haystack_integrations.components.rankers.vllm import VLLMRanker
+
+        ranker = VLLMRanker(
+            model=self._model,
+            api_key=None,
+            api_base_url=f"{self._server}/v1",
+            # Where many callers wait, it takes longer than httpx's 5 seconds.
+            http_client_kwargs={"timeout": 600, "trust_env": False},
+            extra_parameters={"instruction": instruction} if instruction else None,
+        )
+        self.callback(ranker.close)
+
+        def score(query: str, documents: list[str]) -> list[float]:
+            # Given ids: whoever reranks has documents with ids already.
+            given = [Document(id=str(at), content=text) for at, text in enumerate(documents)]
+            found = ranker.run(query=query, documents=given)["documents"]
+            return [one.score for one in sorted(found, key=lambda one: int(one.id))]
+
+        return score
+
+    def llm_score(self, instruction: str | None) -> Score:
+        """VLLM's `LLM.score`, for one thread."""
+        template = _TEMPLATE
+        if instruction:  # `LLM.score` has no argument for it
+            template = template.replace(_DEFAULT_INSTRUCTION, json.dumps(instruction))
+        score = partial(self._llm.score, chat_template=template, use_tqdm=False)
+        return lambda query, documents: [output.outputs.score for output in score(query, documents)]
+
+    def locked(self, instruction: str | None) -> Score:
+        """`LLM.score` for many threads."""
+        return behind_a_lock(self.llm_score(instruction))
+
+    def cross_encoder(self, instruction: str | None) -> Score:
+        """sentence-transformers."""
+        return partial(_probabilities, self._cross_encoder.logits, instruction)
+
+    def by_hand(self, instruction: str | None) -> Score:
+        """Transformers alone."""
+        return partial(_probabilities, self._by_hand.logits, instruction)
+
+    def _reranker(self, **settings: Any) -> Reranker:
+        common: dict[str, Any] = {"recipe": "qwen3-reranker", "template": "qwen3_reranker"}
+        reranker = Reranker(self._model, max_length=self._max_length, **common, **settings)
+        return self.enter_context(reranker).start()
+
+    @cached_property
+    def _in_process(self) -> Reranker:
+        return self._reranker(engine="vllm", engine_kwargs={"dtype": "float32"})
+
+    @cached_property
+    def _on_server(self) -> Reranker:
+        return self._reranker(engine="server", url=self._server)
+
+    @cached_property
+    def _server(self) -> str:
+        url, _ = self.enter_context(server(stock_command(self._model, self._max_length)))
+        return url
+
+    @cached_property
+    def _llm(self) -> Any:
+        llm = plain_llm(self._model, self._max_length)
+        self.callback(llm.llm_engine.engine_core.shutdown)
+        return llm
+
+    @cached_property
+    def _cross_encoder(self) -> SentenceTransformers:
+        return SentenceTransformers(self._model, "float32")
+
+    @cached_property
+    def _by_hand(self) -> ByHand:
+        return ByHand(self._model, "float32")
