@@ -129,7 +129,7 @@ def measure(ways: Ways, workload: Workload, texts: Texts, rounds: int) -> dict[s
     found: dict[str, list[Round]] = {name: [] for name in scores}
     for number in range(min(rounds, workload.rounds)):
         for at, (name, score) in enumerate(scores.items()):
-            calls = texts.calls(workload, number, f"{number}.{at}")
+            calls = texts.calls(workload, number, f"{workload.name} {number}.{at}")
             found[name].append(measured(score, calls, workload.callers if CONTENDERS[name].for_all else 1))
             print(f"{workload.name} {number}: {name:32} {found[name][-1].pairs_per_s:.1f} pairs/s", file=sys.stderr)
     return {
@@ -145,7 +145,7 @@ def summary(rounds: list[Round], of_winnow: list[Round]) -> dict[str, Any]:
     """The numbers of a contender's row."""
     times = sorted(time for one in rounds for time in one.call_ms)
     return {
-        "pairs_per_s": [one.pairs_per_s for one in rounds],
+        "pairs_per_s": statistics.median(one.pairs_per_s for one in rounds),
         "winnow_beside_it": statistics.median(
             ours.pairs_per_s / one.pairs_per_s for ours, one in zip(of_winnow, rounds, strict=True)
         ),
@@ -169,7 +169,7 @@ def table(report: Mapping[str, Any]) -> str:
     rows = [head, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, row in report["contenders"].items():
         p99 = "" if row["p99_ms"] is None else f"{row['p99_ms']:.0f}"
-        speed = spread(row["pairs_per_s"], 0 if min(row["pairs_per_s"]) > 100 else 2)
+        speed = spread([one["pairs_per_s"] for one in report["rounds"][name]], 0 if row["pairs_per_s"] > 100 else 2)
         rows.append(f"| {name} | {speed} | {row['winnow_beside_it']:.2f} | {row['p50_ms']:.0f} | {p99} |")
     return "\n".join(rows)
 
