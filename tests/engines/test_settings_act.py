@@ -199,6 +199,25 @@ def test_a_setting_acts(engine: str, name: str, tiny_model: str, monkeypatch: py
     assert way.read(made(tiny_model, engine, engine_kwargs={name: way.value})) == expected
 
 
+@pytest.mark.slow
+def test_a_step_of_vllm_on_a_cpu_is_short_but_takes_a_whole_prompt_that_cannot_be_split(
+    tiny_model: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("vllm")
+    from vllm.platforms import current_platform
+    from vllm.usage.usage_lib import UsageContext
+
+    if not current_platform.is_cpu():
+        pytest.skip("vLLM's own batch sizes hold on a GPU")
+    encoder = FAMILIES["ms-marco-minilm-l6-v2"](tmp_path / "encoder")
+    patch_config(encoder, max_position_embeddings=2048)
+    tokenizer = encoder / "tokenizer_config.json"
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"model_max_length": 2048}))
+    for model, tokens in ((tiny_model, 1024), (str(encoder), 2048)):
+        config = made(model, "vllm", max_length=tokens)._engine_args.create_engine_config(UsageContext.LLM_CLASS)
+        assert config.scheduler_config.max_num_batched_tokens == tokens
+
+
 @pytest.mark.parametrize("engine", ["vllm", "server", "transformers"])
 def test_the_length_acts(engine: str, tiny_model: str) -> None:
     if engine == "vllm":

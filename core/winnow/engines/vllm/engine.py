@@ -62,7 +62,7 @@ class VllmEngine:
         self.checkpoint = checkpoint
         quieten()
         try:
-            from vllm.engine.arg_utils import AsyncEngineArgs
+            from winnow.engines.vllm.engine_args import EngineArgs
         except ImportError as error:
             raise MissingExtraError("vllm", "vllm") from error
         checkpoint.check_runs_on_vllm()
@@ -70,7 +70,7 @@ class VllmEngine:
         self.stall_timeout = float(engine_kwargs.pop("stall_timeout", None) or SETTINGS["stall_timeout"].default)
         self.answered = 0
         check_fields(engine_kwargs)
-        self._engine_args = AsyncEngineArgs(
+        self._engine_args = EngineArgs(
             **{
                 "model": checkpoint.model,
                 "max_model_len": max_length,
