@@ -77,6 +77,11 @@ class RayNodes:
             return ray.is_initialized()
 
         self._wait(is_connected)
+        self._wait_for_both()
+
+    def _wait_for_both(self) -> None:
+        import ray
+
         self._wait(lambda: ray.cluster_resources().get("CPU") == 2)
 
     def _wait(self, is_true: Callable[[], bool]) -> None:
@@ -104,17 +109,30 @@ class RayNodes:
                     continue
         return found
 
+    def lose_second(self) -> None:
+        """Kill the second node: what a machine that fails looks like to the others."""
+        _kill(self._processes.pop())
+
+    def add_second(self) -> None:
+        """Start a second node again, and wait for it."""
+        self._start(f"--address={self.address}")
+        self._wait_for_both()
+
     def stop(self) -> None:
         """End the cluster."""
         import ray
 
         ray.shutdown()
-        nodes = [psutil.Process(node.pid) for node in self._processes]
-        every = [*nodes, *(child for node in nodes for child in node.children(recursive=True))]
-        for process in every:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        for node in self._processes:
-            node.wait()
-        psutil.wait_procs(every, timeout=30)
+        _kill(*self._processes)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _kill(*nodes: subprocess.Popen[bytes]) -> None:
+    own = [psutil.Process(node.pid) for node in nodes]
+    every = [*own, *(child for node in own for child in node.children(recursive=True))]
+    for process in every:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    for node in nodes:
+        node.wait()
+    psutil.wait_procs(every, timeout=30)

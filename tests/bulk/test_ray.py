@@ -117,6 +117,21 @@ def test_an_actor_that_is_killed_is_replaced(ray_nodes: RayNodes, tmp_path: Path
     assert done_lines(out) == 20
 
 
+def test_the_work_of_a_node_that_is_lost_goes_to_the_other(ray_nodes: RayNodes, tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "in.jsonl", rows(40, lambda _: 20))
+    out = tmp_path / "out"
+    command = bulk_command(file, out, "delay=0.1")
+    with subprocess.Popen(command, env={**os.environ, **ray_nodes.environment}, stderr=subprocess.PIPE) as driver:
+        wait_for(lambda: (done_lines(out) and len(ray_nodes.workers()) == 2) or driver.poll() is not None)
+        ray_nodes.lose_second()
+        assert done_lines(out) < 20
+        _, stderr = driver.communicate(timeout=240)
+        assert driver.returncode == 0, stderr
+    ray_nodes.add_second()
+    assert parts_in(out) == alone(JsonlSource([file], Columns()), tmp_path / "alone", 2)
+    assert done_lines(out) == 20
+
+
 def bulk_command(file: Path, out: Path, *engine_args: str) -> list[str]:
     command = [sys.executable, "-m", "winnow_command", "bulk", "-i", str(file), "-o", str(out), "-m", "any"]
     given = [word for argument in engine_args for word in ("--engine-arg", argument)]
