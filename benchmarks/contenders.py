@@ -60,7 +60,7 @@ WORKLOADS: dict[str, tuple[int, list[Workload]]] = {
     "nano": (
         33 * 1024,
         [
-            Workload("latency", 20, 100, (WINNOW, WINNOW_SERVER, VLLM_RANKER, LLM_SCORE, CROSS_ENCODER, BY_HAND)),
+            Workload("latency", 10, 100, (WINNOW, WINNOW_SERVER, VLLM_RANKER, LLM_SCORE, CROSS_ENCODER, BY_HAND)),
             Workload("callers", 64, 100, (WINNOW, WINNOW_SERVER, VLLM_RANKER, LOCKED), callers=64, rounds=3),
             Workload("offline", 32, 625, (WINNOW, WINNOW_ONE, LOCKED, LLM_SCORE), callers=16, rounds=1),
             Workload("instruction", 5, 100, (WINNOW, VLLM_RANKER, LLM_SCORE, BY_HAND), instruction_tokens=300),
@@ -131,7 +131,7 @@ def measure(ways: Ways, workload: Workload, texts: Texts, rounds: int) -> dict[s
         for at, (name, score) in enumerate(scores.items()):
             calls = texts.calls(workload, number, f"{workload.name} {number}.{at}")
             found[name].append(measured(score, calls, workload.callers if CONTENDERS[name].for_all else 1))
-            print(f"{workload.name} {number}: {name:32} {found[name][-1].pairs_per_s:.1f} pairs/s", file=sys.stderr)
+            print(f"{workload.name} {number}: {name:32} {found[name][-1].pairs_per_s:.4g} pairs/s", file=sys.stderr)
     return {
         "workload": workload._asdict(),
         "score_differences": apart,
@@ -160,8 +160,8 @@ def table(report: Mapping[str, Any]) -> str:
     """A workload's table."""
     workload = Workload(**report["workload"])
     head = (
-        f"\n**{workload.name}**: {workload.calls} queries × {workload.documents} documents a round, "
-        f"{workload.callers} at once, prompts of {report['tokens_per_prompt']:.0f} tokens, medians of "
+        f"\n**{workload.name}**: queries × documents of a round {workload.calls} × {workload.documents}, "
+        f"{workload.callers} at once; prompts of {report['tokens_per_prompt']:.0f} tokens, medians of "
         f"{len(report['rounds'][WINNOW])} rounds; scores differ by {max(report['score_differences'].values()):.0e} at "
         f"most; load {report['load'][0]:.1f}\n"
     )

@@ -37,7 +37,7 @@ class Workload(NamedTuple):
 
     def sample(self) -> "Workload":
         """A few pairs of it, on which the contenders have to agree."""
-        return self._replace(calls=min(self.calls, 2), documents=min(self.documents, 16))
+        return self._replace(calls=min(self.calls, 2), documents=min(self.documents, 8))
 
 
 class Texts:
