@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tracemalloc
 import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -269,6 +270,28 @@ def test_windows_without_overlap_are_the_text() -> None:
         assert "".join(text[len(before) : -len(after)] for text in texts) == document
 
     check()
+
+
+def test_a_window_does_not_copy_the_rest_of_the_text() -> None:
+    """Else the time for a long text would grow with its square."""
+    _, builder = qwen_like_builder("llama3_like", max_length=90, on_overflow="window")
+    text = "dull boy " * 2_000_000
+    looks = 0  # one before the document, and one before each further window
+
+    def is_over() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            tracemalloc.reset_peak()
+        return looks > 4
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            builder.build("q", [text], is_over=is_over)
+        assert tracemalloc.get_traced_memory()[1] < len(text) / 10
+    finally:
+        tracemalloc.stop()
 
 
 def test_windows_of_a_tenth_overlap_by_default() -> None:

@@ -141,8 +141,7 @@ class PromptBuilder:
 
     def _read(self, scaffold: Scaffold, texts: Sequence[str]) -> list[_Fit]:
         """For each text, a beginning of so many characters that its tokens fill the room, or the whole text."""
-        room = max(scaffold.room, 1) + CUT_WORD
-        reach, most = CHARACTERS_PER_TOKEN * room, MOST_CHARACTERS_PER_TOKEN * room
+        reach, most = (count * _tokens_read(scaffold) for count in (CHARACTERS_PER_TOKEN, MOST_CHARACTERS_PER_TOKEN))
         fits: list[_Fit] = []
         for text, ids in zip(texts, scaffold.encode(self._tokenizer, [text[:reach] for text in texts]), strict=True):
             within = reach
@@ -210,6 +209,7 @@ class PromptBuilder:
     def _windows(
         self, text: str, scaffold: Scaffold, first: _Fit, is_over: Callable[[], bool] | None
     ) -> DocumentPrompts:
+        most = MOST_CHARACTERS_PER_TOKEN * _tokens_read(scaffold)
         windows = [first.ids]
         start, end = 0, first.end
         while start + end < len(text) and end:
@@ -217,7 +217,8 @@ class PromptBuilder:
             window = text[start : start + end]
             spans = self._tokenizer.encode_with_offsets([window])[0].offsets
             start += cut_before(window, spans, math.ceil(len(spans) * (1 - self._limits.window_overlap))) or end
-            [(ids, end)] = self._fit(scaffold, [text[start:]])
+            # Not all the rest, which to copy for each window of a long text would take time that grows with its square.
+            [(ids, end)] = self._fit(scaffold, [text[start : start + most]])
             windows.append(ids)
         return self._document_prompts(scaffold, windows, start + end < len(text))
 
@@ -262,6 +263,11 @@ class PromptBuilder:
         images = tuple(one for one in media if isinstance(one, PromptImage))
         videos = tuple(one for one in media if isinstance(one, PromptVideo))
         return Prompt(self.layout.vision.expanded(ids, media), second_type_from, images, videos)
+
+
+def _tokens_read(scaffold: Scaffold) -> int:
+    """How many tokens of a text are read, to see which of them fit."""
+    return max(scaffold.room, 1) + CUT_WORD
 
 
 def _as_source(document: str | Source, at: int) -> Source:
