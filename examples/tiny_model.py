@@ -12,7 +12,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 PASSAGES = Path(__file__).with_name("passages.jsonl")
 
@@ -24,6 +27,25 @@ ADDED_TOKENS = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
 def read_passages() -> list[dict[str, str]]:
     """The passages of the demo: dictionaries with `id` and `text`."""
     return [json.loads(line) for line in PASSAGES.read_text(encoding="utf-8").splitlines()]
+
+
+def build_tokenizer(vocabulary: int = 1000, texts: Iterable[str] = ()) -> "Tokenizer":
+    """A small byte-level BPE with Qwen3's control tokens; the arguments are those of `build_tiny_reranker`."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    # The two labels are repeated, so that each becomes a single token.
+    corpus = [*texts, *(passage["text"] for passage in read_passages()), "yes no " * 50, "no\nyes\n" * 50]
+    tokenizer.train_from_iterator(["yes", "no"] * 500 + corpus, trainer)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in ADDED_TOKENS])
+    return tokenizer
 
 
 def build_tiny_reranker(
@@ -48,21 +70,9 @@ def build_tiny_reranker(
         positions: Most tokens of a prompt.
     """
     import torch
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    # The two labels are repeated, so that each becomes a single token.
-    corpus = [*texts, *(passage["text"] for passage in read_passages()), "yes no " * 50, "no\nyes\n" * 50]
-    tokenizer.train_from_iterator(["yes", "no"] * 500 + corpus, trainer)
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in ADDED_TOKENS])
+    tokenizer = build_tokenizer(vocabulary, texts)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     ).save_pretrained(folder)
