@@ -2,8 +2,9 @@
 
 A model so small that only the way to it counts runs three times: in a `Reranker` of this process, in `winnow serve`,
 and in vLLM's own server with the same template. 64 callers have one request each in flight, over HTTP on 64
-connections that stay open. All contenders score the same number of pairs in turn; each round has texts that no other
-has seen. Then requests of 10 documents are timed one after another, first alone, then while one of 10,000 runs.
+connections that stay open; the client is aiohttp, as in `vllm bench serve`. All contenders score the same number of
+pairs in turn; each round has texts that no other has seen. Then requests of 10 documents are timed one after another,
+first alone, then while one of 10,000 runs.
 
     python benchmarks/service.py [--rounds 5] [--requests 128] [--json FILE]
 """
@@ -20,7 +21,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
+import aiohttp
 import psutil
 from shared import (
     MAX_LENGTH,
@@ -88,22 +89,29 @@ def in_process(reranker: Reranker) -> Contender:
     return Contender(IN_PROCESS, score, psutil.Process())
 
 
-def over_http(name: str, client: httpx.AsyncClient, process: psutil.Process, model: str) -> Contender:
+def over_http(name: str, client: aiohttp.ClientSession, process: psutil.Process, model: str) -> Contender:
     """`POST /rerank`. Bodies are made before the clock starts and answers read after it ends: both are the client's."""
 
     async def score(calls: Calls) -> tuple[list[list[float]], float]:
         bodies = [body_of(model, query, documents) for query, documents in calls]
-        answers: list[httpx.Response] = [httpx.Response(0) for _ in calls]
+        answers = [b""] * len(calls)
 
         async def ask(number: int) -> None:
-            answers[number] = await client.post("/rerank", content=bodies[number])
+            answers[number] = await post(client, bodies[number])
 
         seconds = await by_callers(ask, len(calls))
-        results = [answer.raise_for_status().json()["results"] for answer in answers]
+        results = [json.loads(answer)["results"] for answer in answers]
         by_index = [sorted(one, key=lambda result: int(result["index"])) for one in results]
         return [[result["relevance_score"] for result in one] for one in by_index], seconds
 
     return Contender(name, score, process)
+
+
+async def post(client: aiohttp.ClientSession, body: bytes) -> bytes:
+    """The answer to a request."""
+    async with client.post("/rerank", data=body) as answer:
+        answer.raise_for_status()
+        return await answer.read()
 
 
 def body_of(model: str, query: str, documents: list[str]) -> bytes:
@@ -122,19 +130,19 @@ async def measured(contender: Contender, calls: Calls) -> Round:
     return Round(pairs / seconds, cpu / pairs * 1e6)
 
 
-async def latencies(client: httpx.AsyncClient, model: str, seed: str, stop: Callable[[int], bool]) -> list[float]:
+async def latencies(client: aiohttp.ClientSession, model: str, seed: str, stop: Callable[[int], bool]) -> list[float]:
     """Seconds of small requests, one after another, until `stop` of their number is true."""
     seconds: list[float] = []
     while not stop(len(seconds)):
         [(query, documents)] = calls_of(f"{seed} {len(seconds)}", 1, SMALL)
         body = body_of(model, query, documents)
         begin = time.perf_counter()
-        (await client.post("/rerank", content=body)).raise_for_status()
+        await post(client, body)
         seconds.append(time.perf_counter() - begin)
     return seconds
 
 
-async def small_beside_large(client: httpx.AsyncClient, model: str) -> dict[str, list[float]]:
+async def small_beside_large(client: aiohttp.ClientSession, model: str) -> dict[str, list[float]]:
     """Seconds of small requests alone and beside a large one."""
     await latencies(client, model, "warm", lambda count: count == SMALL_REQUESTS // 10)
     alone = await latencies(client, model, "alone", lambda count: count == SMALL_REQUESTS)
@@ -143,9 +151,9 @@ async def small_beside_large(client: httpx.AsyncClient, model: str) -> dict[str,
     while len(beside) < SMALL_REQUESTS and len(whole) < MOST_LARGE:
         [(query, documents)] = calls_of(f"large {len(whole)}", 1, LARGE)
         begin = time.perf_counter()
-        large = asyncio.ensure_future(client.post("/rerank", content=body_of(model, query, documents)))
+        large = asyncio.ensure_future(post(client, body_of(model, query, documents)))
         beside += await latencies(client, model, f"beside {len(whole)}", lambda _, done=large.done: done())
-        large.result().raise_for_status()
+        large.result()
         whole.append(time.perf_counter() - begin)
     return {"alone": alone, "beside": beside, "large": whole}
 
@@ -160,12 +168,14 @@ def waits_of(found: dict[str, list[float]]) -> dict[str, float]:
 
 
 async def compare(arguments: argparse.Namespace, model: str, urls: dict[str, tuple[str, psutil.Process]]) -> None:
-    limits = httpx.Limits(max_connections=CALLERS, max_keepalive_connections=CALLERS)
+    patience = aiohttp.ClientTimeout(total=600)
     headers = {"Content-Type": "application/json"}
     async with contextlib.AsyncExitStack() as stack:
         clients = {
             name: await stack.enter_async_context(
-                httpx.AsyncClient(base_url=url, limits=limits, headers=headers, timeout=600, trust_env=False)
+                aiohttp.ClientSession(
+                    url, connector=aiohttp.TCPConnector(limit=CALLERS), headers=headers, timeout=patience
+                )
             )
             for name, (url, _) in urls.items()
         }
