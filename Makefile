@@ -85,7 +85,6 @@ examples: $(STAMP)  ## run the notebooks and write what they show into them, and
 
 # Smaller rounds than the scripts have by themselves, so that all of it takes less than 25 minutes on 2 cores.
 bench: $(STAMP)  ## print the numbers of the README and of docs/performance.md
-	$(BIN)/python benchmarks/concurrency.py
 	$(BIN)/python benchmarks/overhead.py --pairs 1600
 	$(BIN)/python benchmarks/service.py
 	$(BIN)/python benchmarks/contenders.py

@@ -12,6 +12,7 @@ import asyncio
 import json
 import math
 import os
+import random
 import statistics
 import sys
 import time
@@ -243,12 +244,13 @@ def main() -> None:
     lengths = [len(ids) for call in calls_of("check", QUERIES, 320) for ids in bench.ids(*call)]
     rows: dict[str, list[Round]] = {one.name: [] for one in CONTENDERS if arguments.only in one.name}
     for number in range(-1, arguments.rounds):  # the first round warms up
-        for at, contender in enumerate(CONTENDERS):
-            if contender.name in rows:
-                found = measured(bench, contender, f"{number + 1}.{at}", arguments.pairs)
-                if number >= 0:
-                    rows[contender.name].append(found)
-                print(f"round {number}: {contender.name:44} {found}", file=sys.stderr, flush=True)
+        turns = [one for one in CONTENDERS if one.name in rows]
+        random.Random(number).shuffle(turns)  # noqa: S311 - so that none always comes after the same other one
+        for contender in turns:
+            found = measured(bench, contender, f"{number + 1}.{contender.name}", arguments.pairs)
+            if number >= 0:
+                rows[contender.name].append(found)
+            print(f"round {number}: {contender.name:44} {found}", file=sys.stderr, flush=True)
     bench.close()
 
     report = {
