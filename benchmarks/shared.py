@@ -57,8 +57,8 @@ class Round(NamedTuple):
 def nano_model(positions: int = MAX_LENGTH) -> str:
     """The folder of a model so small that only the way to it counts; it reads prompts of `positions` tokens.
 
-    vLLM's worker computes it with one thread. Several would wait for each other without a pause after each operation, and
-    keep the processors from the way to the model.
+    vLLM's worker computes it with one thread. Several would wait for each other without a pause after each operation,
+    and keep the processors from the way to the model.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = Path(tempfile.mkdtemp()) / "qwen3-reranker-nano"
