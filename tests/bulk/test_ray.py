@@ -118,18 +118,23 @@ def test_an_actor_that_is_killed_is_replaced(ray_nodes: RayNodes, tmp_path: Path
 
 
 def test_the_work_of_a_node_that_is_lost_goes_to_the_other(ray_nodes: RayNodes, tmp_path: Path) -> None:
-    file = write_jsonl(tmp_path / "in.jsonl", rows(40, lambda _: 20))
+    """On a busy machine the worker on the second node may not have started when half of the work is done."""
+    file = write_jsonl(tmp_path / "in.jsonl", rows(100, lambda _: 20))
     out = tmp_path / "out"
-    command = bulk_command(file, out, "delay=0.1")
+
+    def is_time() -> bool:
+        return (done_lines(out) > 0 and len(ray_nodes.workers()) == 2) or done_lines(out) > 25
+
+    command = bulk_command(file, out, "delay=0.2")
     with subprocess.Popen(command, env={**os.environ, **ray_nodes.environment}, stderr=subprocess.PIPE) as driver:
-        wait_for(lambda: (done_lines(out) and len(ray_nodes.workers()) == 2) or driver.poll() is not None)
+        wait_for(lambda: is_time() or driver.poll() is not None)
         ray_nodes.lose_second()
-        assert done_lines(out) < 20
-        _, stderr = driver.communicate(timeout=240)
+        assert done_lines(out) < 50
+        _, stderr = driver.communicate(timeout=600)
         assert driver.returncode == 0, stderr
     ray_nodes.add_second()
     assert parts_in(out) == alone(JsonlSource([file], Columns()), tmp_path / "alone", 2)
-    assert done_lines(out) == 20
+    assert done_lines(out) == 50
 
 
 def bulk_command(file: Path, out: Path, *engine_args: str) -> list[str]:

@@ -50,6 +50,12 @@ def evaluate(folder: Path, *arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [str(word) for word in [*command, *arguments]])
 
 
+def test_long_work_has_a_progress_bar(folder: Path) -> None:
+    done = evaluate(folder, "--engine-arg", "delay=1.5")  # it appears after a second
+    assert "reranking:" in done.stderr
+    assert "12/12" in done.stderr
+
+
 def test_it_prints_what_a_person_wants_to_know(folder: Path) -> None:
     done = evaluate(folder)
     assert done.exit_code == 0, done.output
@@ -183,5 +189,4 @@ def test_what_was_killed_goes_on_and_scores_nothing_twice(tiny_model: str, passa
     output, errors = start().communicate()
     [found] = json.loads(output)["evaluations"]
     costs = found["costs"]["bm25 + qwen3-reranker-tiny"]
-    assert (costs["documents"], costs["cache_hits"], costs["pairs_per_second"]) == (900, kept, None)
-    assert "reranking:" in errors  # the progress bar
+    assert (costs["documents"], costs["cache_hits"], costs["pairs_per_second"]) == (900, kept, None), errors
