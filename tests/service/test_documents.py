@@ -1,16 +1,21 @@
 """The forms of queries and documents, images among them."""
 
+import asyncio
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given as given_by
+from hypothesis import strategies as st
 
 from running import running
 from winnow import Document, Reranker
 from winnow.service.documents import document_in_answer, document_of
 from winnow.service.errors import Json, ServiceError
+from winnow.service.pieces import pieces
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 URI = f"data:image/png;base64,{PNG}"
@@ -58,8 +63,31 @@ def test_a_document_goes_back_as_an_object_with_a_text() -> None:
     assert document_in_answer({"image": URI}, image) == {"text": "", "multi_modal": [part]}
 
 
-def test_half_of_a_surrogate_pair_does_not_break_an_answer() -> None:
+def test_what_json_cannot_hold_does_not_break_an_answer() -> None:
     assert Json({"text": "a\ud800"}).body == b'{"text":"a?"}'
+    assert Json({"text": "ä", "weight": math.nan}).body == '{"text":"ä","weight":null}'.encode()
+    assert Json({"text": "a\ud800", "weight": math.inf}).body == b'{"text":"a?","weight":null}'
+
+
+@given_by(st.integers(0, 3000))
+def test_other_work_goes_on_between_the_pieces_of_a_long_answer(count: int) -> None:
+    async def main() -> None:
+        done, others = [], 0
+
+        async def other() -> None:
+            nonlocal others
+            while True:
+                others += 1
+                await asyncio.sleep(0)
+
+        working = asyncio.ensure_future(other())
+        async for piece in pieces(range(count)):
+            done += piece
+            assert len(done) <= 500 * (others + 1)
+        working.cancel()
+        assert done == list(range(count))
+
+    asyncio.run(main())
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Hashable
+from contextlib import nullcontext
 from dataclasses import replace
 
 from winnow.errors import DocumentError, TemplateError
@@ -13,6 +14,9 @@ from winnow.prompts.values import Source
 
 logger = logging.getLogger(__name__)
 
+# Scaffolds that are kept: as many as calls of one reranker may run at once.
+_MADE = 64
+
 
 class ScaffoldBuilder:
     """Makes the scaffolds of queries, which are cut if they are too long.
@@ -23,7 +27,8 @@ class ScaffoldBuilder:
 
     def __init__(self, layout: PromptLayout):
         self._layout = layout
-        self._long: tuple[Hashable, Scaffold] | None = None  # the last long query's
+        self._made: dict[Hashable, Scaffold] = {}  # of the last queries
+        self._lock = ForkSafeLock()
         self._long_lock = ForkSafeLock()
         self._used: tuple[str, int] | None = None  # the last instruction, and tokens of the prompt with it alone
 
@@ -34,13 +39,19 @@ class ScaffoldBuilder:
             DocumentError: The query is too long, and `on_overflow` is "error"; or its medium alone is too large.
             TemplateError: Template and instruction leave no room.
         """
-        if len(query.text) <= CHARACTERS_PER_TOKEN * self._layout.limits.max_length:
-            return self._cut_to_fit(query, instruction)
+        # The slices of a call come with the same query one after another, and at once. It may be made twice then, but
+        # not if that takes long.
         key = (query.text, instruction, None if query.medium is None else query.medium.key)
-        with self._long_lock:  # the slices of a call come with it one after another, and at once
-            if self._long is None or self._long[0] != key:
-                self._long = key, self._cut_to_fit(query, instruction)
-            return self._long[1]
+        is_long = len(query.text) > CHARACTERS_PER_TOKEN * self._layout.limits.max_length
+        with self._long_lock if is_long else nullcontext():
+            made = self._made.get(key)
+            if made is None:
+                made = self._cut_to_fit(query, instruction)
+                with self._lock:
+                    self._made[key] = made
+                    if len(self._made) > _MADE:
+                        del self._made[next(iter(self._made))]
+        return made
 
     def _cut_to_fit(self, query: Source, instruction: str) -> Scaffold:
         used, cap = self.budget(instruction, query.medium)

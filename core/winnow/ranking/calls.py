@@ -196,11 +196,12 @@ class CallRunner:
             requests = await started()
             self.checkpoint = requests.engine.checkpoint
             bar.unpause()  # loading is not reranking
-            call = self._as_read_by(requests.engine.checkpoint, call)
-            contents = self._contents(call)
+            read = self._as_read_by(requests.engine.checkpoint, call)
+            if read is not call:
+                call, contents = read, self._contents(read)
             judging = Judging(self.config, call, contents, requests, self._builder_of, self.cache, bar)
             outcome = await judging.run()
-        return ranking_of(self.config, call, contents, outcome)
+        return ranking_of(call, contents, outcome)
 
     def _contents(self, call: Call) -> Contents:
         contents = contents_of(call.documents)
@@ -209,10 +210,15 @@ class CallRunner:
         return contents
 
     def _as_read_by(self, checkpoint: Checkpoint, call: Call) -> Call:
-        """The call without the images and videos that the model does not take, if their documents have a text."""
+        """The call without the images and videos that the model does not take, if their documents have a text.
+
+        It is the same object if there are none.
+        """
         query, *documents = (as_read(checkpoint.vision, one) for one in (call.query, *call.documents))
         left_out = sum(read is not given for read, given in zip(documents, call.documents, strict=True))
-        if (left_out or query is not call.query) and not self._left_out:
+        if not left_out and query is call.query:
+            return call
+        if not self._left_out:
             self._left_out = True
             logger.warning(
                 "%s does not take the images or videos of %d documents: it reads their texts. Set text_only=True if "

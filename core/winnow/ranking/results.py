@@ -17,23 +17,6 @@ from winnow.text import readable, shows, text_of
 from winnow.types import RETRIEVAL_ORDER, Document, RankedDocument, Ranking, RankStats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """The result of scoring one document.
-
-    Attributes:
-        logits: One for each window.
-        truncated: As in `RankedDocument`.
-        document_tokens: As in `RankedDocument`.
-        prompt_tokens: Tokens of its prompts.
-    """
-
-    logits: Sequence[float]
-    truncated: bool
-    document_tokens: int
-    prompt_tokens: int
-
-
 @dataclass(frozen=True, slots=True)
 class Contents:
     """The different documents of a call.
@@ -52,23 +35,29 @@ class Outcome:
     """What scoring documents of a call found.
 
     Attributes:
-        judged: The results of documents that were scored, by what they hold.
+        hits: The documents that were scored, by position.
         failed: The errors of the others, by the first position of each.
+        unique: As in `RankStats`.
+        usage_tokens: As in `RankStats`.
         costs: What it cost.
         query_truncated: Whether the query was cut.
         not_finite: Why a logit is not a finite number, if there was one.
     """
 
-    judged: dict[Hashable, Judged] = field(default_factory=dict)
+    hits: dict[int, RankedDocument] = field(default_factory=dict)
     failed: dict[int, DocumentError] = field(default_factory=dict)
+    unique: int = 0
+    usage_tokens: int = 0
     costs: Costs = field(default_factory=Costs)
     query_truncated: bool = False
     not_finite: str | None = None
 
     def add(self, other: "Outcome") -> None:
         """Add what scoring other documents of the call found."""
-        self.judged.update(other.judged)
+        self.hits.update(other.hits)
         self.failed.update(other.failed)
+        self.unique += other.unique
+        self.usage_tokens += other.usage_tokens
         self.costs += other.costs
         self.query_truncated |= other.query_truncated
         self.not_finite = self.not_finite or other.not_finite
@@ -97,26 +86,69 @@ def raise_first(failed: Mapping[int, DocumentError]) -> None:
         raise failed[min(failed)]
 
 
-def ranking_of(config: RerankerConfig, call: Call, contents: Contents, outcome: Outcome) -> Ranking:
-    """The ranking of a call.
+class HitMaker:
+    """Makes hits of the logits of documents.
 
     Args:
         config: The reranker's settings.
         call: The call.
+    """
+
+    def __init__(self, config: RerankerConfig, call: Call):
+        self._documents = call.documents
+        self._to_score = _scale(config, call.options)
+        self._logit_of = _LOGIT_OF_WINDOWS[config.window_score]
+
+    def hits(
+        self, positions: Sequence[int], logits: Sequence[float], *, truncated: bool, document_tokens: int
+    ) -> dict[int, RankedDocument]:
+        """The hits of equal documents, by position.
+
+        Args:
+            positions: Where they are among the call's documents.
+            logits: One for each window.
+            truncated: As in `RankedDocument`.
+            document_tokens: As in `RankedDocument`.
+        """
+        logit = self._logit_of(logits)
+        score = self._to_score(logit)
+        best_window = logits.index(max(logits))
+        return {
+            at: RankedDocument(
+                index=at,
+                score=score,
+                logit=logit,
+                text=text_of(self._documents[at]),
+                truncated=truncated,
+                document_tokens=document_tokens,
+                windows=len(logits),
+                best_window=best_window,
+            )
+            for at in positions
+        }
+
+
+def ranking_of(call: Call, contents: Contents, outcome: Outcome) -> Ranking:
+    """The ranking of a call.
+
+    Args:
+        call: The call.
         contents: Its different documents.
         outcome: What scoring them found.
     """
-    hits = _hits(config, call, contents, outcome)
+    errors = _errors_of_all(contents, outcome)
+    hits = [
+        outcome.hits[at] if at in outcome.hits else _unscored(call, at, document, errors.get(at))
+        for at, document in enumerate(call.documents)
+    ]
     return Ranking(
         _best_first(hits, call.options),
         RankStats(
             documents=len(hits),
-            unique=len(outcome.judged),
+            unique=outcome.unique,
             truncated=sum(hit.truncated for hit in hits),
             failed=sum(hit.error is not None for hit in hits),
-            usage_tokens=sum(
-                judged.prompt_tokens * len(contents.positions[content]) for content, judged in outcome.judged.items()
-            ),
+            usage_tokens=outcome.usage_tokens,
             query_truncated=outcome.query_truncated,
             **asdict(outcome.costs),
         ),
@@ -140,31 +172,6 @@ def as_they_came(call: Call, why: str) -> Ranking:
 def in_input_order(ranking: Ranking) -> list[float]:
     """The scores of all documents of a ranking, in input order."""
     return [hit.score for hit in sorted(ranking, key=attrgetter("index"))]
-
-
-def _hits(config: RerankerConfig, call: Call, contents: Contents, outcome: Outcome) -> list[RankedDocument]:
-    """One hit for each document, in input order."""
-    to_score, logit_of = _scale(config, call.options), _LOGIT_OF_WINDOWS[config.window_score]
-    errors = _errors_of_all(contents, outcome)
-    scored: dict[int, RankedDocument] = {}
-    for content, what in outcome.judged.items():
-        logit = logit_of(what.logits)
-        score = to_score(logit)
-        for at in contents.positions[content]:
-            scored[at] = RankedDocument(
-                index=at,
-                score=score,
-                logit=logit,
-                text=text_of(call.documents[at]),
-                truncated=what.truncated,
-                document_tokens=what.document_tokens,
-                windows=len(what.logits),
-                best_window=what.logits.index(max(what.logits)),
-            )
-    return [
-        scored[at] if at in scored else _unscored(call, at, document, errors.get(at))
-        for at, document in enumerate(call.documents)
-    ]
 
 
 def _unscored(call: Call, at: int, document: str | Document | None, error: str | None) -> RankedDocument:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import PydanticSerializationError, to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -103,12 +104,18 @@ class ClientGoneError(Exception):
 
 
 class Json(JSONResponse):
-    """JSON in UTF-8. Half of a surrogate pair, which JSON can spell and UTF-8 cannot hold, becomes a question mark."""
+    """JSON in UTF-8. What JSON or UTF-8 cannot hold, though Python reads it in a request, is replaced.
+
+    NaN and infinities become null, half of a surrogate pair becomes a question mark.
+    """
 
     def render(self, content: Any) -> bytes:
-        """The bytes of the answer."""
-        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode("utf-8", "replace")
+        """The bytes of the answer. pydantic-core takes a quarter of the time of `json`, but knows no half pairs."""
+        try:
+            return to_json(content, inf_nan_mode="null")
+        except PydanticSerializationError:
+            whole = json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
+            return to_json(json.loads(whole), inf_nan_mode="null")
 
 
 def service_error(error: Exception) -> ServiceError | None:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from winnow.service.documents import DOCUMENT_SCHEMA, document_in_answer, document_of, documents_of
 from winnow.service.errors import Json
 from winnow.service.options import Count, Flag, Number, Options, first_of, required
+from winnow.service.pieces import pieces
 from winnow.service.scorer import Scorer
 from winnow.types import RankedDocument, finite
 
@@ -137,15 +138,16 @@ def rerank_routes(scorer: Scorer) -> APIRouter:
             )
         wanted = body.return_documents if body.return_documents is not None else with_documents
         results = []
-        for hit in hits:
-            result: dict[str, Any] = {"index": hit.index, "relevance_score": finite(hit.score)}
-            if wanted:
-                shown = document_in_answer(given[hit.index], documents[hit.index])
-                result["document"] = shown["text"] if body.is_voyage else shown
-            result |= {"truncated": hit.truncated, "windows": hit.windows}
-            if hit.error is not None:
-                result["error"] = hit.error
-            results.append(result)
+        async for piece in pieces(hits):
+            for hit in piece:
+                result: dict[str, Any] = {"index": hit.index, "relevance_score": finite(hit.score)}
+                if wanted:
+                    shown = document_in_answer(given[hit.index], documents[hit.index])
+                    result["document"] = shown["text"] if body.is_voyage else shown
+                result |= {"truncated": hit.truncated, "windows": hit.windows}
+                if hit.error is not None:
+                    result["error"] = hit.error
+                results.append(result)
         tokens = found.prompt_tokens
         whole = {
             "id": f"rerank-{request.state.request_id}",
