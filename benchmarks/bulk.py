@@ -41,7 +41,7 @@ from winnow.bulk.pool import Pool, done_parts
 from winnow.bulk.row_ranker import bulk_config
 from winnow.bulk.rows import Columns
 
-DOCUMENTS, PART_ROWS = 50, 20
+DOCUMENTS, PART_ROWS, LEAST_PARTS = 50, 20, 20
 
 
 @dataclass
@@ -82,7 +82,22 @@ def cpu_of_all() -> float:
     return seconds
 
 
+def wait_for_earlier_actors() -> None:
+    """Wait until the actors of the pool before are gone: they end after its last part, and not at once."""
+    while any("PartActor" in name_of(child) for child in psutil.Process().children(recursive=True)):
+        time.sleep(0.1)
+
+
+def name_of(process: psutil.Process) -> str:
+    """What a process calls itself, as Ray's workers do; nothing if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def measured(done: Iterator[DonePart]) -> Measured:
+    wait_for_earlier_actors()
     begin = time.perf_counter()
     next(done)
     first, cpu = time.perf_counter(), cpu_of_all()
@@ -140,7 +155,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     write_input(folder / "in.jsonl", arguments.pairs)
     source = JsonlSource([folder / "in.jsonl"], Columns(), ("documents",))
-    parts = source.scan(PART_ROWS).parts
+    rows = arguments.pairs // DOCUMENTS
+    parts = source.scan(min(PART_ROWS, max(rows // LEAST_PARTS, 1))).parts
     job = Job(
         source=source,
         folder=folder,

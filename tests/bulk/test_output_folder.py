@@ -2,8 +2,11 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -125,6 +128,36 @@ def test_a_full_disk_is_said_and_leaves_no_part(tmp_path: Path, suffix: str) -> 
     assert f"{out}/part-00000.{suffix}" in ended.stdout
     assert parts_in(out) == {}
     assert not [name for name in os.listdir(out) if "attempts" not in name]  # noqa: PTH208
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """No file can grow, as on a full disk, which gives another number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_said_where_notes_are_taken_too(tmp_path: Path) -> None:
+    source = JsonlSource([write_jsonl(tmp_path / "in.jsonl", rows(3))], Columns())
+    out, config = tmp_path / "out", bulk_config("any", {"engine": "fake"})
+    worker = PartWorker(Job(source=source, folder=out, digits=5, config=config, top_k=None, environment={}))
+    [part] = source.scan(10).parts
+    with OutputFolder(out, MADE_BY, 1) as folder:
+        with no_room(), pytest.raises(OSError, match="Make room, and run the same again") as full:
+            worker.do(part)
+        assert "part-00000.jsonl" in full.value.filename
+        made = worker.do(part)
+        with no_room(), pytest.raises(OSError, match="Make room, and run the same again") as full:
+            folder.add(made)
+        assert full.value.filename == str(out / DONE)
+        folder.finish()
+    assert json.loads((out / MANIFEST).read_text())["complete"] is False
+    with OutputFolder(out, MADE_BY, 1) as folder:
+        assert not folder.done
 
 
 def test_a_part_that_kills_its_workers_ends_the_work(tmp_path: Path) -> None:

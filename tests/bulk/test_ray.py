@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,16 +69,20 @@ def test_a_dataset_gets_what_rank_many_gives(ray_nodes: RayNodes, tiny_model: st
             assert list(row["scores"]) == pytest.approx([hit.score for hit in ranking], abs=1e-6)
 
 
-def test_a_dataset_of_pandas_is_ranked_too(ray_nodes: RayNodes) -> None:
+def test_a_dataset_of_pandas_is_ranked_too_by_each_rows_instruction(ray_nodes: RayNodes) -> None:
     pandas = pytest.importorskip("pandas")
     import ray
 
-    ds = ray.data.from_pandas(pandas.DataFrame(rows(3)))
-    found = rerank_dataset(ds, query_column="query", documents_column="documents", **FAKE).take_all()
-    with Reranker(**FAKE) as reranker:
-        for row, record in zip(sorted(found, key=lambda row: row["id"]), rows(3), strict=True):
-            ranking = reranker.rank(record["query"], record["documents"])
+    records = [{**row, "how": how} for row, how in zip(rows(3), ("briefly", None, "at length"), strict=True)]
+    ds = ray.data.from_pandas(pandas.DataFrame(records))
+    fake = {**FAKE, "template": "<i>{{ instruction }}<q>{{ query }}<d>{{ document }}<e>", "instruction": "as ever"}
+    columns = {"query_column": "query", "documents_column": "documents", "instruction_column": "how"}
+    found = rerank_dataset(ds, **columns, **fake).take_all()
+    with Reranker(**fake) as reranker:
+        for row, record in zip(sorted(found, key=lambda row: row["id"]), records, strict=True):
+            ranking = reranker.rank(record["query"], record["documents"], instruction=record["how"])
             assert list(row["ranking"]) == [hit.index for hit in ranking]
+            assert list(row["scores"]) == [hit.score for hit in ranking]
 
 
 def test_a_dataset_without_the_column_is_refused(ray_nodes: RayNodes) -> None:
@@ -108,11 +113,14 @@ def test_an_actor_that_is_killed_is_replaced(ray_nodes: RayNodes, tmp_path: Path
     file = write_jsonl(tmp_path / "in.jsonl", rows(40, lambda _: 20))
     out = tmp_path / "out"
     command = bulk_command(file, out, "delay=0.1")
-    with subprocess.Popen(command, env={**os.environ, **ray_nodes.environment}, stderr=subprocess.PIPE) as driver:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env={**os.environ, **ray_nodes.environment}, **pipes) as driver:
         wait_for(lambda: done_lines(out) or driver.poll() is not None)
         ray_nodes.workers()[0].send_signal(signal.SIGKILL)
-        _, stderr = driver.communicate(timeout=240)
+        stdout, stderr = driver.communicate(timeout=240)
         assert driver.returncode == 0, stderr
+    assert json.loads(stdout)["costs"]["pairs"] == 800  # what Ray prints of the worker is not in it
+    assert b"40/40" in stderr
     assert parts_in(out) == alone(JsonlSource([file], Columns()), tmp_path / "alone", 2)
     assert done_lines(out) == 20
 
@@ -170,6 +178,28 @@ def test_a_driver_that_is_killed_is_continued(ray_nodes: RayNodes, tmp_path: Pat
     assert len(kept) >= before
     [error] = [json.loads(line) for line in (out / ERRORS).read_text().splitlines()]
     assert error["where"] == f"{file}, line 32"
+
+
+def test_without_a_cluster_ray_is_started_for_the_command_alone(ray_nodes: RayNodes, tmp_path: Path) -> None:
+    """The Ray of another program on this machine is not joined, which would end with that; nor is one that has ended."""
+    file = write_jsonl(tmp_path / "in.jsonl", rows(4))
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        noted = Path(folder, "ray", "ray_current_cluster")
+        noted.parent.mkdir()
+        noted.write_text("127.0.0.1:1")
+        environment = {**os.environ, **ray_nodes.environment, "RAY_TMPDIR": folder}
+        del environment["RAY_ADDRESS"]
+        subprocess.run(bulk_command(file, tmp_path / "out"), env=environment, check=True, timeout=240)
+        assert (noted.parent / "session_latest").exists()
+    assert parts_in(tmp_path / "out") == alone(JsonlSource([file], Columns()), tmp_path / "alone", 2)
+
+
+def test_an_address_without_a_cluster_is_said_at_once(tmp_path: Path) -> None:
+    command = bulk_command(write_jsonl(tmp_path / "in.jsonl", rows(1)), tmp_path / "out")
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert ended.returncode == 1
+    assert "nothing answers at RAY_ADDRESS=127.0.0.1:1." in ended.stderr
 
 
 def test_what_is_wrong_with_the_reranker_is_said_without_a_trace_of_ray(ray_nodes: RayNodes, tmp_path: Path) -> None:

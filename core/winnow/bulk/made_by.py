@@ -12,6 +12,7 @@ from typing import Any
 from winnow.engines import changes_scores, name_of, record_of, resolve
 from winnow.models import open_checkpoint, template_for
 from winnow.ranking import Calibration, RerankerConfig, files_state
+from winnow.templates import from_user
 
 # Settings that change no score, or that are noted in another form.
 _NOT_NOTED = (
@@ -60,15 +61,14 @@ def made_by(config: RerankerConfig) -> dict[str, Any]:
         "max_length": settings.max_length,
         "engine_kwargs": {name: value for name, value in merged.items() if changes_scores(name, engine)},
     }
-    template: Any = config.template
+    template = None if config.template is None else from_user(config.template)
     if record is None or record.reads_model:
         checkpoint = open_checkpoint(config.model, recipe=config.recipe, **settings.of_checkpoint())
-        chosen = template_for(checkpoint, config.template)
-        template = None if chosen is None else chosen.source
+        template = template_for(checkpoint, config.template)
         revision, cache_dir = merged.get("revision"), settings.of_checkpoint()["cache_dir"]
         state = files_state(config.model, revision, cache_dir)
         found["model_files"] = _hash([state, None if checkpoint.adapter is None else checkpoint.adapter.key])
-    found["template"] = None if template is None else _hash(template)
+    found["template"] = None if template is None else _hash(template.source)
     calibration = config.calibration
     if calibration is not None:
         loaded = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from winnow.bulk.jsonl_source import json_line
-from winnow.bulk.parts import TEMPORARY, whole_file
+from winnow.bulk.parts import TEMPORARY, said_which, whole_file
 from winnow.bulk.rows import BulkCosts
 from winnow.errors import ConfigurationError
 
@@ -105,7 +105,6 @@ class OutputFolder:
             self.done = {one.part: one for one in self._read_done() if self._is_there(one)}
             self.errors = sum(len(part.errors) for part in self.done.values())
             self._rewrite_done()  # half a line of a run that was killed would spoil the next one
-            self._log = opening.enter_context((self.path / DONE).open("ab"))
             self._closing = opening.pop_all()
         return self
 
@@ -113,12 +112,17 @@ class OutputFolder:
         self._closing.close()
 
     def add(self, part: DonePart) -> None:
-        """Note that a part is done: its file is whole."""
+        """Note that a part is done: its file is whole.
+
+        Raises:
+            OSError: It cannot be noted.
+        """
+        with said_which(self.path / DONE), (self.path / DONE).open("ab") as log:
+            log.write(json_line(part.as_dict()))
+            log.flush()
+            os.fsync(log.fileno())
         self.done[part.part] = part
         self.errors += len(part.errors)
-        self._log.write(json_line(part.as_dict()))
-        self._log.flush()
-        os.fsync(self._log.fileno())
 
     def finish(self) -> None:
         """Write the errors, in the order of the input, and whether all parts are done."""

@@ -1,13 +1,12 @@
 """What an actor of the pool does: read a part, rank its rows, write its file."""
 
-import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from winnow.bulk.output_folder import DonePart, RowError
-from winnow.bulk.parts import TEMPORARY, Part, Source, whole_file
+from winnow.bulk.parts import TEMPORARY, Part, Source, said_which, whole_file
 from winnow.bulk.row_ranker import RowRanker
 from winnow.bulk.rows import BulkCosts, RankedRow
 from winnow.errors import EngineError
@@ -67,11 +66,8 @@ class PartWorker:
         _count(attempts, part)
         read = self._job.source.read(part)
         ranked = self._ranker.rank_rows(read.rows)
-        try:
-            with whole_file(file) as out:
-                self._job.source.write(out, read, ranked)
-        except OSError as error:
-            raise _with_advice(error, file) from error
+        with whole_file(file) as out:
+            self._job.source.write(out, read, ranked)
         attempts.unlink(missing_ok=True)
         return DonePart(
             part=part.number,
@@ -91,8 +87,9 @@ def _count(attempts: Path, part: Part) -> None:
 
     Raises:
         EngineError: It was begun too often.
+        OSError: The file cannot be written.
     """
-    with attempts.open("ab") as file:
+    with said_which(attempts), attempts.open("ab") as file:
         if file.tell() >= _ATTEMPTS:
             raise EngineError(
                 f"{_ATTEMPTS} workers died at the part that begins with row or line {part.first} of {part.file}, most "
@@ -104,11 +101,3 @@ def _count(attempts: Path, part: Part) -> None:
 
 def _problems(ranked: RankedRow) -> list[tuple[int | None, str]]:
     return list(ranked.failed.items()) if ranked.problem is None else [(None, ranked.problem)]
-
-
-def _with_advice(error: OSError, file: Path) -> OSError:
-    """The error with the name of the file that has no name yet, and what to do."""
-    what = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        what += ". Make room, and run the same again: the parts that are done stay"
-    return OSError(error.errno, what, str(file))

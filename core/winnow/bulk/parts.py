@@ -1,5 +1,6 @@
 """Parts: the input in pieces that depend on nothing but the input, and files that are written whole or not at all."""
 
+import errno
 import hashlib
 import os
 import uuid
@@ -101,14 +102,19 @@ TEMPORARY = ".tmp"
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which gets its name only when all of it is on the disk. If anything fails, nothing is left."""
+    """A file to write, which gets its name only when all of it is on the disk. If anything fails, nothing is left.
+
+    Raises:
+        OSError: As `said_which`.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with said_which(path):
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -117,6 +123,22 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def said_which(path: Path) -> Iterator[None]:
+    """For a block that writes a file: its errors name the file, and say what to do. That of a full disk names none.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        what = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            what += ". Make room, and run the same again: the parts that are done stay"
+        raise OSError(error.errno, what, str(path)) from error
 
 
 def digest_of(file: Path) -> str:

@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from winnow.bulk.output_folder import DonePart
@@ -101,7 +103,7 @@ def _gpus_of(config: RerankerConfig) -> int:
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """Ray: as it runs in this process already, else the cluster of `RAY_ADDRESS` or of this machine, else a new one.
+    """Ray: as it runs in this process already, else the cluster of `RAY_ADDRESS` or of `ray start`, else a new one.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -136,13 +138,37 @@ def cluster() -> Iterator[None]:
 
 
 def _start(arguments: Mapping[str, Any]) -> None:
+    """Join or start Ray. With the address "auto" it would also join that of another program, and end with it."""
     ray = needed("ray")
-    try:
-        ray.init(address="auto", **arguments)
-    except ConnectionError:
-        if os.environ.get("RAY_ADDRESS"):
-            raise
+    if named := os.environ.get("RAY_ADDRESS"):
+        if not _answers(named):
+            raise ConnectionError(
+                f"nothing answers at RAY_ADDRESS={named}. Give the address that `ray start --head` printed, or unset it "
+                "to use this machine alone."
+            )
+        ray.init(**arguments)
+    elif (noted := _noted_by_ray_start()) and _answers(noted):
+        ray.init(**arguments)
+    else:
         ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **arguments)
+
+
+def _noted_by_ray_start() -> str | None:
+    """The address of the cluster that `ray start` made this machine a node of, which may have ended since."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - Ray's own rule
+    with suppress(OSError):
+        return Path(folder, "ray", "ray_current_cluster").read_text("utf-8").strip()
+    return None
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens there. Ray would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():  # "auto", "local"
+        return True
+    with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=10):
+        return True
+    return False
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """`winnow bulk`: rerank files of millions of queries."""
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -75,11 +77,12 @@ def bulk(
       winnow bulk -m Qwen/Qwen3-Reranker-0.6B --input candidates/ --output reranked --concurrency 16
         --num-cpus 0.5 --url http://gpu-1:8000 --url http://gpu-2:8000
 
-    It joins the Ray cluster of this machine, or of RAY_ADDRESS; without one it starts Ray here.
+    It joins the Ray cluster that `ray start` made on this machine, or that of RAY_ADDRESS; without one it starts Ray here.
     """
     from winnow.bulk import rerank_files  # here, so that --help is instant
 
-    with put_away_on_interrupt():
+    # Ray prints to standard output that a worker died: there is only the report.
+    with put_away_on_interrupt(), contextlib.redirect_stdout(sys.stderr):
         report = rerank_files(
             inputs,
             output,
