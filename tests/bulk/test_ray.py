@@ -76,8 +76,8 @@ def test_a_dataset_of_pandas_is_ranked_too_by_each_rows_instruction(ray_nodes: R
     records = [{**row, "how": how} for row, how in zip(rows(3), ("briefly", None, "at length"), strict=True)]
     ds = ray.data.from_pandas(pandas.DataFrame(records))
     fake = {**FAKE, "template": "<i>{{ instruction }}<q>{{ query }}<d>{{ document }}<e>", "instruction": "as ever"}
-    columns = {"query_column": "query", "documents_column": "documents", "instruction_column": "how"}
-    found = rerank_dataset(ds, **columns, **fake).take_all()
+    reranked = rerank_dataset(ds, query_column="query", documents_column="documents", instruction_column="how", **fake)
+    found = reranked.take_all()
     with Reranker(**fake) as reranker:
         for row, record in zip(sorted(found, key=lambda row: row["id"]), records, strict=True):
             ranking = reranker.rank(record["query"], record["documents"], instruction=record["how"])
@@ -113,8 +113,8 @@ def test_an_actor_that_is_killed_is_replaced(ray_nodes: RayNodes, tmp_path: Path
     file = write_jsonl(tmp_path / "in.jsonl", rows(40, lambda _: 20))
     out = tmp_path / "out"
     command = bulk_command(file, out, "delay=0.1")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env={**os.environ, **ray_nodes.environment}, **pipes) as driver:
+    environment, pipe = {**os.environ, **ray_nodes.environment}, subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe) as driver:
         wait_for(lambda: done_lines(out) or driver.poll() is not None)
         ray_nodes.workers()[0].send_signal(signal.SIGKILL)
         stdout, stderr = driver.communicate(timeout=240)
@@ -181,7 +181,7 @@ def test_a_driver_that_is_killed_is_continued(ray_nodes: RayNodes, tmp_path: Pat
 
 
 def test_without_a_cluster_ray_is_started_for_the_command_alone(ray_nodes: RayNodes, tmp_path: Path) -> None:
-    """The Ray of another program on this machine is not joined, which would end with that; nor is one that has ended."""
+    """The Ray of another program here is not joined, which would end with that; nor is one that has ended."""
     file = write_jsonl(tmp_path / "in.jsonl", rows(4))
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         noted = Path(folder, "ray", "ray_current_cluster")

@@ -143,8 +143,8 @@ def _start(arguments: Mapping[str, Any]) -> None:
     if named := os.environ.get("RAY_ADDRESS"):
         if not _answers(named):
             raise ConnectionError(
-                f"nothing answers at RAY_ADDRESS={named}. Give the address that `ray start --head` printed, or unset it "
-                "to use this machine alone."
+                f"nothing answers at RAY_ADDRESS={named}. Give the address that `ray start --head` printed, or unset "
+                "it, to use this machine alone."
             )
         ray.init(**arguments)
     elif (noted := _noted_by_ray_start()) and _answers(noted):

@@ -77,7 +77,7 @@ def bulk(
       winnow bulk -m Qwen/Qwen3-Reranker-0.6B --input candidates/ --output reranked --concurrency 16
         --num-cpus 0.5 --url http://gpu-1:8000 --url http://gpu-2:8000
 
-    It joins the Ray cluster that `ray start` made on this machine, or that of RAY_ADDRESS; without one it starts Ray here.
+    It joins the Ray cluster that `ray start` made on this machine, or that of RAY_ADDRESS; without one it starts Ray.
     """
     from winnow.bulk import rerank_files  # here, so that --help is instant
 
