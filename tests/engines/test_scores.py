@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from vllm_children import command_line, engine_cores
 
 from winnow import ConfigurationError, Reranker, RerankerConfig
 from winnow.engines.choose import create_engine
@@ -54,6 +55,20 @@ def test_vllm_gives_the_scores_of_transformers(reference: Reranker, vllm_model: 
     assert logits[0] == pytest.approx(logits[1], abs=1e-4)
     assert [hit.score for hit in found] == pytest.approx([1 / (1 + math.exp(-hit.logit)) for hit in found])
     assert found.stats.prompt_tokens == expected.stats.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("setting", "cores", "workers"), [("data_parallel_size", 2, 2), ("tensor_parallel_size", 1, 2)]
+)
+def test_a_model_that_runs_twice_or_is_split_gives_the_same_scores(
+    setting: str, cores: int, workers: int, reference: Reranker, tiny_model: str, passages: list[str]
+) -> None:
+    with Reranker(tiny_model, engine="vllm", instruction=INSTRUCTION, engine_kwargs={setting: 2}) as reranker:
+        scores = reranker.score(QUERY, passages)
+        names = [command_line(process) for process in engine_cores()]
+    assert scores == pytest.approx(reference.score(QUERY, passages), abs=1e-4)
+    assert sum("EngineCore" in name for name in names) == cores
+    assert sum("Worker" in name for name in names) == workers
 
 
 def test_the_instruction_changes_the_score(vllm_model: str, passages: list[str]) -> None:
