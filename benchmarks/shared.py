@@ -158,11 +158,11 @@ def settle() -> None:
     """Wait until nothing that ran before costs the next contender anything.
 
     vLLM's workers look for work without a pause for a second after their last step (`SpinCondition` in
-    vllm/distributed/device_communicators/shm_broadcast.py). And once a minute a collection of Python's walks the whole
+    vllm/distributed/device_communicators/shm_broadcast.py). And now and then a collection of Python's walks the whole
     heap (winnow/engines/vllm/heap.py), which must not fall to the contender whose turn it happens to be.
     """
     gc.collect()
-    time.sleep(2)
+    time.sleep(1.2)
 
 
 def machine() -> str:

@@ -1,6 +1,7 @@
 """The garbage collector beside vLLM: what stays is not walked again and again, and nothing is kept for ever."""
 
 import gc
+import math
 import weakref
 from collections.abc import Iterator
 
@@ -58,6 +59,9 @@ def test_what_was_frozen_and_became_garbage_is_freed_after_a_while(monkeypatch: 
     gc.collect()
     assert garbage() is not None  # or nothing is frozen, and this test shows nothing
     monkeypatch.setattr(heap, "_SECONDS_BETWEEN_WALKS", 0.0)
+    gc.collect()
+    assert garbage() is not None  # the last walk took more than a thousandth of the time since
+    monkeypatch.setattr(heap, "_SHARE_OF_TIME", math.inf)
     gc.collect()
     assert garbage() is None
     assert gc.get_freeze_count() > 1000
