@@ -26,7 +26,7 @@ BuilderOf = Callable[[Checkpoint, Call], PromptBuilder]
 # call waits: with slices of 256 its latency beside a large call was half as much again, and no call was faster.
 _SLICE = 64
 _SLICE_WITH_MEDIA = 16
-_SLICE_CHARACTERS = 2_000_000
+_SLICE_CHARACTERS = 1_000_000
 _SLICES_AT_ONCE = 6
 
 
