@@ -1,6 +1,6 @@
 """Segments and texts become token ids that fit."""
 
-from winnow.prompts.builder import PromptBuilder
+from winnow.prompts.builder import PromptBuilder, QueryPart
 from winnow.prompts.cutting import CHARACTERS_PER_TOKEN
 from winnow.prompts.limits import Keep, Limits, Overflow
 from winnow.prompts.parts import PART_NAMES, PartName, Piece, PromptParts, parts_of
@@ -20,6 +20,7 @@ __all__ = [
     "PromptBuilder",
     "PromptLayout",
     "PromptParts",
+    "QueryPart",
     "Source",
     "parts_of",
 ]

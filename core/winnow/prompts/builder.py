@@ -26,6 +26,14 @@ class _Fit(NamedTuple):
     end: int
 
 
+class QueryPart(NamedTuple):
+    """What the prompts of one query share, made by `PromptBuilder.query_part`."""
+
+    query: str
+    instruction: str
+    scaffold: Scaffold
+
+
 class PromptBuilder:
     """Builds the prompts of one template and one model.
 
@@ -45,9 +53,24 @@ class PromptBuilder:
         self._limits = layout.limits
         self._queries = ScaffoldBuilder(layout)
 
+    def query_part(self, query: str | Source, instruction: str | None = None) -> QueryPart:
+        """What the prompts of a query share; a call whose documents come in slices makes it once.
+
+        Args:
+            query: The query.
+            instruction: The instruction, if the template was bound with one.
+
+        Raises:
+            DocumentError: The query cannot be tokenised, or is too long for `on_overflow="error"`.
+            TemplateError: Template and instruction leave no room.
+        """
+        source = query if isinstance(query, Source) else Source(query)
+        text, instruction = checked(source.text, "The query"), checked(instruction or "", "The instruction")
+        return QueryPart(text, instruction, self._queries.scaffold(source, instruction))
+
     def build(
         self,
-        query: str | Source,
+        query: str | Source | QueryPart,
         documents: Sequence[str | Source],
         instruction: str | None = None,
         *,
@@ -59,7 +82,7 @@ class PromptBuilder:
         It tokenises on all cores, and other threads run meanwhile; so call it in a thread if there is an event loop.
 
         Args:
-            query: The query.
+            query: The query, or what `query_part` made of it and the instruction.
             documents: The documents.
             instruction: The instruction, if the template was bound with one.
             on_error: What to do about a document that gets no prompts: "raise", or "skip": its `error` says why.
@@ -70,11 +93,9 @@ class PromptBuilder:
             DocumentError: The query, or a document, cannot be tokenised or is too long for `on_overflow="error"`.
             TemplateError: Template and instruction leave no room.
         """
-        query = query if isinstance(query, Source) else Source(query)
+        part = query if isinstance(query, QueryPart) else self.query_part(query, instruction)
+        scaffold = part.scaffold
         sources = [_as_source(document, at) for at, document in enumerate(documents)]
-        scaffold = self._queries.scaffold(
-            replace(query, text=checked(query.text, "The query")), checked(instruction or "", "The instruction")
-        )
         scaffolds = [
             scaffold if source.medium is None else self.layout.with_medium(scaffold, source.medium)
             for source in sources
@@ -86,7 +107,7 @@ class PromptBuilder:
             _stop_if(is_over)
             try:
                 found = self._prompts_of(source, text, around, fit, is_over)
-                self._check_ids_on_server(found, source, query=query.text, instruction=instruction or "")
+                self._check_ids_on_server(found, source, query=part.query, instruction=part.instruction)
             except DocumentError as error:
                 if on_error == "raise":
                     raise

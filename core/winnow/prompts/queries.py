@@ -1,21 +1,15 @@
 """The query of a prompt: how many tokens it may take, and where it is cut."""
 
 import logging
-from collections.abc import Hashable
-from contextlib import nullcontext
 from dataclasses import replace
 
 from winnow.errors import DocumentError, TemplateError
-from winnow.locks import ForkSafeLock
 from winnow.media import PromptVideo, Shown
 from winnow.prompts.cutting import CHARACTERS_PER_TOKEN, CUT_WORD, MOST_CHARACTERS_PER_TOKEN, cut_before
 from winnow.prompts.scaffold import PromptLayout, Scaffold
 from winnow.prompts.values import Source
 
 logger = logging.getLogger(__name__)
-
-# Scaffolds that are kept: as many as calls of one reranker may run at once.
-_MADE = 64
 
 
 class ScaffoldBuilder:
@@ -27,9 +21,6 @@ class ScaffoldBuilder:
 
     def __init__(self, layout: PromptLayout):
         self._layout = layout
-        self._made: dict[Hashable, Scaffold] = {}  # of the last queries
-        self._lock = ForkSafeLock()
-        self._long_lock = ForkSafeLock()
         self._used: tuple[str, int] | None = None  # the last instruction, and tokens of the prompt with it alone
 
     def scaffold(self, query: Source, instruction: str) -> Scaffold:
@@ -39,21 +30,6 @@ class ScaffoldBuilder:
             DocumentError: The query is too long, and `on_overflow` is "error"; or its medium alone is too large.
             TemplateError: Template and instruction leave no room.
         """
-        # The slices of a call come with the same query one after another, and at once. It may be made twice then, but
-        # not if that takes long.
-        key = (query.text, instruction, None if query.medium is None else query.medium.key)
-        is_long = len(query.text) > CHARACTERS_PER_TOKEN * self._layout.limits.max_length
-        with self._long_lock if is_long else nullcontext():
-            made = self._made.get(key)
-            if made is None:
-                made = self._cut_to_fit(query, instruction)
-                with self._lock:
-                    self._made[key] = made
-                    if len(self._made) > _MADE:
-                        del self._made[next(iter(self._made))]
-        return made
-
-    def _cut_to_fit(self, query: Source, instruction: str) -> Scaffold:
         used, cap = self.budget(instruction, query.medium)
         kept, scaffold = self._beginning(query, instruction, used, cap)
         if kept == query.text:

@@ -11,7 +11,7 @@ from winnow.errors import DocumentError, EngineError
 from winnow.media import MediaLoader
 from winnow.models import Checkpoint
 from winnow.progress import Bar
-from winnow.prompts import CHARACTERS_PER_TOKEN, DocumentPrompts, PromptBuilder, Source
+from winnow.prompts import CHARACTERS_PER_TOKEN, DocumentPrompts, PromptBuilder, QueryPart, Source
 from winnow.ranking.config import RerankerConfig
 from winnow.ranking.options import Call
 from winnow.ranking.results import Contents, HitMaker, Outcome, raise_first
@@ -66,6 +66,8 @@ class Judging:
         self._turn = Turn(offset=call.options.priority)
         self._maker = HitMaker(config, call)
         self._outcome = Outcome()
+        self._query_part: QueryPart | None = None
+        self._until_known = asyncio.Lock()
 
     async def run(self) -> Outcome:
         """What scoring the documents found.
@@ -132,16 +134,18 @@ class Judging:
                 raise medium
         over = threading.Event()
         try:
-            built = iter(await asyncio.to_thread(self._build, query, sources, over.is_set))
+            # The first slice makes the query's part. The others do not wait for it in threads, which other calls need.
+            async with self._until_known if self._query_part is None else contextlib.nullcontext():
+                built = iter(await asyncio.to_thread(self._build, query, sources, over.is_set))
         finally:
             over.set()
         return [DocumentPrompts(error=medium) if isinstance(medium, DocumentError) else next(built) for medium in media]
 
     def _build(self, query: Source, documents: Sequence[Source], is_over: Callable[[], bool]) -> list[DocumentPrompts]:
         builder = self._builder_of(self._checkpoint, self._call)
-        return builder.build(
-            query, documents, readable(self._call.instruction), on_error=self._config.on_error, is_over=is_over
-        )
+        if self._query_part is None:
+            self._query_part = builder.query_part(query, readable(self._call.instruction))
+        return builder.build(self._query_part, documents, on_error=self._config.on_error, is_over=is_over)
 
     def _outcome_of(self, contents: Sequence[Hashable], built: Sequence[DocumentPrompts], scored: Scored) -> Outcome:
         outcome = Outcome(costs=scored.costs, query_truncated=any(document.query_truncated for document in built))
