@@ -25,7 +25,7 @@ BuilderOf = Callable[[Checkpoint, Call], PromptBuilder]
 # prompts than these slices hold are in memory. The work between two awaits is that of one slice, for which a small
 # call waits: with slices of 256 its latency beside a large call was half as much again, and no call was faster.
 _SLICE = 64
-_SLICE_WITH_MEDIA = 16
+_SLICE_WITH_MEDIA = 8
 _SLICE_CHARACTERS = 1_000_000
 _SLICES_AT_ONCE = 6
 
