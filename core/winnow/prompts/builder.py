@@ -14,7 +14,7 @@ from winnow.errors import DocumentError
 from winnow.media import PromptImage, PromptVideo
 from winnow.prompts.cutting import CHARACTERS_PER_TOKEN, CUT_WORD, MOST_CHARACTERS_PER_TOKEN, cut_before, first_grapheme
 from winnow.prompts.queries import ScaffoldBuilder, too_large
-from winnow.prompts.scaffold import PromptLayout, Scaffold
+from winnow.prompts.scaffold import PromptLayout, QueryPart, Scaffold
 from winnow.prompts.values import DocumentPrompts, Prompt, Source
 from winnow.text import checked
 
@@ -24,14 +24,6 @@ class _Fit(NamedTuple):
 
     ids: list[int]
     end: int
-
-
-class QueryPart(NamedTuple):
-    """What the prompts of one query share, made by `PromptBuilder.query_part`."""
-
-    query: str
-    instruction: str
-    scaffold: Scaffold
 
 
 class PromptBuilder:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from winnow.media import Shown, Vision
 from winnow.prompts.limits import Limits
@@ -84,6 +85,14 @@ class Scaffold:
             )
             for text, encoding in zip(texts, encodings, strict=True)
         ]
+
+
+class QueryPart(NamedTuple):
+    """What the prompts of one query share, made by `PromptBuilder.query_part`."""
+
+    query: str
+    instruction: str
+    scaffold: Scaffold
 
 
 class PromptLayout:
