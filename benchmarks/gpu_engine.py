@@ -30,13 +30,12 @@ from typing import Any
 
 from gpu.measuring import Bench, Card
 from gpu.systems import (
-    bare_engine,
+    async_engine,
     by_hand,
     engine_settings,
     float32_logits,
     llm_engine,
     matmul_tflops,
-    winnow_engine,
 )
 from gpu.tuning import TimeLimitError, tune
 from gpu.workload import FULL, REAL_TOKENIZER, SHAPE, SMOKE, SMOKE_SHAPE, Prompts, build_model, sentences, workload
@@ -69,13 +68,12 @@ def measure(bench: Bench, report: dict[str, Any], smoke: bool) -> None:
         with _process() as process:
             bench.card.ceiling = report["matmul_tflops"] = process.submit(matmul_tflops).result()
         print(f"A bf16 matrix product runs at {bench.card.ceiling:.0f} TFLOP/s", flush=True)
-    with loaded("winnow", winnow_engine(bench.model, settings)) as run:
-        bench.check("winnow", run)
-        baseline = bench.speed("Winnow", run, rounds=rounds)
+    with loaded("AsyncLLM", async_engine(bench.model, settings, bench.prompts, effective)) as (winnow, bare):
+        bench.check("winnow", winnow)
+        baseline = bench.speed("Winnow", winnow, rounds=rounds)
         speeds.append(baseline)
-    with loaded("bare AsyncLLM", bare_engine(bench.model, settings, bench.prompts, effective)) as run:
-        bench.check("bare AsyncLLM", run)
-        speeds.append(bench.speed("bare AsyncLLM, ready ids", run, rounds=rounds))
+        bench.check("bare AsyncLLM", bare)
+        speeds.append(bench.speed("bare AsyncLLM, ready ids", bare, rounds=rounds, seed=51))
     checked = [ids for query in bench.prompts(bench.check_work()) for ids in query]
     quarter = workload(8000, max(1, bench.size.callers // 4), bench.size.documents, bench.size.words)
     with _process() as process:
@@ -98,7 +96,7 @@ def measure(bench: Bench, report: dict[str, Any], smoke: bool) -> None:
     }
     print(f"Winnow's speed over the others': {report['winnow_over']}\nvLLM chose: {effective}", flush=True)
     tuning: list[dict[str, Any]] = report.setdefault("tuning", [])
-    for row in tune(bench, effective, baseline, loads["winnow"] + 5 * baseline["seconds"], smoke):
+    for row in tune(bench, effective, baseline, loads["AsyncLLM"] + 5 * baseline["seconds"], smoke):
         tuning.append(row)  # noqa: PERF402 - one by one: those found so far survive the time limit
 
 

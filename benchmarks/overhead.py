@@ -23,18 +23,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared import (
-    CPU_SETTINGS,
     MAX_LENGTH,
     Calls,
     Round,
     behind_a_lock,
     calls_of,
+    device,
     largest_difference,
-    machine,
     nano_model,
     plain_llm,
     settle,
     spread,
+    tolerance,
+    winnow_settings,
 )
 
 from winnow import Reranker
@@ -53,14 +54,9 @@ class Bench:
     def __init__(self, model: str):
         from vllm import PoolingParams
         from vllm.inputs import tokens_input
-        from vllm.platforms import current_platform
 
         checkpoint = open_checkpoint(model)
-        on_gpu = current_platform.is_cuda()
-        self.device = current_platform.get_device_name() if on_gpu else "no GPU"
-        self.tolerance = 0.02 if on_gpu else 1e-4  # bfloat16 on a GPU, float32 on a CPU
-        settings = {"dtype": "bfloat16", "gpu_memory_utilization": 0.3} if on_gpu else {}
-        engine = VllmEngine(checkpoint, MAX_LENGTH, settings)
+        engine = VllmEngine(checkpoint, MAX_LENGTH, winnow_settings())
         self.reranker = Reranker(model, engine=engine).start()
         segments = bind_template(checkpoint, None, None, with_instruction=False)
         self._builder = PromptBuilder(PromptLayout(checkpoint.tokenizer, segments, Limits(max_length=MAX_LENGTH)))
@@ -68,7 +64,7 @@ class Bench:
         self._numbers = iter(range(10**12))
         self._params = partial(PoolingParams, task="classify", use_activation=False)
         self._input = tokens_input
-        self.llm = plain_llm(model, MAX_LENGTH, settings or CPU_SETTINGS)
+        self.llm = plain_llm(model, MAX_LENGTH)
         self._score = partial(self.llm.score, chat_template=str(built_in("qwen3_reranker").source), use_tqdm=False)
         self._locked = behind_a_lock(lambda *call: [output.outputs.score for output in self._score(*call)])
 
@@ -239,7 +235,7 @@ def main() -> None:
 
     bench = Bench(nano_model())
     difference = difference_of(bench)
-    if difference > bench.tolerance:
+    if difference > tolerance():
         sys.exit(f"The contenders' scores differ by {difference:.1e}: their times cannot be compared.")
     lengths = [len(ids) for call in calls_of("check", QUERIES, 320) for ids in bench.ids(*call)]
     rows: dict[str, list[Round]] = {one.name: [] for one in CONTENDERS if arguments.only in one.name}
@@ -254,7 +250,7 @@ def main() -> None:
     bench.close()
 
     report = {
-        "machine": f"{bench.device}, {machine()}",
+        "machine": device(),
         "load": os.getloadavg(),
         "tokens_per_prompt": statistics.mean(lengths),
         "largest_score_difference": difference,

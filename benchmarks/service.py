@@ -28,13 +28,16 @@ from shared import (
     Calls,
     Round,
     calls_of,
+    device,
     largest_difference,
-    machine,
     nano_model,
     server,
     settle,
     spread,
     stock_command,
+    tolerance,
+    winnow_command,
+    winnow_settings,
 )
 
 from winnow import Reranker
@@ -179,13 +182,15 @@ async def compare(arguments: argparse.Namespace, model: str, urls: dict[str, tup
             )
             for name, (url, _) in urls.items()
         }
-        reranker = await stack.enter_async_context(Reranker(model, engine="vllm", max_length=MAX_LENGTH))
+        reranker = await stack.enter_async_context(
+            Reranker(model, engine="vllm", max_length=MAX_LENGTH, engine_kwargs=winnow_settings())
+        )
         await reranker.astart()
         contenders = [in_process(reranker)]
         contenders += [over_http(name, clients[name], process, model) for name, (_, process) in urls.items()]
         same = calls_of("check", CALLERS, CALLERS * 5)
         difference = largest_difference([(await one.score(same))[0] for one in contenders])
-        if difference > 1e-4:
+        if difference > tolerance():
             sys.exit(f"The contenders' scores differ by {difference:.1e}: their times cannot be compared.")
 
         rows: dict[str, list[Round]] = {one.name: [] for one in contenders}
@@ -220,7 +225,7 @@ def report(
     times = {name: waits_of(found) for name, found in waits.items()}
     if arguments.json:
         whole = {
-            "machine": machine(),
+            "machine": device(),
             "load": os.getloadavg(),
             "largest_score_difference": difference,
             "rounds": {name: [one._asdict() for one in rounds] for name, rounds in rows.items()},
@@ -230,7 +235,7 @@ def report(
         }
         arguments.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     print(
-        f"{machine()}, load {os.getloadavg()[0]:.1f}; {CALLERS} callers, {arguments.requests} requests of {DOCUMENTS} "
+        f"{device()}, load {os.getloadavg()[0]:.1f}; {CALLERS} callers, {arguments.requests} requests of {DOCUMENTS} "
         f"documents a round, medians of {arguments.rounds} rounds; scores differ by {difference:.0e} at most\n"
     )
     print("| | pairs/s (least to most) | CPU of the process that takes the calls, µs a pair |\n|---|---|---|")
@@ -258,8 +263,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = nano_model()
-    ours = server(["winnow_command", "serve", model, "--max-length", str(MAX_LENGTH)])
-    with ours as service, server(stock_command(model, MAX_LENGTH)) as stock:
+    ours, theirs = (command(model, MAX_LENGTH) for command in (winnow_command, stock_command))
+    with server(ours) as service, server(theirs) as stock:
         asyncio.run(compare(arguments, model, {SERVICE: service, STOCK: stock}))
 
 

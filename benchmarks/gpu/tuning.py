@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpu.measuring import Bench
-from gpu.systems import engine_settings, winnow_engine
+from gpu.systems import async_engine, engine_settings
 
 # Host work of one scheduler step that the GPU waits for: the assumption behind the predictions.
 STEP_SECONDS = 0.003
@@ -77,8 +77,9 @@ def tune(
         print(f"\n{words}: predicted {predicted:+.1%}", flush=True)
         try:
             bench.card.wait_until_free()
-            with winnow_engine(bench.model, {**engine_settings(bench.card), **settings}) as run:
-                found = bench.speed("  observed", run, rounds=bench.size.rounds)
+            tuned = async_engine(bench.model, {**engine_settings(bench.card), **settings}, bench.prompts)
+            with tuned as (winnow, _):
+                found = bench.speed("  observed", winnow, rounds=bench.size.rounds)
             gain = found["pairs_per_s"] / baseline["pairs_per_s"] - 1
             print(f"  observed {gain:+.1%}", flush=True)
             yield row | {"observed_gain": round(gain, 3), **found, "name": words}

@@ -39,6 +39,14 @@ def test_rerankers_with_the_same_settings_share_an_engine_and_the_last_one_close
     assert (engine.started, engine.closed) == (1, 1)
 
 
+def test_few_threads_tokenise_however_many_call() -> None:
+    before = set(threading.enumerate())
+    with Reranker("fake", engine="fake") as reranker, ThreadPoolExecutor(32) as callers:
+        list(callers.map(lambda number: reranker.rank(f"question {number}", ["a", "b"]), range(64)))
+        new = set(threading.enumerate()) - before
+    assert 1 <= sum(thread.name.startswith("winnow-tokenize") for thread in new) <= 4
+
+
 def test_close_waits_for_calls_in_flight() -> None:
     engine = SlowEngine()
     reranker = Reranker("fake", engine=engine).start()
