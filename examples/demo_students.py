@@ -24,7 +24,7 @@ from winnow.models import Checkpoint, bind_template, open_checkpoint
 from winnow.prompts import Limits, Prompt, PromptBuilder, PromptLayout
 
 ADAPTER = "adapter_model.safetensors"
-GPU_TOKENS = 32768  # of a padded batch on a GPU
+GPU_TOKENS = 65536  # of a padded batch on a GPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,7 @@ from winnow.prompts import Prompt
 
 CACHE = demo_model.CACHE / "training"
 DATA = [CACHE / "groups.jsonl", CACHE / "groups.mixed.jsonl"]  # short documents first, then also long ones
+DOCUMENT_TOKENS = 288  # documents are cut to this
 DROP_INSTRUCTION = 0.2  # how often the prompt has the template's own instruction instead
 BATCH = 8  # groups of each step
 WARM_UP = 0.02  # share of all pairs, the first ones, in which the learning rate rises
@@ -56,8 +57,6 @@ class StudentName(StrEnum):
 
 PAIRS = {StudentName.LLM: 25_120, StudentName.CROSS_ENCODER: 96_608}
 RATE = {StudentName.LLM: 1e-3, StudentName.CROSS_ENCODER: 7e-4}
-# Documents are cut to this; None: a prompt has as many tokens as the model reads, 512.
-DOCUMENT_TOKENS = {StudentName.LLM: 288, StudentName.CROSS_ENCODER: None}
 """With these, and the data as it is by default, the adapters in `examples/models` were trained."""
 
 
@@ -121,13 +120,8 @@ def loss_of(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return order + CALIBRATION * each + MARGINS * margins
 
 
-def quality(student: Student, groups: Sequence[Group], document_tokens: int | None = None) -> dict[str, float]:
+def quality(student: Student, groups: Sequence[Group]) -> dict[str, float]:
     """How the student ranks groups that it has not learnt from.
-
-    Args:
-        student: The student.
-        groups: The groups.
-        document_tokens: Documents are cut to this; None: a prompt has as many tokens as the model reads.
 
     Returns:
         Mean nDCG with the teacher's probabilities as gains, the share of groups whose best document is a relevant one,
@@ -137,7 +131,7 @@ def quality(student: Student, groups: Sequence[Group], document_tokens: int | No
     gains, best, right, agree = [], [], [], []
     with torch.inference_mode():
         for group in groups:
-            prompts = student.prompts(group.query, group.documents, group.instruction, document_tokens)
+            prompts = student.prompts(group.query, group.documents, group.instruction, DOCUMENT_TOKENS)
             scores = student.logits([prompts])[0].tolist()
             by_score = sorted(range(len(scores)), key=lambda at: -scores[at])
             gain = torch.tensor(group.teacher).sigmoid()
@@ -166,24 +160,14 @@ class Training:
         pairs: Pairs of query and document until the end.
         batch: Groups of each step.
         rate: The highest learning rate.
-        document_tokens: Documents are cut to this; None: a prompt has as many tokens as the model reads.
         seed: Seed of the order of the data and of the instructions left out.
     """
 
     def __init__(
-        self,
-        student: Student,
-        folder: Path,
-        data: Sequence[Path],
-        *,
-        pairs: int,
-        batch: int,
-        rate: float,
-        document_tokens: int | None = None,
-        seed: int = 0,
+        self, student: Student, folder: Path, data: Sequence[Path], *, pairs: int, batch: int, rate: float, seed: int
     ):
         self.student, self.folder, self.pairs, self.batch, self.rate = student, folder, pairs, batch, rate
-        self.document_tokens, self.seed = document_tokens, seed
+        self.seed = seed
         self.data = [(hashlib.sha256(file.read_bytes()).hexdigest(), read_groups(file)) for file in data]
         self._order = lru_cache(1)(self._order_of)
         self.state = State(data=self.data[0][0])
@@ -235,7 +219,7 @@ class Training:
             group = groups[self._order(self.state.epoch, len(groups))[self.state.place]]
             chance = self._random(self.state.epoch, self.state.place)
             instruction = None if chance.random() < DROP_INSTRUCTION else group.instruction
-            yield group, self.student.prompts(group.query, group.documents, instruction, self.document_tokens)
+            yield group, self.student.prompts(group.query, group.documents, instruction, DOCUMENT_TOKENS)
             self.state.place += 1
 
     def _order_of(self, epoch: int, groups: int) -> list[int]:
@@ -289,17 +273,7 @@ def main(
     )
     learner.to(device)
     folder.mkdir(parents=True, exist_ok=True)
-    document_tokens = DOCUMENT_TOKENS[student]
-    training = Training(
-        learner,
-        folder,
-        data,
-        pairs=pairs,
-        batch=batch,
-        rate=rate or RATE[student],
-        document_tokens=document_tokens,
-        seed=seed,
-    )
+    training = Training(learner, folder, data, pairs=pairs, batch=batch, rate=rate or RATE[student], seed=seed)
     held_out = read_groups(dev)[:dev_groups] if dev else []
     stop = Event()  # a step is not interrupted
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -325,7 +299,7 @@ def main(
                 training.save()
                 note: dict[str, float] = {"pairs": training.state.pairs, "loss": _mean(losses), "pairs/s": speed}
                 if held_out and not stop.is_set() and (at_end or now - measured > 60 * dev_minutes):
-                    note |= quality(learner, held_out, document_tokens)
+                    note |= quality(learner, held_out)
                     measured = time.monotonic()
                 log.write(json.dumps({name: round(value, 4) for name, value in note.items()}) + "\n")
                 log.flush()

@@ -213,7 +213,7 @@ def test_a_step_of_vllm_on_a_cpu_is_short_but_takes_a_whole_prompt_that_cannot_b
     patch_config(encoder, max_position_embeddings=2048)
     tokenizer = encoder / "tokenizer_config.json"
     tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"model_max_length": 2048}))
-    for model, tokens in ((tiny_model, 1024), (str(encoder), 2048)):
+    for model, tokens in ((tiny_model, 1280), (str(encoder), 2048)):
         config = made(model, "vllm", max_length=tokens)._engine_args.create_engine_config(UsageContext.LLM_CLASS)
         assert config.scheduler_config.max_num_batched_tokens == tokens
 

@@ -4,9 +4,9 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
 
-# vLLM's own number for a CPU is 4,096. A CPU is as fast with far fewer, and a small call beside a large one waits for
-# the step that runs, and for its own: both have this many tokens.
-_CPU_TOKENS = 1024
+# vLLM's own number for a CPU is 4,096. A CPU is about as fast with fewer, and a small call beside a large one waits for
+# the step that runs, and for its own: both have this many tokens (docs/performance.md#the-service).
+_CPU_TOKENS = 1280
 
 
 class EngineArgs(AsyncEngineArgs):
