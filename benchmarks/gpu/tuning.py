@@ -20,12 +20,12 @@ def tuning_rows(smoke: bool) -> list[dict[str, Any]]:
     if smoke:
         return [{"max_num_batched_tokens": 4096}, {"no_such_field_of_vllm": 1}]
     rows: list[dict[str, Any]] = [
+        {"async_scheduling": True},
         {"max_num_batched_tokens": 32768},
         {"max_num_batched_tokens": 8192},
         {"enforce_eager": True},
         {"max_num_seqs": 256},
         {"kv_cache_memory_bytes": 4 << 30},
-        {"async_scheduling": True},
     ]
     matrix = [
         {"max_num_batched_tokens": tokens, "max_num_seqs": seqs, "enforce_eager": eager}
