@@ -21,6 +21,7 @@ def tuning_rows(smoke: bool) -> list[dict[str, Any]]:
         return [{"max_num_batched_tokens": 4096}, {"no_such_field_of_vllm": 1}]
     rows: list[dict[str, Any]] = [
         {"async_scheduling": True},
+        {"block_size": 64},  # vLLM's work on the host grows with the number of blocks
         {"max_num_batched_tokens": 32768},
         {"max_num_batched_tokens": 8192},
         {"enforce_eager": True},
