@@ -145,10 +145,11 @@ ATTACKS = {
 }
 
 
-@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_is_an_error_and_costs_this_process_nothing(name: str) -> None:
+def test_an_attack_is_an_error_and_costs_this_process_nothing(name: str, request: pytest.FixtureRequest) -> None:
     source, message = ATTACKS[name]
+    if TIME in message:  # the others meet another limit first, on a busy machine after some time
+        request.getfixturevalue("short")
     me = psutil.Process()
     before = me.memory_info().rss, sum(me.cpu_times()[:2])
     with pytest.raises(TemplateError, match=message) as caught:
