@@ -32,6 +32,7 @@ from shared import (
     largest_difference,
     nano_model,
     plain_llm,
+    plain_settings,
     settle,
     spread,
     tolerance,
@@ -64,7 +65,7 @@ class Bench:
         self._numbers = iter(range(10**12))
         self._params = partial(PoolingParams, task="classify", use_activation=False)
         self._input = tokens_input
-        self.llm = plain_llm(model, MAX_LENGTH)
+        self.llm = plain_llm(model, MAX_LENGTH, plain_settings())
         self._score = partial(self.llm.score, chat_template=str(built_in("qwen3_reranker").source), use_tqdm=False)
         self._locked = behind_a_lock(lambda *call: [output.outputs.score for output in self._score(*call)])
 

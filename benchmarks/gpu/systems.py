@@ -78,7 +78,7 @@ def async_engine(
             return await asyncio.gather(*(asyncio.gather(*map(one, query)) for query in ids))
 
         def bare(work: Work) -> Outcome:
-            ids = [[list(prompt) for prompt in query] for query in prompts(work)]
+            ids = prompts(work)
             found = reranker._lease.submit(lambda _: everything(ids)).result()
             return Outcome(
                 [[logit for logit, _ in query] for query in found],
