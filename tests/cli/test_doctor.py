@@ -3,10 +3,12 @@
 import io
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner, Result
@@ -49,6 +51,27 @@ def test_it_is_coloured_on_a_terminal(tiny_model: str) -> None:
     )
     assert "\x1b[1;7;35m⟦<|im_end|>⟧\x1b[0m" in stream.getvalue()
     assert "\x1b[32m The capital of China is Beijing." in stream.getvalue()
+
+
+def test_it_reads_the_environment_as_a_reranker_does(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--winnow--qwen3-reranker-tiny"
+    shutil.copytree(tiny_model, repository / "snapshots" / "c0ffee")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v2").write_text("c0ffee")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    name = "winnow/qwen3-reranker-tiny"
+    assert examine(name).problems
+    monkeypatch.setenv("WINNOW_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("WINNOW_REVISION", "v2")
+    monkeypatch.setenv("WINNOW_MAX_LENGTH", "300")
+    monkeypatch.setenv("WINNOW_ENGINE", "fake")  # `doctor` reads a model's files in any case
+    found = examine(name, document="word " * 500)
+    assert found.problems == []
+    assert (found.max_length, len(found.ids)) == (300, 300)
+    monkeypatch.setenv("WINNOW_MAX_LENGTH", "many")
+    assert "WINNOW_MAX_LENGTH must be" in examine(name).problems[0]
 
 
 def test_json(tiny_model: str) -> None:

@@ -183,10 +183,14 @@ def hub(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["the-default", "a-tag", "a-commit"],
 )
+@pytest.mark.parametrize("variable", [False, True], ids=["cache-of-the-hub", "WINNOW_CACHE_DIR"])
 def test_a_name_on_the_hub(
-    options: list[str], commit: str, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str], commit: str, variable: bool, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    if variable:
+        monkeypatch.setenv("WINNOW_CACHE_DIR", str(hub))
+    else:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     name = "Qwen/Qwen3-Reranker-Tiny"
     done = CliRunner().invoke(app, ["convert", name, str(tmp_path / "out"), *options])

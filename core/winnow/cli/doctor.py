@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from winnow.engines import configured_checkpoint, resolve
 from winnow.errors import WinnowError
 from winnow.models import (
     Checkpoint,
@@ -15,7 +16,6 @@ from winnow.models import (
     check_files,
     faults_of,
     judges_last_token,
-    open_checkpoint,
     template_for,
     why_not_on_vllm,
 )
@@ -27,6 +27,7 @@ from winnow.prompts import (
     PromptLayout,
     parts_of,
 )
+from winnow.ranking import RerankerConfig
 from winnow.templates import Segment, TemplateLike
 from winnow.tokenizer import PromptTokenizer
 
@@ -114,7 +115,7 @@ def examine(
     query: str = QUERY,
     document: str = DOCUMENT,
 ) -> Diagnosis:
-    """Check a model and its prompts, and build one of them.
+    """Check a model and its prompts, and build one of them, with what the environment sets for a `Reranker`.
 
     Args:
         model: A folder, or a name on the Hugging Face Hub. If the weights are local, their names and shapes are read.
@@ -130,7 +131,9 @@ def examine(
     found = Diagnosis(model=model)
     with _logged_warnings(found.warnings):
         try:
-            checkpoint = open_checkpoint(model, recipe=recipe, base_model=base_model)
+            # Any engine that reads a model: the environment may name one that does not.
+            config = RerankerConfig(model=model, recipe=recipe, base_model=base_model, engine="transformers")
+            checkpoint = configured_checkpoint(config, resolve(config))
             if (adapter := checkpoint.adapter) is not None:
                 found.adapter = {
                     "base": adapter.base,

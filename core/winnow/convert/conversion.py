@@ -24,6 +24,7 @@ from winnow.convert.files import (
 from winnow.convert.prompts import check_prompts, pad_token_for, write_templates
 from winnow.convert.score_head import layout_of, score_head
 from winnow.convert.verify import TOLERANCE, largest_difference
+from winnow.engines import resolve
 from winnow.errors import ConfigurationError, MissingExtraError, ModelError
 from winnow.models import (
     Checkpoint,
@@ -43,6 +44,7 @@ from winnow.models import (
     whole_model,
     whole_or_nothing,
 )
+from winnow.ranking import RerankerConfig
 from winnow.templates import TemplateLike
 
 Method = Literal["from_2_way_softmax", "no_post_processing"]
@@ -83,7 +85,8 @@ def convert(
 
     The weights are copied file by file, a few megabytes at a time, in their own types. The score head is float32,
     because bfloat16 would round the difference of two bfloat16 rows. An adapter is merged into its base first; one that
-    has a score head is written as it is then. `out` appears when it is complete, or not at all.
+    has a score head is written as it is then. `out` appears when it is complete, or not at all. `revision`,
+    `base_model`, `hf_token` and `cache_dir` may come from the environment, as for a `Reranker` (docs/settings.md).
 
     Args:
         model: A local folder, or the name of a repository on the Hugging Face Hub.
@@ -113,14 +116,19 @@ def convert(
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ConfigurationError(f"{out} already exists. Remove it, or name another folder.")
     named = model
-    model = whole_model(model, revision=revision, base_model=base_model)
+    config = RerankerConfig(
+        model=model, base_model=base_model, engine="transformers", engine_kwargs={"revision": revision}
+    )
+    settings = resolve(config).of_checkpoint()
+    hub = {name: settings[name] for name in ("revision", "token", "cache_dir")}
+    model = whole_model(model, base_model=settings["base_model"], **hub)
     if model != named and is_classifier(read_config(Path(model), named)):
         return _copy(model, out, recipe, verify)
-    checkpoint = _open(model, recipe, labels, method, revision)
+    checkpoint = _open(model, recipe, labels, method, hub)
     score_template = template_for(checkpoint, template)
     if score_template is None:
         raise ModelError(f"{model} has no labels: it is not a causal model that a score head can be made of.")
-    folder = folder_with_weights(model, revision)
+    folder = folder_with_weights(model, **hub)
     refuse_links_out(folder, model)
     shards = find_shards(folder, model)
     if faults := faults_of(checkpoint):
@@ -171,7 +179,7 @@ def _open(
     recipe: str | ModelRecipe | None,
     labels: Sequence[str] | None,
     method: str | None,
-    revision: str | None,
+    hub: Mapping[str, Any],
 ) -> Checkpoint:
     """The checkpoint, with the recipe that the arguments describe.
 
@@ -181,7 +189,7 @@ def _open(
     """
     if method is not None and method not in METHODS:
         raise ConfigurationError(f"method must be one of {', '.join(METHODS)}, but got {method!r}.")
-    folder = folder_of(model, revision)
+    folder = folder_of(model, **hub)
     config = read_config(folder, model)
     architecture = next(iter(config.get("architectures") or ()), "model without architectures in config.json")
     if architecture.endswith("ForSequenceClassification"):
@@ -206,7 +214,7 @@ def _open(
         )
     if labels:
         recipe = replace(_row(model, config, recipe), labels=tuple(labels))
-    checkpoint = open_checkpoint(model, recipe=recipe, revision=revision)
+    checkpoint = open_checkpoint(model, recipe=recipe, **hub)
     found = checkpoint.recipe
     if method is not None and len(found.labels) != METHODS[method]:
         wanted = "two labels, negative and positive" if METHODS[method] == 2 else "one label, the positive one"

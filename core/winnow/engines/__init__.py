@@ -1,7 +1,7 @@
 """Token ids become logits: what an engine is, which one runs, and one package or module for each."""
 
 from winnow.engines.base import Engine, EngineScore, WatchedEngine, is_logit, name_of
-from winnow.engines.choose import create_engine
+from winnow.engines.choose import configured_checkpoint, create_engine
 from winnow.engines.cpu_dtype import dtype_on_cpu
 from winnow.engines.fake import FakeEngine
 from winnow.engines.life import EngineLife, Started, Work
@@ -48,6 +48,7 @@ __all__ = [
     "changes_scores",
     "check_names",
     "check_values",
+    "configured_checkpoint",
     "create_engine",
     "dtype_on_cpu",
     "engine_names",

@@ -34,17 +34,32 @@ def create_engine(config: EngineConfig, settings: EngineSettings | None = None) 
     record = record_of(settings.engine)
     if record is not None and not record.reads_model:
         return record.make(None, settings)
-    warn_about_variables()
-    checkpoint = open_checkpoint(config.model, recipe=config.recipe, **settings.of_checkpoint())
+    checkpoint = configured_checkpoint(config, settings)
     if record is None or not record.needs_url:  # a server has its weights already
         checkpoint = with_merged_weights(checkpoint)
     with import_lock:
         return _engine_for(checkpoint, settings, record)
 
 
+def configured_checkpoint(config: EngineConfig, settings: EngineSettings) -> Checkpoint:
+    """The small files of a configuration's model, with the settings for them and the length of its prompts.
+
+    Args:
+        config: The user's settings.
+        settings: The engine's settings, with those from the environment.
+
+    Raises:
+        ModelError: As for `open_checkpoint`.
+        TemplateError: Likewise.
+    """
+    warn_about_variables()
+    checkpoint = open_checkpoint(config.model, recipe=config.recipe, **settings.of_checkpoint())
+    if settings.max_length is None:
+        return checkpoint
+    return replace(checkpoint, max_length=_length(checkpoint, settings.max_length))
+
+
 def _engine_for(checkpoint: Checkpoint, settings: EngineSettings, record: EngineRecord | None) -> Engine:
-    if settings.max_length is not None:  # the environment may have set it
-        checkpoint = replace(checkpoint, max_length=_length(checkpoint, settings.max_length))
     if record is None:
         record = _choose(checkpoint, settings.device)
         if settings.url_is_unused:

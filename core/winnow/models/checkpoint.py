@@ -197,19 +197,29 @@ def with_merged_weights(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, model=str(folder), folder=folder)
 
 
-def whole_model(model: str, *, revision: str | None = None, base_model: str | None = None) -> str:
+def whole_model(
+    model: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | None = None,
+    base_model: str | None = None,
+) -> str:
     """The folder of the model that an adapter and its base make, merged now unless they were before; else `model`.
 
     Args:
         model: A local folder, or the name of a repository on the Hub.
         revision: Branch, tag or commit on the Hub.
-        base_model: As for `open_checkpoint`.
+        token: As for `open_checkpoint`.
+        cache_dir: Likewise.
+        base_model: Likewise.
 
     Raises:
         ModelError: As for `open_checkpoint` and `with_merged_weights`.
         ConfigurationError: The merged model cannot be written.
     """
-    adapter = find_adapter(folder_of(model, revision), model, base_model=base_model, revision=revision)
+    folder = folder_of(model, revision, token, cache_dir)
+    adapter = find_adapter(folder, model, base_model=base_model, revision=revision, token=token, cache_dir=cache_dir)
     return model if adapter is None else str(adapter.merged())
 
 
