@@ -88,7 +88,7 @@ bench: $(STAMP)  ## print the numbers of the README and of docs/performance.md
 	$(BIN)/python benchmarks/overhead.py --pairs 1600
 	$(BIN)/python benchmarks/service.py
 	$(BIN)/python benchmarks/contenders.py
-	$(BIN)/python benchmarks/without_gpu.py --pairs 16
+	$(BIN)/python benchmarks/without_gpu.py --pairs 12
 	$(BIN)/python benchmarks/prompts.py
 	$(BIN)/python benchmarks/integrations.py
 	$(BIN)/python benchmarks/growth.py

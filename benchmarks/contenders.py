@@ -55,17 +55,17 @@ VLLM_RANKER = "VLLMRanker on vLLM's server"
 LLM_SCORE, LOCKED = "LLM.score, 1 caller", "LLM.score behind a lock"
 CROSS_ENCODER, BY_HAND = "sentence-transformers' CrossEncoder", "transformers by hand"
 
-# By model: the most tokens of a prompt, and what is scored. A round of "offline" is 20,000 pairs, so it has only one.
+# By model: the most tokens of a prompt, and what is scored. Large workloads have fewer rounds.
 WORKLOADS: dict[str, tuple[int, list[Workload]]] = {
     "nano": (
         33 * 1024,
         [
             Workload("latency", 10, 100, (WINNOW, WINNOW_SERVER, VLLM_RANKER, LLM_SCORE, CROSS_ENCODER, BY_HAND)),
-            Workload("callers", 64, 100, (WINNOW, WINNOW_SERVER, VLLM_RANKER, LOCKED), callers=64, rounds=3),
+            Workload("callers", 64, 100, (WINNOW, WINNOW_SERVER, VLLM_RANKER, LOCKED), callers=64, rounds=2),
             Workload("offline", 32, 625, (WINNOW, WINNOW_ONE, LOCKED, LLM_SCORE), callers=16, rounds=1),
             Workload("instruction", 5, 100, (WINNOW, VLLM_RANKER, LLM_SCORE, BY_HAND), instruction_tokens=300),
             Workload("duplicates", 16, 50, (WINNOW, VLLM_RANKER, LOCKED), callers=16, duplicates=0.3),
-            Workload("long", 1, 2, (WINNOW, VLLM_RANKER, LLM_SCORE), rounds=3, median=32_000, sigma=0),
+            Workload("long", 1, 2, (WINNOW, VLLM_RANKER, LLM_SCORE), rounds=2, median=32_000, sigma=0),
         ],
     ),
     "demo": (4096, [Workload("latency", 1, 16, (WINNOW, VLLM_RANKER, LLM_SCORE, BY_HAND))]),

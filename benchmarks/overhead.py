@@ -46,6 +46,9 @@ from winnow.prompts import Limits, PromptBuilder, PromptLayout
 from winnow.templates import built_in
 
 CALLERS, QUERIES = 16, 32
+# One process for vLLM's scheduler and its worker, as vLLM has with one GPU. On a CPU it takes two, which wait for each
+# other without a pause, and with two cores the way to them would have none.
+ONE_PROCESS = {"distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor"}
 Prompts = list[list[list[int]]]
 
 
@@ -57,7 +60,7 @@ class Bench:
         from vllm.inputs import tokens_input
 
         checkpoint = open_checkpoint(model)
-        engine = VllmEngine(checkpoint, MAX_LENGTH, winnow_settings())
+        engine = VllmEngine(checkpoint, MAX_LENGTH, winnow_settings() | ONE_PROCESS)
         self.reranker = Reranker(model, engine=engine).start()
         segments = bind_template(checkpoint, None, None, with_instruction=False)
         self._builder = PromptBuilder(PromptLayout(checkpoint.tokenizer, segments, Limits(max_length=MAX_LENGTH)))
@@ -65,7 +68,7 @@ class Bench:
         self._numbers = iter(range(10**12))
         self._params = partial(PoolingParams, task="classify", use_activation=False)
         self._input = tokens_input
-        self.llm = plain_llm(model, MAX_LENGTH, plain_settings())
+        self.llm = plain_llm(model, MAX_LENGTH, plain_settings() | ONE_PROCESS)
         self._score = partial(self.llm.score, chat_template=str(built_in("qwen3_reranker").source), use_tqdm=False)
         self._locked = behind_a_lock(lambda *call: [output.outputs.score for output in self._score(*call)])
 
@@ -127,6 +130,11 @@ class Bench:
 
         return self._on_engines_loop(everything())
 
+    def built_threads(self, calls: Calls) -> list[list[float]]:
+        """`built`, each caller in a thread of its own."""
+        with ThreadPoolExecutor(len(calls)) as threads:
+            return [scores for found in threads.map(lambda call: self.built([call]), calls) for scores in found]
+
     def llm_ready(self, prompts: Prompts) -> list[list[float]]:
         """`LLM.encode`, ids ready before the clock starts."""
         flat = [self._input(ids) for call in prompts for ids in call]
@@ -171,14 +179,17 @@ class Contender(NamedTuple):
 
 ONE, MANY = "Winnow, 1 caller", f"Winnow, {CALLERS} callers"
 RANK_MANY = f"Winnow, rank_many of {QUERIES} queries"
-BUILT_ONE, BUILT_MANY = "build, then bare AsyncLLM, 1 caller", f"build, then bare AsyncLLM, {CALLERS} callers"
+BUILT_ONE, BUILT_MANY, BUILT_QUERIES = (
+    f"build, then bare AsyncLLM, {calls}" for calls in ("1 caller", f"{CALLERS} callers", f"{QUERIES} queries")
+)
 READY, SCORE, LOCKED = "bare AsyncLLM, ready ids", "LLM.score, 1 caller", f"LLM.score behind a lock, {CALLERS} callers"
 CONTENDERS = [
     Contender(ONE, Bench.winnow, 1),
     Contender(BUILT_ONE, Bench.built, 1),
     Contender(MANY, Bench.winnow_threads, CALLERS),
-    Contender(BUILT_MANY, Bench.built, CALLERS),
+    Contender(BUILT_MANY, Bench.built_threads, CALLERS),
     Contender(RANK_MANY, Bench.winnow_many, QUERIES),
+    Contender(BUILT_QUERIES, Bench.built, QUERIES),
     Contender(READY, Bench.ready, 1, takes_ids=True),
     Contender("LLM.encode, ready ids", Bench.llm_ready, 1, takes_ids=True),
     Contender(SCORE, Bench.llm_score, 1),
@@ -190,6 +201,7 @@ RATIOS = [
     (MANY, BUILT_MANY),
     (ONE, READY),
     (MANY, READY),
+    (RANK_MANY, BUILT_QUERIES),
     (RANK_MANY, ONE),
     (ONE, SCORE),
     (MANY, LOCKED),

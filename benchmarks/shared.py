@@ -29,8 +29,8 @@ from winnow.templates import built_in
 
 # Most tokens of a prompt.
 MAX_LENGTH = 1024
-# Characters of a document: prompts then have about 240 tokens.
-CHARACTERS = 180
+# Characters of a document: prompts then have about 178 tokens.
+CHARACTERS = 340
 # What changes scores or costs is set alike for vLLM with and without Winnow; the rest is vLLM's default, as for
 # everybody who starts it. On a CPU these are Winnow's own choices; on a GPU up to three engines share the memory.
 CPU_SETTINGS: dict[str, Any] = {
@@ -57,12 +57,17 @@ class Round(NamedTuple):
 def nano_model(positions: int = MAX_LENGTH) -> str:
     """The folder of a model so small that only the way to it counts; it reads prompts of `positions` tokens.
 
+    Its tokenizer has learnt the template's words, as a real model's has: else they were most of a prompt's tokens.
+
     vLLM's worker computes it with one thread. Several would wait for each other without a pause after each operation,
     and keep the processors from the way to the model.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = Path(tempfile.mkdtemp()) / "qwen3-reranker-nano"
-    return str(build_tiny_reranker(folder, layers=1, width=32, positions=positions))
+    template = str(built_in("qwen3_reranker").source)
+    return str(
+        build_tiny_reranker(folder, vocabulary=2000, texts=[template] * 2, layers=1, width=32, positions=positions)
+    )
 
 
 def on_gpu() -> bool:
