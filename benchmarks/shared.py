@@ -29,7 +29,7 @@ from winnow.templates import built_in
 
 # Most tokens of a prompt.
 MAX_LENGTH = 1024
-# Characters of a document: prompts then have about 178 tokens.
+# Characters of a document: prompts then have 170 to 190 tokens.
 CHARACTERS = 340
 # What changes scores or costs is set alike for vLLM with and without Winnow; the rest is vLLM's default, as for
 # everybody who starts it. On a CPU these are Winnow's own choices; on a GPU up to three engines share the memory.
