@@ -26,6 +26,7 @@ from shared import (
     MAX_LENGTH,
     Calls,
     Round,
+    Score,
     behind_a_lock,
     calls_of,
     device,
@@ -84,8 +85,7 @@ class Bench:
 
     def winnow_threads(self, calls: Calls) -> list[list[float]]:
         """`Reranker.score`, each caller in a thread of its own."""
-        with ThreadPoolExecutor(len(calls)) as threads:
-            return list(threads.map(lambda call: self.reranker.score(*call), calls))
+        return in_threads(self.reranker.score, calls)
 
     def winnow_many(self, calls: Calls) -> list[list[float]]:
         """`Reranker.rank_many`."""
@@ -132,8 +132,7 @@ class Bench:
 
     def built_threads(self, calls: Calls) -> list[list[float]]:
         """`built`, each caller in a thread of its own."""
-        with ThreadPoolExecutor(len(calls)) as threads:
-            return [scores for found in threads.map(lambda call: self.built([call]), calls) for scores in found]
+        return in_threads(lambda *call: self.built([call])[0], calls)
 
     def llm_ready(self, prompts: Prompts) -> list[list[float]]:
         """`LLM.encode`, ids ready before the clock starts."""
@@ -147,13 +146,18 @@ class Bench:
 
     def locked(self, calls: Calls) -> list[list[float]]:
         """`LLM.score` behind a lock, as frameworks' rerankers call it: batches of 64, sorted, without duplicates."""
-        with ThreadPoolExecutor(len(calls)) as threads:
-            return list(threads.map(lambda call: list(self._locked(*call)), calls))
+        return in_threads(self._locked, calls)
 
     def close(self) -> None:
         """End both engines."""
         self.reranker.close()
         self.llm.llm_engine.engine_core.shutdown()
+
+
+def in_threads(score: Score, calls: Calls) -> list[list[float]]:
+    """The scores of calls, each called from a thread of its own."""
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return list(threads.map(lambda call: list(score(*call)), calls))
 
 
 class Contender(NamedTuple):
