@@ -325,14 +325,13 @@ def completed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     from winnow.engines.vllm.engine import VllmEngine
 
     lengths: list[int] = []
-    original = VllmEngine._score_one
+    original = VllmEngine._score_of
 
-    async def noted(self: VllmEngine, prompt: Prompt, *rest: Any) -> EngineScore:
-        found = await original(self, prompt, *rest)
+    def noted(self: VllmEngine, prompt: Prompt, output: Any) -> EngineScore:
         lengths.append(len(prompt.ids))
-        return found
+        return original(self, prompt, output)
 
-    monkeypatch.setattr(VllmEngine, "_score_one", noted)
+    monkeypatch.setattr(VllmEngine, "_score_of", noted)
     return lengths
 
 

@@ -3,14 +3,12 @@
 from copy import copy
 
 from vllm import PoolingParams, __version_tuple__
-from vllm.exceptions import VLLMValidationError
 from vllm.inputs import tokens_input
 from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
-from vllm.v1.engine.exceptions import EngineGenerateError
 
 from winnow.prompts import Prompt
 
-__all__ = ["EngineGenerateError", "VLLMValidationError", "VllmDeadError", "params_of", "tokens_input"]
+__all__ = ["VllmDeadError", "params_of", "tokens_input"]
 
 
 class _Params(PoolingParams):
