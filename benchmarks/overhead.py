@@ -47,9 +47,13 @@ from winnow.prompts import Limits, PromptBuilder, PromptLayout
 from winnow.templates import built_in
 
 CALLERS, QUERIES = 16, 32
-# One process for vLLM's scheduler and its worker, as vLLM has with one GPU. On a CPU it takes two, which wait for each
-# other without a pause, and with two cores the way to them would have none.
-ONE_PROCESS = {"distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor"}
+# What vLLM has on one GPU. Its scheduler and its worker share one process: on a CPU it takes two, which wait for each
+# other without a pause, and with two cores the way to them would have none. And the tokens of a step: with the few that
+# Winnow takes on a CPU, the step itself costs more than the way to it.
+AS_ON_GPU = {
+    "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
+    "max_num_batched_tokens": 16384,
+}
 Prompts = list[list[list[int]]]
 
 
@@ -61,7 +65,7 @@ class Bench:
         from vllm.inputs import tokens_input
 
         checkpoint = open_checkpoint(model)
-        engine = VllmEngine(checkpoint, MAX_LENGTH, winnow_settings() | ONE_PROCESS)
+        engine = VllmEngine(checkpoint, MAX_LENGTH, winnow_settings() | AS_ON_GPU)
         self.reranker = Reranker(model, engine=engine).start()
         segments = bind_template(checkpoint, None, None, with_instruction=False)
         self._builder = PromptBuilder(PromptLayout(checkpoint.tokenizer, segments, Limits(max_length=MAX_LENGTH)))
@@ -69,7 +73,7 @@ class Bench:
         self._numbers = iter(range(10**12))
         self._params = partial(PoolingParams, task="classify", use_activation=False)
         self._input = tokens_input
-        self.llm = plain_llm(model, MAX_LENGTH, plain_settings() | ONE_PROCESS)
+        self.llm = plain_llm(model, MAX_LENGTH, plain_settings() | AS_ON_GPU)
         self._score = partial(self.llm.score, chat_template=str(built_in("qwen3_reranker").source), use_tqdm=False)
         self._locked = behind_a_lock(lambda *call: [output.outputs.score for output in self._score(*call)])
 
