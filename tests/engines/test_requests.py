@@ -194,9 +194,9 @@ def test_a_long_call_keeps_few_prompts_in_flight() -> None:
     assert engine.most <= 6 * 64
 
 
-@pytest.mark.parametrize("on_overflow", ["truncate", "window"])
-def test_few_long_documents_are_tokenised_at_a_time(monkeypatch: pytest.MonkeyPatch, on_overflow: str) -> None:
-    """Their prompts would fill the memory, and tokenising many at a stretch takes long."""
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many documents are tokenised at a stretch, each time."""
     build, sizes = PromptBuilder.build, []
 
     def recording(self: PromptBuilder, query: str, documents: Any, *args: Any, **kwargs: Any) -> Any:
@@ -204,7 +204,25 @@ def test_few_long_documents_are_tokenised_at_a_time(monkeypatch: pytest.MonkeyPa
         return build(self, query, documents, *args, **kwargs)
 
     monkeypatch.setattr(PromptBuilder, "build", recording)
+    return sizes
+
+
+def test_the_engine_gets_its_first_prompts_soon(sizes: list[int]) -> None:
+    with Reranker("fake", engine="fake") as reranker:
+        reranker.rank(QUERY, [f"{number:02} {'a' * 1997}" for number in range(40)])
+        assert sizes == [8, 32]
+        sizes.clear()
+        reranker.rank(QUERY, [f"{number:02} {'a' * 100_000}" for number in range(3)])
+        assert sizes == [1, 2]  # a slice has one document at least
+
+
+@pytest.mark.parametrize("on_overflow", ["truncate", "window"])
+def test_few_long_documents_are_tokenised_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[int], on_overflow: str
+) -> None:
+    """Their prompts would fill the memory, and tokenising many at a stretch takes long."""
     monkeypatch.setattr(judging, "_SLICE_CHARACTERS", 10_000)
+    monkeypatch.setattr(judging, "_FIRST_SLICE_CHARACTERS", 10_000)
     with Reranker("fake", engine="fake", on_overflow=on_overflow, max_length=256) as reranker:
         assert reranker.rank(QUERY, [f"{number} {'a' * 4000}" for number in range(5)]).stats.unique == 5
         # Half of each is not tokenised, or all of it is.

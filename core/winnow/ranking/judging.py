@@ -27,6 +27,7 @@ BuilderOf = Callable[[Checkpoint, Call], PromptBuilder]
 _SLICE = 64
 _SLICE_WITH_MEDIA = 8
 _SLICE_CHARACTERS = 1_000_000
+_FIRST_SLICE_CHARACTERS = 16_000  # few, so that the engine begins while the rest is tokenised
 _SLICES_AT_ONCE = 6
 
 
@@ -89,14 +90,14 @@ class Judging:
         most = _SLICE if all(isinstance(content, str) for content in self._positions) else _SLICE_WITH_MEDIA
         reach = CHARACTERS_PER_TOKEN * (self._call.options.limits.max_length or self._checkpoint.max_length)
         contents: list[Hashable] = []
-        characters = 0
+        characters, most_characters = 0, _FIRST_SLICE_CHARACTERS
         for content, (at, *_) in self._positions.items():
             length = len(text_of(self._call.documents[at]) or "")
             if self._call.options.limits.on_overflow != "window":
                 length = min(length, reach)  # the rest is not tokenised
-            if contents and (len(contents) == most or characters + length > _SLICE_CHARACTERS):
+            if contents and (len(contents) == most or characters + length > most_characters):
                 yield contents
-                contents, characters = [], 0
+                contents, characters, most_characters = [], 0, _SLICE_CHARACTERS
             contents.append(content)
             characters += length
         if contents:
