@@ -308,6 +308,21 @@ def test_vllm_refuses_a_token_that_it_does_not_know(vllm_model: str) -> None:
     assert re.search("vLLM refused its prompt: .*out of vocabulary", refused.error or "")
 
 
+def test_a_full_queue_of_vllm_is_no_fault_of_a_document(vllm_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def narrow(started: Any) -> None:
+        scheduler = (await started()).engine._llm.vllm_config.scheduler_config
+        if not hasattr(scheduler, "max_num_queued_reqs"):
+            pytest.skip("this vLLM has no max_num_queued_reqs")
+        monkeypatch.setattr(scheduler, "max_num_queued_reqs", 8)
+
+    with Reranker(vllm_model, engine="vllm", on_error="skip") as reranker:
+        reranker._wait(narrow)
+        with pytest.raises(EngineError, match=r"failed on 32 prompts: QueueOverflowError: .*busy"):
+            reranker.rank(QUERY, [f"passage {number}" for number in range(32)])
+        monkeypatch.undo()
+        assert len(reranker.score(QUERY, ["a", "b"])) == 2
+
+
 def test_a_configuration_error_stays_one() -> None:
     with (
         Reranker("m", engine=Raising(ConfigurationError("not here"), "score")) as reranker,

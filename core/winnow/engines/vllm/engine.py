@@ -145,7 +145,7 @@ class VllmEngine:
         `AsyncLLM.encode` does what this does, for one prompt. It would need a task for each, which costs a quarter of
         the CPU time that vLLM takes for a request in this process.
         """
-        llm = self._llm
+        llm = self._llm  # `aclose` forgets it, perhaps before a cancelled call gets here again
         requests = {f"winnow-{next(self._request_numbers)}": prompt for prompt in prompts}
         try:
             sent = [await self._send(request, prompt, priority) for request, prompt in requests.items()]
@@ -166,7 +166,7 @@ class VllmEngine:
             inputs = vllm.tokens_input(prompt.ids)
         try:
             return await self._llm.add_request(request, inputs, vllm.params_of(prompt), priority=priority)
-        except vllm.VllmDeadError:
+        except vllm.ENGINE_ERRORS:
             raise
         except Exception as error:  # noqa: BLE001 - such as for unknown tokens, or an image that it cannot prepare
             self.answered += 1

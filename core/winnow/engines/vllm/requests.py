@@ -2,13 +2,20 @@
 
 from copy import copy
 
-from vllm import PoolingParams, __version_tuple__
+from vllm import PoolingParams, __version_tuple__, exceptions
 from vllm.inputs import tokens_input
 from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
 
 from winnow.prompts import Prompt
 
-__all__ = ["VllmDeadError", "params_of", "tokens_input"]
+__all__ = ["ENGINE_ERRORS", "VllmDeadError", "params_of", "tokens_input"]
+
+# Errors that are not about the prompt: vLLM is dead, or has as many requests as `max_num_queued_reqs` allows, which
+# older ones do not have.
+ENGINE_ERRORS: tuple[type[Exception], ...] = (
+    VllmDeadError,
+    getattr(exceptions, "GracefulHTTPError", VllmDeadError),
+)
 
 
 class _Params(PoolingParams):
