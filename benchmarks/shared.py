@@ -184,7 +184,8 @@ def server(command: Sequence[str]) -> Iterator[tuple[str, psutil.Process]]:
                 time.sleep(0.5)
             yield url, process
         finally:
-            process.terminate()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
             process.wait(60)
 
 

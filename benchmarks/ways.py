@@ -22,13 +22,13 @@ _DEFAULT_INSTRUCTION = '"Given a web search query, retrieve relevant passages th
 class SentenceTransformers:
     """`CrossEncoder.predict`, which sorts by length."""
 
-    def __init__(self, folder: str, dtype: str):
+    def __init__(self, folder: str, dtype: str, device: str = "cpu"):
         import torch
         from sentence_transformers import CrossEncoder
 
         self._model: Any = CrossEncoder(
             folder,
-            device="cpu",
+            device=device,
             local_files_only=True,
             processor_kwargs={"chat_template": _TEMPLATE},
             model_kwargs={"dtype": dtype},
@@ -37,9 +37,14 @@ class SentenceTransformers:
 
     def logits(self, query: str, documents: list[str], instruction: str | None = None) -> list[float]:
         """A logit for each document."""
-        pairs = [(query, document) for document in documents]
+        return self.logits_of([(query, document) for document in documents], instruction)
+
+    def logits_of(
+        self, pairs: list[tuple[str, str]], instruction: str | None = None, batch: int = BATCH
+    ) -> list[float]:
+        """A logit for each pair."""
         found: list[float] = self._model.predict(
-            pairs, prompt=instruction, batch_size=BATCH, show_progress_bar=False
+            pairs, prompt=instruction, batch_size=batch, show_progress_bar=False
         ).tolist()
         return found
 

@@ -5,12 +5,11 @@ import os
 import platform
 import statistics
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpu.workload import Outcome, Prompts, Size, Work, flops, workload
+from gpu.workload import flops
 
 # Share of the logits' standard deviation by which two bf16 runs of the same ids may differ, on average and at most.
 # On a CPU this shape in bf16 was 0.04 from float32 on average and 0.10 at most (4 pairs); two bf16 runs in different
@@ -26,7 +25,7 @@ class Card:
 
         self.is_gpu = current_platform.is_cuda()
         self.name = current_platform.get_device_name() if self.is_gpu else f"cpu {platform.machine()}"
-        self.ceiling: float | None = None  # TFLOP/s of a large bf16 matrix product, once it is measured
+        self.memory = current_platform.get_device_total_memory() if self.is_gpu else 0
         self._nvml: Any = None
         if self.is_gpu:
             with contextlib.suppress(Exception):  # a measurement more, nothing that the run needs
@@ -64,110 +63,89 @@ class Card:
             columns = zip(("gpu_utilisation", "power_w", "sm_clock_mhz"), zip(*samples, strict=True), strict=False)
             means |= {name: round(statistics.mean(values), 2) for name, values in columns}
 
-    def wait_until_free(self) -> None:
-        """Wait for an engine that was closed to give its memory back: vLLM refuses to start without it."""
-        end = time.monotonic() + 30
-        while self._nvml is not None and time.monotonic() < end:
-            memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
-            if memory.used < 0.3 * memory.total:
-                return
-            time.sleep(0.25)
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What a way did in one round.
+
+    Attributes:
+        number: The round's. Its texts have the same lengths for every engine.
+        lengths: Tokens of each prompt.
+        seconds: How long it took.
+        cached: Tokens that came from the prefix cache, all prompts together; None where the way does not say.
+        device: What `Card.watch` saw.
+    """
+
+    number: int
+    lengths: list[int]
+    seconds: float
+    cached: int | None = None
+    device: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def pairs_per_s(self) -> float:
+        """The speed."""
+        return len(self.lengths) / self.seconds
 
 
-@dataclass
-class Bench:
-    """One run: the device, the model, and what has been found so far."""
+def row(
+    rounds: list[Round], baseline: list[Round], call_ms: list[float], shape: dict[str, Any], ceiling: float | None
+) -> dict[str, Any]:
+    """A way's numbers: those of its median round, and its speed beside that of Winnow's same rounds.
 
-    card: Card
-    model: str
-    shape: dict[str, Any]
-    size: Size
-    prompts: Prompts
-    end: float
-    logits: dict[str, list[float]] = field(default_factory=dict)
+    Args:
+        rounds: The way's.
+        baseline: Winnow's.
+        call_ms: How long single calls took, one after another; none if they were not measured.
+        shape: The model's config.
+        ceiling: TFLOP/s of a large matrix product on this device, where that is known.
+    """
+    middle = sorted(rounds, key=lambda one: one.pairs_per_s)[len(rounds) // 2]
+    tokens = sum(middle.lengths)
+    computed, nominal = (
+        flops(shape, middle.lengths, cached) / middle.seconds / (ceiling * 1e12) if ceiling else None
+        for cached in (middle.cached or 0, 0)
+    )
+    of_winnow = {one.number: one.pairs_per_s for one in baseline}
+    ratios = [of_winnow[one.number] / one.pairs_per_s for one in rounds if one.number in of_winnow]
+    found = {
+        "pairs_per_s": middle.pairs_per_s,
+        "winnow_beside_it": statistics.median(ratios) if ratios else None,
+        "tokens_per_s": tokens / middle.seconds,
+        "cached_share": None if middle.cached is None else middle.cached / tokens,
+        "flop_share_computed": computed,
+        "flop_share_with_cached": nominal,
+        "call_p50_ms": statistics.median(call_ms) if call_ms else None,
+        "call_slowest_ms": max(call_ms, default=None),
+        **middle.device,
+    }
+    return {name: short(value) for name, value in found.items()} | {
+        "pairs_per_s_of_rounds": [short(one.pairs_per_s) for one in rounds]
+    }
 
-    def check_work(self) -> Work:
-        """The pairs whose scores are compared."""
-        return workload(0, *self.size.check, self.size.words)
 
-    def check(self, name: str, run: Callable[[Work], Outcome]) -> None:
-        """Score the compared pairs."""
-        self.logits[name] = [logit for query in run(self.check_work()).logits for logit in query]
+def compare(logits: dict[str, list[float]], reference: str) -> dict[str, Any]:
+    """Are the logits of one way those of all others, and could this comparison fail?
 
-    def speed(self, name: str, run: Callable[[Work], Outcome], *, rounds: int, seed: int = 1) -> dict[str, Any]:
-        """Time rounds of texts that the engine has not seen, after one of a quarter of the size that warms it up."""
-        size = self.size
-        run(workload(9000 + seed, max(1, size.callers // 4), size.documents, size.words))
-        found: list[dict[str, Any]] = []
-        for number in range(seed, seed + rounds):
-            work = workload(number, size.callers, size.documents, size.words)
-            lengths = [len(ids) for query in self.prompts(work) for ids in query]
-            with self.card.watch() as means:
-                begin = time.perf_counter()
-                outcome = run(work)
-                seconds = time.perf_counter() - begin
-            if outcome.tokens not in (None, 0, sum(lengths)):
-                raise AssertionError(f"{name} scored {outcome.tokens} tokens, the prompts have {sum(lengths)}.")
-            found.append(self._found(lengths, seconds, outcome.cached) | means)
-        # The median; of two rounds, which is all there is time for with `LLM.score`, the better one.
-        middle = sorted(found, key=lambda row: row["pairs_per_s"])[len(found) // 2]
-        rounds_found = [_short(each["pairs_per_s"]) for each in found]
-        return self._printed(name, middle) | {"pairs_per_s_of_rounds": rounds_found}
-
-    def row(self, name: str, lengths: list[int], seconds: float) -> dict[str, Any]:
-        """What `speed` returns, for one round that was timed elsewhere."""
-        return self._printed(name, self._found(lengths, seconds, 0))
-
-    def _found(self, lengths: list[int], seconds: float, cached: int | None) -> dict[str, Any]:
-        share, nominal = (
-            flops(self.shape, lengths, tokens) / seconds / (self.card.ceiling * 1e12) if self.card.ceiling else None
-            for tokens in (cached or 0, 0)
-        )
-        return {
-            "pairs_per_s": len(lengths) / seconds,
-            "tokens_per_s": sum(lengths) / seconds,
-            "seconds": seconds,
-            "cached_share": None if cached is None else cached / sum(lengths),
-            "flop_share_computed": share,
-            "flop_share_with_cached": nominal,
-        }
-
-    @staticmethod
-    def _printed(name: str, found: dict[str, Any]) -> dict[str, Any]:
-        row = {"name": name, **{key: _short(value) for key, value in found.items()}}
-        share = found["flop_share_computed"]
-        print(
-            f"{name:36} {row['pairs_per_s']:>8} pairs/s {row['tokens_per_s']:>10} tokens/s"
-            + ("" if share is None else f"  {share:.1%} of the ceiling")
-            + (f"  GPU busy {row['gpu_utilisation']:.0%}" if "gpu_utilisation" in row else ""),
-            flush=True,
-        )
-        return row
-
-    def compare(self, ids_seen: list[list[int]]) -> dict[str, Any]:
-        """Are Winnow's logits those of the others, and could this comparison fail?"""
-        mine = self.logits["winnow"]
-        scale = statistics.pstdev(mine)
-        report: dict[str, Any] = {
-            "pairs": len(mine),
-            "logit_standard_deviation": _short(scale),
-            "tolerance": {"mean": MEAN_TOLERANCE, "max": MAX_TOLERANCE, "unit": "standard deviations of the logits"},
-        }
-        report["against"] = {
-            name: difference(mine[: len(theirs)], theirs, scale)
-            for name, theirs in self.logits.items()
-            if name != "winnow"
-        }
-        expected = [ids for query in self.prompts(self.check_work()) for ids in query]
-        report["same_ids_as_llm_score"] = ids_seen == expected if any(ids_seen) else None
-        # Each document with its neighbour's logit: a mix-up that the tolerance must not let through.
-        report["control_shifted_by_one"] = difference(mine, mine[1:] + mine[:1], scale)
-        report["passed"] = (
-            all(found["within"] for found in report["against"].values())
-            and report["same_ids_as_llm_score"] is not False
-            and not report["control_shifted_by_one"]["within"]
-        )
-        return report
+    Args:
+        logits: By way. One may have only the first few.
+        reference: The way that all others are compared with.
+    """
+    mine = logits[reference]
+    scale = statistics.pstdev(mine)
+    against = {
+        name: difference(mine[: len(theirs)], theirs, scale) for name, theirs in logits.items() if name != reference
+    }
+    # Each document with its neighbour's logit: a mix-up that the tolerance must not let through.
+    control = difference(mine, mine[1:] + mine[:1], scale)
+    return {
+        "pairs": len(mine),
+        "logit_standard_deviation": short(scale),
+        "tolerance": {"mean": MEAN_TOLERANCE, "max": MAX_TOLERANCE, "unit": "standard deviations of the logits"},
+        "against": against,
+        "control_shifted_by_one": control,
+        "passed": all(found["within"] for found in against.values()) and not control["within"],
+    }
 
 
 def difference(mine: list[float], theirs: list[float], scale: float) -> dict[str, Any]:
@@ -175,11 +153,12 @@ def difference(mine: list[float], theirs: list[float], scale: float) -> dict[str
     apart = [abs(a - b) / scale for a, b in zip(mine, theirs, strict=True)]
     mean, largest = statistics.mean(apart), max(apart)
     return {
-        "mean": _short(mean),
-        "max": _short(largest),
+        "mean": short(mean),
+        "max": short(largest),
         "within": mean <= MEAN_TOLERANCE and largest <= MAX_TOLERANCE,
     }
 
 
-def _short(value: Any) -> Any:
+def short(value: Any) -> Any:
+    """A number with four digits."""
     return float(f"{value:.4g}") if isinstance(value, float) and abs(value) < 1000 else value and round(value)

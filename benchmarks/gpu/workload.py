@@ -46,7 +46,16 @@ SMOKE_SHAPE = SHAPE | {
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is measured."""
+    """How much is measured.
+
+    Attributes:
+        callers: Queries of a round, each with a thread of its own.
+        documents: Documents of each query.
+        words: Median of a document's words.
+        rounds: Rounds of each way.
+        check: Queries whose scores are compared, and documents of each.
+        reference: How many of these pairs are computed in float32, too.
+    """
 
     callers: int
     documents: int
@@ -55,19 +64,27 @@ class Size:
     check: tuple[int, int]
     reference: int
 
+    def work(self, seed: int, share: int = 1) -> "Work":
+        """Texts that no other seed has, of a round or of a part of one."""
+        return workload(seed, max(1, self.callers // share), self.documents, self.words)
+
+    def check_work(self) -> "Work":
+        """The pairs whose scores are compared."""
+        return workload(0, *self.check, self.words)
+
 
 FULL = Size(callers=64, documents=100, words=240, rounds=3, check=(4, 32), reference=16)
 SMOKE = Size(callers=4, documents=8, words=40, rounds=2, check=(2, 8), reference=8)
 
 Work = list[tuple[str, list[str]]]
+Ids = list[list[tuple[int, ...]]]
 
 
 @dataclass
 class Outcome:
-    """Logits by query and document, and the tokens they took; None where the engine does not say."""
+    """Logits by query and document, and the tokens that came from the prefix cache; None where a way does not say."""
 
     logits: list[list[float]]
-    tokens: int | None = None
     cached: int | None = None
 
 
@@ -141,22 +158,27 @@ def workload(seed: int, callers: int, documents: int, words: int) -> Work:
 
 
 class Prompts:
-    """Token ids of a workload, ready before the clock starts."""
+    """Token ids of a workload, ready before the clock starts.
+
+    Those of a prompt are a tuple: Python's garbage collector walks lists, and would stop the ways that are measured.
+    """
 
     def __init__(self, model: str):
         checkpoint = open_checkpoint(model)
         segments = bind_template(checkpoint, None, None, with_instruction=False)
         self._builder = PromptBuilder(PromptLayout(checkpoint.tokenizer, segments, Limits(max_length=MAX_LENGTH)))
-        self._ready: dict[int, list[list[list[int]]]] = {}
+        self._ready: dict[int, list[tuple[int, ...]]] = {}
 
-    def __call__(self, work: Work) -> list[list[list[int]]]:
-        """Ids by query and document; `work` comes from `workload`, which keeps it alive."""
-        if id(work) not in self._ready:
-            self._ready[id(work)] = [
-                [prompt.ids for document in self._builder.build(query, texts) for prompt in document.prompts]
-                for query, texts in work
+    def __call__(self, work: Work) -> Ids:
+        """Ids by query and document; `work` consists of what comes from `workload`, which keeps it alive."""
+        return [self._of(query, documents) for query, documents in work]
+
+    def _of(self, query: str, documents: list[str]) -> list[tuple[int, ...]]:
+        if id(documents) not in self._ready:
+            self._ready[id(documents)] = [
+                tuple(prompt.ids) for document in self._builder.build(query, documents) for prompt in document.prompts
             ]
-        return self._ready[id(work)]
+        return self._ready[id(documents)]
 
 
 def flops(shape: dict[str, Any], lengths: list[int], cached: int) -> float:
