@@ -223,11 +223,10 @@ class PromptLayout:
             at, far = edges[-3], edges[-64] if len(edges) > 64 else 0  # what is further off is not tokenised again
             before = tokenizer.restart + head[starts[at] :]
             stretch, extra = (tokenizer.restart + head[starts[far] :], 1) if far else (head, 0)
-            for document in ("", "word", "\n 1"):
-                whole, rest = (tokenizer.encode(text + document + after) for text in (stretch, before))
-                if whole[extra:] != tokenizer.real_ids(encoding.ids[far:at]) + rest[1:]:
-                    break
-            else:
+            texts = [part + document + after for document in ("", "word", "\n 1") for part in (stretch, before)]
+            ids = iter([tokenizer.real_ids(found) for found in tokenizer.encode_batch(texts)])
+            kept = tokenizer.real_ids(encoding.ids[far:at])
+            if all(whole[extra:] == kept + rest[1:] for whole, rest in zip(ids, ids, strict=True)):
                 return tokenizer.real_ids(encoding.ids[:at]), before, True
         if control:
             return tokenizer.encode(head[:after_control]), control + head[after_control:], True
