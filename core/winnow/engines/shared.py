@@ -39,8 +39,8 @@ _LOCK_SECONDS = 0.1
 
 # Threads of an engine's event loop, which tokenise. Between their calls of the tokenizer they hold Python's lock, for
 # which the loop waits: of 64 callers fewer prompts reached the engine in time with the 20 threads that asyncio takes on
-# 16 cores. On few cores they also take the place of vLLM's process, which feeds the GPU (docs/performance.md).
-_THREADS = min(4, max(1, (os.cpu_count() or 1) // 2))
+# 16 cores (docs/performance.md).
+_THREADS = 4
 
 # Guards the references to engines. All engines share one lock, because at any point within it the garbage collector may
 # run a user's `__del__`, which may close another reranker.
