@@ -97,7 +97,7 @@ class Bench:
     def run(self, model: Path) -> None:
         """Measure all ways with as many settings beside them as there is room for, then Winnow beside the others."""
         room = self.card.memory // ENGINE_BYTES if self.card.is_gpu else len(SYSTEMS) + len(self.settings)
-        first, others = max(room - len(SYSTEMS), 0), max(room - 1, 1)
+        first, others = room - len(SYSTEMS), room - 1
         names = list(self.settings)
 
         processes = {name: self._start(system) for name, system in SYSTEMS.items()}
@@ -206,6 +206,10 @@ def main() -> None:
     card = Card()
     if not (card.is_gpu or arguments.smoke):
         sys.exit("vLLM finds no NVIDIA GPU here. Without one, --smoke shows that the script works.")
+    if card.is_gpu and card.memory < (needed := len(SYSTEMS) * ENGINE_BYTES):
+        sys.exit(
+            f"The engines that are compared need {needed >> 30} GiB at the same time; this GPU has {card.memory >> 30}."
+        )
     out = arguments.out or (Path(tempfile.mkdtemp()) if arguments.smoke else Path(__file__).parent / "results")
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"gpu_engine-{re.sub(r'[^a-z0-9]+', '-', card.name.lower()).strip('-')}.json"
