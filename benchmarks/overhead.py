@@ -264,7 +264,9 @@ def main() -> None:
         turns = [one for one in CONTENDERS if one.name in rows]
         random.Random(number).shuffle(turns)  # noqa: S311 - so that none always comes after the same other one
         for contender in turns:
-            found = measured(bench, contender, f"{number + 1}.{contender.name}", arguments.pairs)
+            # Its number and not its name, which is in each text: all have as many tokens.
+            texts = f"{number + 1}.{CONTENDERS.index(contender)}"
+            found = measured(bench, contender, texts, arguments.pairs)
             if number >= 0:
                 rows[contender.name].append(found)
             print(f"round {number}: {contender.name:44} {found}", file=sys.stderr, flush=True)
