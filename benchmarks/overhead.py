@@ -264,7 +264,7 @@ def main() -> None:
         turns = [one for one in CONTENDERS if one.name in rows]
         random.Random(number).shuffle(turns)  # noqa: S311 - so that none always comes after the same other one
         for contender in turns:
-            # Its number and not its name, which is in each text: all have as many tokens.
+            # This is in each text. With a contender's name in it, some would have longer texts than others.
             texts = f"{number + 1}.{CONTENDERS.index(contender)}"
             found = measured(bench, contender, texts, arguments.pairs)
             if number >= 0:

@@ -5,9 +5,10 @@ Each function loads a model, and yields what scores with it, by name.
 
 import asyncio
 import contextlib
+import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -90,11 +91,8 @@ def llm(job: Job) -> Runs:
         expected = [ids for query in job.prompts(work) for ids in query]
         if [tuple(output.prompt_token_ids) for output in outputs] != expected:
             raise AssertionError("LLM.score had other token ids than Winnow.")
-        logits = iter([_logit(output.outputs.score) for output in outputs])
-        return Outcome(
-            [[next(logits) for _ in documents] for _, documents in work],
-            sum(output.num_cached_tokens or 0 for output in outputs),
-        )
+        logits = [_logit(output.outputs.score) for output in outputs]
+        return Outcome(_by_query(work, logits), sum(output.num_cached_tokens or 0 for output in outputs))
 
     try:
         yield {LOCKED: partial(_by_callers, locked), AT_ONCE: at_once}
@@ -121,7 +119,10 @@ def vllm_server(job: Job) -> Runs:
             found = sorted(answer.json()["results"], key=lambda one: one["index"])
             return [_logit(one["relevance_score"]) for one in found]
 
-        yield {WINNOW_SERVER: partial(_ranked, reranker), RERANK: partial(_by_callers, rerank)}
+        def winnow_server(work: Work) -> Outcome:
+            return Outcome(_ranked(reranker, work).logits)  # the server does not say what was cached
+
+        yield {WINNOW_SERVER: winnow_server, RERANK: partial(_by_callers, rerank)}
 
 
 @contextlib.contextmanager
@@ -138,8 +139,7 @@ def transformers(job: Job) -> Runs:
         found: dict[int, float] = {}
         for batch in (order[start : start + BATCH] for start in range(0, len(order), BATCH)):
             found |= zip(batch, bfloat16([ids[at] for at in batch]), strict=True)
-        logits = iter([found[at] for at in range(len(ids))])
-        return Outcome([[next(logits) for _ in documents] for _, documents in work], 0)
+        return Outcome(_by_query(work, [found[at] for at in range(len(ids))]), 0)
 
     def exact(work: Work) -> Outcome:
         float32 = _by_transformers(job.model, "float32")  # loaded for this call: its memory is free again after it
@@ -151,8 +151,7 @@ def transformers(job: Job) -> Runs:
 
     def cross_encoder(work: Work) -> Outcome:
         pairs = [(query, document) for query, documents in work for document in documents]
-        logits = iter(encoder.logits_of(pairs, batch=BATCH))
-        return Outcome([[next(logits) for _ in documents] for _, documents in work], 0)
+        return Outcome(_by_query(work, encoder.logits_of(pairs, batch=BATCH)), 0)
 
     yield {BY_HAND: by_hand, CROSS_ENCODER: cross_encoder, FLOAT32: exact}
 
@@ -181,7 +180,7 @@ def _ranked(reranker: Reranker, work: Work) -> Outcome:
         rankings = list(threads.map(lambda call: reranker.rank(*call), work))
     return Outcome(
         [[hit.score for hit in sorted(ranking, key=lambda hit: hit.index)] for ranking in rankings],
-        sum(ranking.stats.cached_tokens for ranking in rankings),  # 0 from a server, which does not say
+        sum(ranking.stats.cached_tokens for ranking in rankings),
     )
 
 
@@ -189,6 +188,12 @@ def _by_callers(score: Callable[[str, list[str]], Any], work: Work) -> Outcome:
     """A function that scores a query's documents, one thread a query."""
     with ThreadPoolExecutor(len(work)) as threads:
         return Outcome([list(scores) for scores in threads.map(lambda call: score(*call), work)])
+
+
+def _by_query(work: Work, logits: Iterable[float]) -> list[list[float]]:
+    """The logits of all pairs, a list for each query."""
+    left = iter(logits)
+    return [list(itertools.islice(left, len(documents))) for _, documents in work]
 
 
 def _logit(probability: float) -> float:
