@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from slow_engine import SlowEngine
 
 from gated_engine import PATIENCE, loop_goes_on_until, wait_until
 from winnow import EngineLoadError, Reranker
-from winnow.engines import shared
+from winnow.engines import request_queue, shared
+from winnow.prompts import DocumentPrompts, PromptBuilder
 
 
 def test_many_threads_start_one_engine_once() -> None:
@@ -45,6 +47,28 @@ def test_few_threads_tokenise_however_many_call() -> None:
         list(callers.map(lambda number: reranker.rank(f"question {number}", ["a", "b"]), range(64)))
         new = set(threading.enumerate()) - before
     assert 1 <= sum(thread.name.startswith("winnow-tokenize") for thread in new) <= 4
+
+
+def test_a_large_call_leaves_threads_for_others_to_tokenise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_queue, "_TOKENIZING_THREADS", 2)
+    begun, goes_on = threading.Event(), threading.Event()
+    build = PromptBuilder.build
+
+    def slow(self: PromptBuilder, query: Any, documents: Any, **kwargs: Any) -> list[DocumentPrompts]:
+        if len(documents) > 2:
+            begun.set()
+            assert goes_on.wait(PATIENCE)
+        return build(self, query, documents, **kwargs)
+
+    monkeypatch.setattr(PromptBuilder, "build", slow)
+    with Reranker("fake", engine="fake") as reranker, ThreadPoolExecutor(1) as caller:
+        large = caller.submit(reranker.rank, "question", [f"document {number}" for number in range(1000)])
+        assert begun.wait(PATIENCE)
+        try:
+            assert len(reranker.rank("question", ["a", "b"], deadline=PATIENCE)) == 2
+        finally:
+            goes_on.set()
+        assert len(large.result()) == 1000
 
 
 def test_close_waits_for_calls_in_flight() -> None:

@@ -402,7 +402,7 @@ def test_a_local_server_is_private_to_the_whole_way_in(site: ThreadingHTTPServer
 
 
 def test_name_servers_that_do_not_answer_hold_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All calls of an engine tokenise in the threads of `asyncio.to_thread`."""
+    """All calls of an engine share the threads of `asyncio.to_thread`."""
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait())
 

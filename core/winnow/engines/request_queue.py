@@ -4,17 +4,26 @@ Each running engine has one `Requests`. It runs on the engine's event loop, so i
 """
 
 import asyncio
-from collections.abc import Sequence
+import contextvars
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from winnow.engines.base import Engine, EngineScore, WatchedEngine
 from winnow.engines.watchdog import Watchdog
 from winnow.errors import EngineDeadError, EngineError, as_engine_error
 from winnow.prompts import Prompt
 
+T = TypeVar("T")
+
 # Most prompts of one request to the engine: few, so that callers take turns often.
 _PROMPTS = 32
+
+# Threads that tokenise for an engine. Between their calls of the tokenizer they hold Python's lock, for which the event
+# loop waits; and they leave half of the processors to the engine's own process (docs/performance.md).
+_TOKENIZING_THREADS = min(4, max(1, (os.cpu_count() or 1) // 2))
 
 
 @dataclass(slots=True)
@@ -64,6 +73,7 @@ class Requests:
 
     def __init__(self, engine: Engine):
         self.engine = engine
+        self._tokenizing = ThreadPoolExecutor(_TOKENIZING_THREADS, "winnow-tokenize")
         self.has_scored = False
         self.death: EngineDeadError | None = None
         self._clock = 0
@@ -80,8 +90,24 @@ class Requests:
         """
         if self._watchdog is not None:
             self._watchdog.end()
+        self._tokenizing.shutdown(wait=False)
         with as_engine_error(f"The engine {self.engine.name} of {self.engine.checkpoint.model} could not be closed"):
             await self.engine.aclose()
+
+    async def tokenize(self, work: Callable[[], T]) -> T:
+        """Run `work` in one of the few threads that tokenise for all calls, with the caller's context (`contextvars`).
+
+        They do nothing else: what waits for a disk or a network must not keep other calls from tokenising.
+
+        Args:
+            work: The work. If the caller is cancelled, work that has begun goes on, and its result is dropped.
+
+        Raises:
+            EngineDeadError: The engine has died.
+        """
+        self._raise_if_dead()
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, lambda: context.run(work))
 
     async def score(self, prompts: Sequence[Prompt], turn: Turn) -> list[RequestScore]:
         """Score prompts, in order. Cancelling it withdraws the prompts that no other call waits for.
@@ -131,8 +157,7 @@ class Requests:
                 del self._flying[key]
 
     async def _request(self, prompts: Sequence[Prompt], begin: int, offset: int) -> list[EngineScore]:
-        if self.death is not None:
-            raise EngineDeadError(str(self.death)) from self.death
+        self._raise_if_dead()
         try:
             with as_engine_error(self._failing(len(prompts))):
                 scores = list(await self.engine.score(prompts, priority=begin + offset))
@@ -140,9 +165,8 @@ class Requests:
             self.death = self.death or error
             raise
         except asyncio.CancelledError:
-            if self.death is None:
-                raise
-            raise EngineDeadError(str(self.death)) from self.death  # see `_fail_all`
+            self._raise_if_dead()  # see `_fail_all`
+            raise
         self.has_scored = True
         self._clock = max(self._clock, begin)
         if len(scores) != len(prompts):
@@ -150,6 +174,10 @@ class Requests:
                 f"The engine {self.engine.name} returned {len(scores)} scores for {len(prompts)} prompts."
             )
         return scores
+
+    def _raise_if_dead(self) -> None:
+        if self.death is not None:
+            raise EngineDeadError(str(self.death)) from self.death
 
     def _fail_all(self, engine: WatchedEngine) -> None:
         """The engine hangs: it counts as dead, and all waiting calls fail."""

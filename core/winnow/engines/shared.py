@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
@@ -36,11 +36,6 @@ _EXIT_SECONDS = 8.0
 
 # Between two tries to take the lock where waiting for it is not allowed.
 _LOCK_SECONDS = 0.1
-
-# Threads of an engine's event loop, which tokenise. Between their calls of the tokenizer they hold Python's lock, for
-# which the loop waits: of 64 callers fewer prompts reached the engine in time with the 20 threads that asyncio takes on
-# 16 cores (docs/performance.md).
-_THREADS = 4
 
 # Guards the references to engines. All engines share one lock, because at any point within it the garbage collector may
 # run a user's `__del__`, which may close another reranker.
@@ -68,7 +63,6 @@ class SharedEngine:
         self._holders: set[weakref.ref[Lease]] = set()
         self._grace: asyncio.TimerHandle | None = None
         self._loop = asyncio.new_event_loop()
-        self._loop.set_default_executor(ThreadPoolExecutor(_THREADS, "winnow-tokenize"))
         self._thread = threading.Thread(target=self._run_loop, name="winnow-engine", daemon=True)
         self._thread.start()
 

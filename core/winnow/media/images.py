@@ -135,7 +135,7 @@ class MediaLoader:
     async def _in_turn(self, work: Callable[[], T]) -> T:
         """Reads and decodes, in as many threads at once as there are processors: each may take much memory.
 
-        Not in those of `asyncio.to_thread`, in which all calls tokenise: what strangers send may take minutes.
+        Not in those of `asyncio.to_thread`, which all calls share: what strangers send may take minutes.
         """
         async with self._turns:
             return await in_daemon_thread(work)

@@ -220,7 +220,7 @@ class PromptLayout:
         words, starts = encoding.word_ids, [start for start, _ in encoding.offsets]
         edges = [at for at in range(1, len(words)) if words[at] != words[at - 1] and starts[at] > after_control]
         if len(edges) > 3:
-            at, far = edges[-3], edges[-64] if len(edges) > 64 else 0  # what is further off is not tokenised again
+            at, far = edges[-3], edges[-16] if len(edges) > 16 else 0  # what is further off is not tokenised again
             before = tokenizer.restart + head[starts[at] :]
             stretch, extra = (tokenizer.restart + head[starts[far] :], 1) if far else (head, 0)
             texts = [part + document + after for document in ("", "word", "\n 1") for part in (stretch, before)]

@@ -91,7 +91,8 @@ class CallRunner:
 
     async def parts(self, call: Call, started: Started) -> PromptParts:
         """The prompt of a call's only document, which is not scored."""
-        self.checkpoint = checkpoint = (await started()).engine.checkpoint
+        requests = await started()
+        self.checkpoint = checkpoint = requests.engine.checkpoint
         query, document, instruction = (readable(one) for one in (call.query, *call.documents, call.instruction))
 
         def build() -> PromptParts:
@@ -99,7 +100,7 @@ class CallRunner:
             [built] = builder.build(query, [document], instruction)
             return parts_of(builder.layout, built, {"query": query, "document": document, "instruction": instruction})
 
-        return await asyncio.to_thread(build)
+        return await requests.tokenize(build)
 
     async def run(
         self, calls: list[Call] | Generator[Call | None], progress: bool, deadline: float | None, started: Started

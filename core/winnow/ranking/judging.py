@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from winnow.engines import Requests, Turn, is_logit
@@ -68,7 +69,7 @@ class Judging:
         self._maker = HitMaker(config, call)
         self._outcome = Outcome()
         self._query_part: QueryPart | None = None
-        self._until_known = asyncio.Lock()
+        self._own_turn = asyncio.Lock()
 
     async def run(self) -> Outcome:
         """What scoring the documents found.
@@ -135,9 +136,9 @@ class Judging:
                 raise medium
         over = threading.Event()
         try:
-            # The first slice makes the query's part. The others do not wait for it in threads, which other calls need.
-            async with self._until_known if self._query_part is None else contextlib.nullcontext():
-                built = iter(await asyncio.to_thread(self._build, query, sources, over.is_set))
+            # A call's slices are tokenised one after another, so that it never has more than its share of the threads.
+            async with self._own_turn:
+                built = iter(await self._requests.tokenize(partial(self._build, query, sources, over.is_set)))
         finally:
             over.set()
         return [DocumentPrompts(error=medium) if isinstance(medium, DocumentError) else next(built) for medium in media]
