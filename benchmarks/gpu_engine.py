@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,12 +43,12 @@ ENGINE_BYTES = 13 << 30
 # each block of a prompt; blocks have 16 tokens by default. docs/benchmarks.md says what an H100 has shown since.
 SETTINGS: list[tuple[dict[str, Any], float]] = [
     ({"async_scheduling": True}, -0.03),  # vLLM leaves it off: it "negatively impacts performance" (config/vllm.py)
+    ({"max_num_batched_tokens": 8192}, -0.03),
     ({"async_scheduling": True, "block_size": 64}, 0.33),
     ({"block_size": 64}, 0.25),
     ({"block_size": 32}, 0.17),
     ({"block_size": 128}, 0.20),  # the prompts' shared beginning is shorter than a block, and so is never reused
     ({"max_num_batched_tokens": 32768}, 0.02),
-    ({"max_num_batched_tokens": 8192}, -0.03),
     ({"enforce_eager": True}, -0.02),
 ]
 SMOKE_SETTINGS: list[tuple[dict[str, Any], float]] = [({"block_size": 64}, 0), ({"no_such_field_of_vllm": 1}, 0)]
@@ -83,12 +83,13 @@ class Way(NamedTuple):
 class Bench:
     """One run. `report` is filled as it goes, so that what was found survives the time limit."""
 
-    def __init__(self, card: Card, report: dict[str, Any], *, smoke: bool):
+    def __init__(self, card: Card, report: dict[str, Any], rounds: int | None, *, smoke: bool):
         self.card, self.report = card, report
         self.shape, self.size = (SMOKE_SHAPE, SMOKE) if smoke else (SHAPE, FULL)
+        self.size = replace(self.size, rounds=rounds or self.size.rounds)
         self.settings = {_words(one): (one, gain) for one, gain in (SMOKE_SETTINGS if smoke else SETTINGS)}
         self.rounds: dict[str, list[Round]] = {}
-        self.call_ms: dict[str, list[float]] = {}
+        self.calls_ms: dict[str, dict[str, list[float]]] = {}
         self.ceiling: float | None = None
         report["size"] = asdict(self.size)
         report["model"] = {name: value for name, value in self.shape.items() if name != "rope_parameters"}
@@ -164,7 +165,7 @@ class Bench:
         print(f"Scores: {json.dumps(self.report['correctness'], indent=1)}", flush=True)
 
     def _measure(self, ways: list[Way], numbers: Sequence[int]) -> None:
-        """Time all in turn, each round in another order; then single calls, with nothing beside them."""
+        """Time all in turn, each round in another order; then single calls, alone and beside a large one."""
         for way in ways:
             if way.name not in self.rounds:
                 way.process.warm_up(way.scorer)
@@ -174,8 +175,10 @@ class Bench:
                 self.rounds.setdefault(way.name, []).append(found)
                 print(f"round {number}: {way.name:44} {found.pairs_per_s:7.1f} pairs/s, {found.device}", flush=True)
         for way in ways:
-            if way.name not in self.call_ms:
-                self.call_ms[way.name] = way.process.latency(way.scorer)
+            if way.name not in self.calls_ms:
+                self.calls_ms[way.name] = {"call": way.process.latency(way.scorer)}
+                if way.scorer == WINNOW:
+                    self.calls_ms[way.name]["small_call_beside"] = way.process.beside_large_call(way.scorer)
         lengths = sorted(length for one in self.rounds[WINNOW] for length in one.lengths)
         quantiles = {f"p{share}": lengths[len(lengths) * share // 100] for share in (5, 50, 95)}
         self.report["tokens_a_pair"] = {"mean": round(statistics.mean(lengths)), **quantiles}
@@ -184,7 +187,7 @@ class Bench:
         """The numbers of each way that was measured."""
         of_winnow = self.rounds.get(WINNOW, [])
         return {
-            name: row(rounds, of_winnow, self.call_ms.get(name, []), self.shape, self.ceiling)
+            name: row(rounds, of_winnow, self.calls_ms.get(name, {}), self.shape, self.ceiling)
             for name, rounds in self.rounds.items()
         }
 
@@ -197,6 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="a tiny shape and few pairs: does the script work?")
     parser.add_argument("--minutes", type=float, default=15, help="when to stop, whatever is left (default: 15)")
+    parser.add_argument("--rounds", type=int, help="rounds of each way (default: 3)")
     parser.add_argument(
         "--out", type=Path, help="folder of the JSON; default benchmarks/results, a new one for --smoke"
     )
@@ -222,7 +226,7 @@ def main() -> None:
         "cpus": os.cpu_count(),
         "real_qwen3_tokenizer": REAL_TOKENIZER.is_file(),
     }
-    bench = Bench(card, report, smoke=arguments.smoke)
+    bench = Bench(card, report, arguments.rounds, smoke=arguments.smoke)
 
     def stop(*_: object) -> None:
         report["stopped"] = f"after {arguments.minutes} minutes, before all was measured"

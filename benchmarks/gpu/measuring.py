@@ -89,14 +89,18 @@ class Round:
 
 
 def row(
-    rounds: list[Round], baseline: list[Round], call_ms: list[float], shape: dict[str, Any], ceiling: float | None
+    rounds: list[Round],
+    baseline: list[Round],
+    calls_ms: dict[str, list[float]],
+    shape: dict[str, Any],
+    ceiling: float | None,
 ) -> dict[str, Any]:
     """A way's numbers: those of its median round, and its speed beside that of Winnow's same rounds.
 
     Args:
         rounds: The way's.
         baseline: Winnow's.
-        call_ms: How long single calls took, one after another; none if they were not measured.
+        calls_ms: How long calls took, one after another, by what was measured.
         shape: The model's config.
         ceiling: TFLOP/s of a large matrix product on this device, where that is known.
     """
@@ -115,8 +119,8 @@ def row(
         "cached_share": None if middle.cached is None else middle.cached / tokens,
         "flop_share_computed": computed,
         "flop_share_with_cached": nominal,
-        "call_p50_ms": statistics.median(call_ms) if call_ms else None,
-        "call_slowest_ms": max(call_ms, default=None),
+        **{f"{name}_p50_ms": statistics.median(times) for name, times in calls_ms.items() if times},
+        **{f"{name}_slowest_ms": max(times) for name, times in calls_ms.items() if times},
         **middle.device,
     }
     return {name: short(value) for name, value in found.items()} | {

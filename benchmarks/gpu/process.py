@@ -58,6 +58,10 @@ class EngineProcess:
         """Milliseconds of calls with one query's documents each, one after another."""
         return self._pool.submit(_latency, name, self._size).result()
 
+    def beside_large_call(self, name: str) -> list[float]:
+        """Milliseconds of calls with `SMALL` documents, one after another, while one call has all of a round's."""
+        return self._pool.submit(_beside_large_call, name, self._size).result()
+
     def close(self) -> None:
         """Close the engine; its memory is free then."""
         with contextlib.suppress(Exception):  # an engine that did not load
@@ -75,6 +79,8 @@ def kill_all() -> None:
 # Numbers of rounds that are not for speed: the first texts that an engine gets, and those of single calls. Of their
 # texts a part is scored; this is its divisor.
 WARM_UP, LATENCY, PART = -1, -2, 4
+# Documents of a small call.
+SMALL = 10
 
 # What the process of an engine holds.
 _stack = contextlib.ExitStack()
@@ -131,6 +137,23 @@ def _latency(name: str, size: Size) -> list[float]:
         begin = time.perf_counter()
         _runs[name]([call])
         times.append((time.perf_counter() - begin) * 1000)
+    return times
+
+
+def _beside_large_call(name: str, size: Size) -> list[float]:
+    # The texts of the first round and of the warm-up. The prefix cache has long lost them.
+    at = list(_runs).index(name)
+    (query, _), *_ = large = size.work(_seed(0, at))
+    times: list[float] = []
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(_runs[name], [(query, [document for _, documents in large for document in documents])])
+        for small, documents in size.work(_seed(WARM_UP, at), PART):
+            for start in range(0, len(documents), SMALL):
+                begin = time.perf_counter()
+                _runs[name]([(small, documents[start : start + SMALL])])
+                if running.done():
+                    return times
+                times.append((time.perf_counter() - begin) * 1000)
     return times
 
 
