@@ -190,7 +190,11 @@ RANK_MANY = f"Winnow, rank_many of {QUERIES} queries"
 BUILT_ONE, BUILT_MANY, BUILT_QUERIES = (
     f"build, then bare AsyncLLM, {calls}" for calls in ("1 caller", f"{CALLERS} callers", f"{QUERIES} queries")
 )
-READY, SCORE, LOCKED = "bare AsyncLLM, ready ids", "LLM.score, 1 caller", f"LLM.score behind a lock, {CALLERS} callers"
+# With more queries vLLM has more to compute, because fewer prompts share their beginning.
+READY_ONE, READY_MANY, READY_QUERIES = (
+    f"bare AsyncLLM, ready ids, {queries}" for queries in ("1 query", f"{CALLERS} queries", f"{QUERIES} queries")
+)
+SCORE, LOCKED = "LLM.score, 1 caller", f"LLM.score behind a lock, {CALLERS} callers"
 CONTENDERS = [
     Contender(ONE, Bench.winnow, 1),
     Contender(BUILT_ONE, Bench.built, 1),
@@ -198,8 +202,10 @@ CONTENDERS = [
     Contender(BUILT_MANY, Bench.built_threads, CALLERS),
     Contender(RANK_MANY, Bench.winnow_many, QUERIES),
     Contender(BUILT_QUERIES, Bench.built, QUERIES),
-    Contender(READY, Bench.ready, 1, takes_ids=True),
-    Contender("LLM.encode, ready ids", Bench.llm_ready, 1, takes_ids=True),
+    Contender(READY_ONE, Bench.ready, 1, takes_ids=True),
+    Contender(READY_MANY, Bench.ready, CALLERS, takes_ids=True),
+    Contender(READY_QUERIES, Bench.ready, QUERIES, takes_ids=True),
+    Contender("LLM.encode, ready ids, 1 query", Bench.llm_ready, 1, takes_ids=True),
     Contender(SCORE, Bench.llm_score, 1),
     Contender(LOCKED, Bench.locked, CALLERS),
 ]
@@ -207,10 +213,12 @@ CONTENDERS = [
 RATIOS = [
     (ONE, BUILT_ONE),
     (MANY, BUILT_MANY),
-    (ONE, READY),
-    (MANY, READY),
     (RANK_MANY, BUILT_QUERIES),
+    (ONE, READY_ONE),
+    (MANY, READY_MANY),
+    (RANK_MANY, READY_QUERIES),
     (RANK_MANY, ONE),
+    (READY_QUERIES, READY_ONE),
     (ONE, SCORE),
     (MANY, LOCKED),
 ]
