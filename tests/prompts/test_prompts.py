@@ -91,7 +91,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def check_ids_equal_tokenising_the_whole(
-    kind: str, templates: Sequence[ScoreTemplate], instructions: st.SearchStrategy[str], examples: int
+    kind: str,
+    templates: Sequence[ScoreTemplate],
+    instructions: st.SearchStrategy[str],
+    examples: int,
+    texts: st.SearchStrategy[str] = TEXTS,
 ) -> None:
     """Check each example in all templates: to draw it takes longer than to tokenise it."""
     own = tokenizer_of_kind(kind)
@@ -105,7 +109,7 @@ def check_ids_equal_tokenising_the_whole(
     }
 
     @settings(max_examples=examples)
-    @given(query=TEXTS, document=TEXTS, instruction=st.none() | instructions)
+    @given(query=texts, document=texts, instruction=st.none() | instructions)
     def check(query: str, document: str, instruction: str | None) -> None:
         assume(not mentions_control_token(tokenizer, query, document, instruction or ""))
         values = {"query": query, "document": document} | ({"instruction": instruction} if instruction else {})
@@ -131,6 +135,24 @@ def test_ids_of_every_built_in_equal_tokenising_the_whole(kind: str) -> None:
 
 RUNS = st.sampled_from([" " * 300, "a" * 500, "é" * 80, "👨‍👩‍👧" * 30, "word " * 100])
 LONG = st.lists(TEXTS | RUNS, max_size=6).map("".join)
+
+
+def test_ids_of_long_texts_equal_tokenising_the_whole(kind: str) -> None:
+    sources = [TEMPLATES["words"], with_control_tokens(kind, TEMPLATES["bare"])]
+    templates = [ScoreTemplate(source, "test") for source in sources]
+    check_ids_equal_tokenising_the_whole(kind, templates, TEXTS.filter(bool), 60, LONG.filter(str.strip))
+
+
+def test_ids_after_a_run_of_blanks_equal_tokenising_the_whole(kind: str) -> None:
+    """Some normalisers read two blanks as one, so that it matters how many there are."""
+    own, template = tokenizer_of_kind(kind), ScoreTemplate(TEMPLATES["words"], "test")
+    layout = PromptLayout(
+        prompt_tokenizer_of_kind(kind), template.segments(with_instruction=False), Limits(max_length=10**6)
+    )
+    for blanks in range(100):
+        query = "0" + " " * blanks
+        whole = own.encode(render(str(template.source), {"query": query, "document": "0"})).ids
+        assert PromptBuilder(layout).prompt(query, "0").ids == whole, blanks
 
 
 def qwen_like_builder(kind: str, template: str = "words", **limits: object) -> tuple[PromptTokenizer, PromptBuilder]:

@@ -217,17 +217,20 @@ class PromptLayout:
         tokenizer = self.tokenizer
         after_control, control = tokenizer.last_control(head)
         encoding = tokenizer.encode_with_offsets([head])[0]
-        words, starts = encoding.word_ids, [start for start, _ in encoding.offsets]
+        ids, words = tokenizer.real_ids(encoding.ids), encoding.word_ids
+        starts = [start for start, _ in encoding.offsets]
         edges = [at for at in range(1, len(words)) if words[at] != words[at - 1] and starts[at] > after_control]
         if len(edges) > 3:
             at, far = edges[-3], edges[-16] if len(edges) > 16 else 0  # what is further off is not tokenised again
             before = tokenizer.restart + head[starts[at] :]
             stretch, extra = (tokenizer.restart + head[starts[far] :], 1) if far else (head, 0)
             texts = [part + document + after for document in ("", "word", "\n 1") for part in (stretch, before)]
-            ids = iter([tokenizer.real_ids(found) for found in tokenizer.encode_batch(texts)])
-            kept = tokenizer.real_ids(encoding.ids[far:at])
-            if all(whole[extra:] == kept + rest[1:] for whole, rest in zip(ids, ids, strict=True)):
-                return tokenizer.real_ids(encoding.ids[:at]), before, True
+            alone, *found = map(tokenizer.real_ids, tokenizer.encode_batch([before, *texts]))
+            # Some normalisers take two blanks for one, counted from the first of them, which may be before the split.
+            is_same = alone[1:] == ids[at:]
+            pairs = zip(found[::2], found[1::2], strict=True)
+            if is_same and all(whole[extra:] == ids[far:at] + rest[1:] for whole, rest in pairs):
+                return ids[:at], before, True
         if control:
             return tokenizer.encode(head[:after_control]), control + head[after_control:], True
         return [], head, False
