@@ -200,7 +200,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="a tiny shape and few pairs: does the script work?")
     parser.add_argument("--minutes", type=float, default=15, help="when to stop, whatever is left (default: 15)")
-    parser.add_argument("--rounds", type=int, help="rounds of each way (default: 3)")
+    parser.add_argument(
+        "--rounds", type=int, help=f"rounds of each way (default: {FULL.rounds}; {SMOKE.rounds} with --smoke)"
+    )
     parser.add_argument(
         "--out", type=Path, help="folder of the JSON; default benchmarks/results, a new one for --smoke"
     )

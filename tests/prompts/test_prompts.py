@@ -146,13 +146,12 @@ def test_ids_of_long_texts_equal_tokenising_the_whole(kind: str) -> None:
 def test_ids_after_a_run_of_blanks_equal_tokenising_the_whole(kind: str) -> None:
     """Some normalisers read two blanks as one, so that it matters how many there are."""
     own, template = tokenizer_of_kind(kind), ScoreTemplate(TEMPLATES["words"], "test")
-    layout = PromptLayout(
-        prompt_tokenizer_of_kind(kind), template.segments(with_instruction=False), Limits(max_length=10**6)
-    )
+    segments = template.segments(with_instruction=False)
+    builder = PromptBuilder(PromptLayout(prompt_tokenizer_of_kind(kind), segments, Limits(max_length=10**6)))
     for blanks in range(100):
         query = "0" + " " * blanks
         whole = own.encode(render(str(template.source), {"query": query, "document": "0"})).ids
-        assert PromptBuilder(layout).prompt(query, "0").ids == whole, blanks
+        assert builder.prompt(query, "0").ids == whole, blanks
 
 
 def qwen_like_builder(kind: str, template: str = "words", **limits: object) -> tuple[PromptTokenizer, PromptBuilder]:

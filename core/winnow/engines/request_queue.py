@@ -1,6 +1,7 @@
-"""The queue before an engine: equal prompts share one request, and callers take turns.
+"""The way to an engine: threads that tokenise for it, and a queue in which callers take turns.
 
-Each running engine has one `Requests`. It runs on the engine's event loop, so it needs no locks.
+In the queue equal prompts share one request. Each running engine has one `Requests`. It runs on the engine's event
+loop, so it needs no locks.
 """
 
 import asyncio
@@ -56,7 +57,7 @@ class RequestScore(NamedTuple):
 
 
 class Requests:
-    """Sends prompts to an engine.
+    """Sends prompts to an engine, and lends calls the threads in which they tokenise.
 
     The order is self-clocked fair queueing (Golestani, 1994). The engine's clock is the priority of the last request
     that it finished, in tokens. A request's priority is the clock, or the end of its call's last request if that is

@@ -136,7 +136,8 @@ class Judging:
                 raise medium
         over = threading.Event()
         try:
-            # A call's slices are tokenised one after another, so that it never has more than its share of the threads.
+            # A call's slices are tokenised one after another: it never has more than its share of the threads, and only
+            # the first slice makes the query's part.
             async with self._own_turn:
                 built = iter(await self._requests.tokenize(partial(self._build, query, sources, over.is_set)))
         finally:
