@@ -132,8 +132,8 @@ def main() -> None:
         turns = [one for one in CONTENDERS if one.name in rows]
         random.Random(number).shuffle(turns)  # noqa: S311 - so that none always comes after the same other one
         for contender in turns:
-            # This is in each text. With a contender's name in it, some would have longer texts than others.
-            texts = f"{number + 1}.{CONTENDERS.index(contender)}"
+            # This is in each text, in the same number of tokens for all contenders and rounds.
+            texts = f"{number + 1:02}.{CONTENDERS.index(contender):02}"
             found = measured(bench, contender, texts, arguments.pairs)
             if number >= 0:
                 rows[contender.name].append(found)

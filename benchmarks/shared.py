@@ -114,16 +114,18 @@ def plain_llm(model: str, max_length: int, settings: Mapping[str, Any] = CPU_SET
 
 
 def calls_of(seed: str, calls: int, pairs: int) -> Calls:
-    """Queries and as many different passages for each, `pairs` together; `seed` keeps them apart from all others."""
+    """Queries and as many different passages for each, `pairs` together; `seed` keeps them apart from all others.
+
+    All queries have the same number of tokens, and any number of calls has the same passages. Else the prompts' shared
+    beginning would end in another of vLLM's blocks, and vLLM would compute more or less.
+    """
     text = " ".join(passage["text"] for passage in read_passages())
+    passages = [
+        f"{seed}.{number:05} {text[61 * number % (len(text) - CHARACTERS) :][:CHARACTERS]}" for number in range(pairs)
+    ]
+    each = pairs // calls
     return [
-        (
-            f"{seed}: question {call} about {text[97 * call % 5000 :][:40]}",
-            [
-                f"{seed}.{call}.{number} {text[61 * (call + number) % (len(text) - CHARACTERS) :][:CHARACTERS]}"
-                for number in range(pairs // calls)
-            ],
-        )
+        (f"{seed}: question {call:03} about {text[:40]}", passages[each * call : each * (call + 1)])
         for call in range(calls)
     ]
 

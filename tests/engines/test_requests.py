@@ -216,6 +216,21 @@ def test_the_engine_gets_its_first_prompts_soon(sizes: list[int]) -> None:
         assert sizes == [1, 2]  # a slice has one document at least
 
 
+def test_the_last_few_documents_are_tokenised_with_those_before_them(sizes: list[int]) -> None:
+    with Reranker("fake", engine="fake") as reranker:
+        for documents, characters, expected in (
+            (80, 10, [80]),
+            (81, 10, [64, 17]),
+            (144, 10, [64, 80]),
+            (50, 340, [50]),
+            (10, 2000, [10]),
+            (11, 2000, [8, 3]),  # few, but not short
+        ):
+            sizes.clear()
+            reranker.rank(QUERY, [f"{number:02}".ljust(characters, "a") for number in range(documents)])
+            assert sizes == expected
+
+
 @pytest.mark.parametrize("on_overflow", ["truncate", "window"])
 def test_few_long_documents_are_tokenised_at_a_time(
     monkeypatch: pytest.MonkeyPatch, sizes: list[int], on_overflow: str
@@ -224,9 +239,9 @@ def test_few_long_documents_are_tokenised_at_a_time(
     monkeypatch.setattr(judging, "_SLICE_CHARACTERS", 10_000)
     monkeypatch.setattr(judging, "_FIRST_SLICE_CHARACTERS", 10_000)
     with Reranker("fake", engine="fake", on_overflow=on_overflow, max_length=256) as reranker:
-        assert reranker.rank(QUERY, [f"{number} {'a' * 4000}" for number in range(5)]).stats.unique == 5
+        assert reranker.rank(QUERY, [f"{number} {'a' * 4000}" for number in range(6)]).stats.unique == 6
         # Half of each is not tokenised, or all of it is.
-        assert sorted(sizes) == ([1, 4] if on_overflow == "truncate" else [1, 2, 2])
+        assert sorted(sizes) == ([2, 4] if on_overflow == "truncate" else [2, 2, 2])
         sizes.clear()
         reranker.rank(QUERY, [f"document {number}" for number in range(256)])
         assert sizes == [64] * 4

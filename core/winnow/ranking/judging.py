@@ -29,6 +29,7 @@ _SLICE = 64
 _SLICE_WITH_MEDIA = 8
 _SLICE_CHARACTERS = 1_000_000
 _FIRST_SLICE_CHARACTERS = 16_000  # few, so that the engine begins while the rest is tokenised
+_REST = 1 / 4  # the last documents, if they are not more of a slice than this, stay with those before them
 _SLICES_AT_ONCE = 6
 
 
@@ -89,20 +90,29 @@ class Judging:
 
     def _slices(self) -> Iterator[list[Hashable]]:
         most = _SLICE if all(isinstance(content, str) for content in self._positions) else _SLICE_WITH_MEDIA
-        reach = CHARACTERS_PER_TOKEN * (self._call.options.limits.max_length or self._checkpoint.max_length)
+        left, left_characters = len(self._positions), sum(map(self._characters_read, self._positions))
         contents: list[Hashable] = []
         characters, most_characters = 0, _FIRST_SLICE_CHARACTERS
-        for content, (at, *_) in self._positions.items():
-            length = len(text_of(self._call.documents[at]) or "")
-            if self._call.options.limits.on_overflow != "window":
-                length = min(length, reach)  # the rest is not tokenised
-            if contents and (len(contents) == most or characters + length > most_characters):
+        for content in self._positions:
+            length = self._characters_read(content)
+            is_full = len(contents) >= most or characters + length > most_characters
+            is_rest = left <= _REST * most and left_characters <= _REST * most_characters
+            if contents and is_full and not is_rest:
                 yield contents
                 contents, characters, most_characters = [], 0, _SLICE_CHARACTERS
             contents.append(content)
             characters += length
+            left, left_characters = left - 1, left_characters - length
         if contents:
             yield contents
+
+    def _characters_read(self, content: Hashable) -> int:
+        """How many characters of a document are tokenised at most."""
+        length = len(text_of(self._call.documents[self._positions[content][0]]) or "")
+        limits = self._call.options.limits
+        if limits.on_overflow == "window":
+            return length
+        return min(length, CHARACTERS_PER_TOKEN * (limits.max_length or self._checkpoint.max_length))
 
     async def _run_slice(self, query: Source, contents: Sequence[Hashable]) -> None:
         async with self._gate:
