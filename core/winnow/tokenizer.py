@@ -18,8 +18,8 @@ from winnow.errors import ModelError, TemplateError
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-# So few characters are tokenised by the calling thread alone. With the tokenizer's threads, 7 texts of 80 characters take
-# as long on two cores, and twice the CPU time.
+# So few characters are tokenised by the calling thread alone: with the tokenizer's own threads, 7 texts of 80
+# characters take as long on two cores, and twice the CPU time.
 _FEW_CHARACTERS = 1000
 
 
