@@ -125,7 +125,7 @@ def calls_of(seed: str, calls: int, pairs: int) -> Calls:
     ]
     each = pairs // calls
     return [
-        (f"{seed}: question {call:03} about {text[:40]}", passages[each * call : each * (call + 1)])
+        (f"{seed}: question {call:03} about {text[:60]}", passages[each * call : each * (call + 1)])
         for call in range(calls)
     ]
 
