@@ -50,7 +50,7 @@ RANK_MANY = f"Winnow, rank_many of {QUERIES} queries"
 BUILT_ONE, BUILT_MANY, BUILT_QUERIES = (
     f"build, then bare AsyncLLM, {calls}" for calls in ("1 caller", f"{CALLERS} callers", f"{QUERIES} queries")
 )
-# With more queries vLLM has more to compute, because fewer prompts share their beginning.
+# With more queries vLLM has a little more to compute, because fewer prompts share their beginning.
 READY_ONE, READY_MANY, READY_QUERIES = (
     f"bare AsyncLLM, ready ids, {queries}" for queries in ("1 query", f"{CALLERS} queries", f"{QUERIES} queries")
 )
