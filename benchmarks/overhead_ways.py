@@ -7,15 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from shared import (
-    MAX_LENGTH,
-    Calls,
-    Score,
-    behind_a_lock,
-    plain_llm,
-    plain_settings,
-    winnow_settings,
-)
+from shared import MAX_LENGTH, Calls, Score, behind_a_lock, plain_llm, plain_settings, winnow_settings
 
 from winnow import Reranker
 from winnow.engines.vllm.engine import VllmEngine

@@ -116,8 +116,8 @@ def plain_llm(model: str, max_length: int, settings: Mapping[str, Any] = CPU_SET
 def calls_of(seed: str, calls: int, pairs: int) -> Calls:
     """Queries and as many different passages for each, `pairs` together; `seed` keeps them apart from all others.
 
-    All queries have the same number of tokens, and any number of calls has the same passages. Else the prompts' shared
-    beginning would end in another of vLLM's blocks, and vLLM would compute more or less.
+    All queries have about the same number of tokens, so that the beginning which a query's prompts share ends in the
+    same of vLLM's blocks: else vLLM would compute more or less. Any number of calls has the same passages.
     """
     text = " ".join(passage["text"] for passage in read_passages())
     passages = [

@@ -90,11 +90,11 @@ class Judging:
 
     def _slices(self) -> Iterator[list[Hashable]]:
         most = _SLICE if all(isinstance(content, str) for content in self._positions) else _SLICE_WITH_MEDIA
-        left, left_characters = len(self._positions), sum(map(self._characters_read, self._positions))
+        lengths = list(map(self._characters_read, self._positions))
+        left, left_characters = len(lengths), sum(lengths)  # of what is in no slice yet
         contents: list[Hashable] = []
         characters, most_characters = 0, _FIRST_SLICE_CHARACTERS
-        for content in self._positions:
-            length = self._characters_read(content)
+        for content, length in zip(self._positions, lengths, strict=True):
             is_full = len(contents) >= most or characters + length > most_characters
             is_rest = left <= _REST * most and left_characters <= _REST * most_characters
             if contents and is_full and not is_rest:
